@@ -1,0 +1,1 @@
+"""Settings: typed schema, layers, edits that keep comments."""

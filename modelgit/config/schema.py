@@ -1,0 +1,120 @@
+"""Settings as typed records: what `mgit.toml`, the user's file and `.mgit/config.toml` may say.
+
+Every table has defaults; unknown keys are refused by name where the files are read (`config.load`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal as OneOf
+
+import msgspec
+
+__all__ = [
+    "EvalSettings",
+    "Limit",
+    "RemoteSettings",
+    "Settings",
+    "StorageSettings",
+    "TaskSettings",
+    "TrackSettings",
+    "UserSettings",
+]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TOML table; unknown keys are refused."""
+
+
+class UserSettings(Table):
+    """Who commits."""
+
+    name: str | None = None
+    email: str | None = None
+
+
+class TrackSettings(Table):
+    """What is recorded: files and directories, relative to the repository root, and glob patterns to leave out."""
+
+    paths: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = (
+        "checkpoint-*/",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state*.pth",
+        "training_args.bin",
+    )
+
+
+class StorageSettings(Table):
+    """How records are made: `threads` 0 means one per processor."""
+
+    threads: int = 0
+
+
+class TaskSettings(Table):
+    """A model together with data: something that can be scored and differentiated.
+
+    `model` is a tracked path; `adapter` names how its tensors become a function ("bert-classifier"), or `entry`
+    names a Python `module:function` that builds an `nn.Module` (needs `mgit trust`).  `head` is the prefix of the
+    head's tensors.  `train` and `test` are JSON-lines or CSV files with the fields `text` and `label`; `labels` lists the
+    classes in the order of the head's outputs.
+    """
+
+    model: str
+    adapter: str | None = None
+    entry: str | None = None
+    head: str = "classifier"
+    train: str | None = None
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    max_length: int = 64
+    tokenizer: str | None = None
+
+
+class Limit(Table):
+    """One limit of a suite, in the metric's own unit (0.01 is one per cent).
+
+    `min` and `max` are absolute; `max_drop` and `max_rise` are against the baseline.  `level` says what breaking it does.
+    """
+
+    min: float | None = None
+    max: float | None = None
+    max_drop: float | None = None
+    max_rise: float | None = None
+    level: OneOf["block", "warn", "info"] = "block"
+
+
+class EvalSettings(Table):
+    """A small suite: one task's test data (or `data`) with limits.
+
+    `negative_flips` is b/N over all N examples: right in the baseline, wrong in the candidate.
+    """
+
+    task: str
+    data: str | None = None
+    accuracy: Limit | None = None
+    negative_flips: Limit | None = None
+    kl: Limit | None = None
+    examples: int | None = None
+    seed: int = 0
+    alpha: float = 0.05
+    sampling: OneOf["adaptive", "random", "full"] = "full"
+
+
+class RemoteSettings(Table):
+    """A remote repository."""
+
+    url: str
+
+
+class Settings(Table):
+    """All settings after the layers are merged."""
+
+    user: UserSettings = UserSettings()
+    track: TrackSettings = TrackSettings()
+    storage: StorageSettings = StorageSettings()
+    task: dict[str, TaskSettings] = {}
+    eval: dict[str, EvalSettings] = {}
+    remote: dict[str, RemoteSettings] = {}

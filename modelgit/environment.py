@@ -1,0 +1,79 @@
+"""The one record of what the surroundings say: captured by an entry point, passed down, never read again.
+
+The library never looks at `os.environ` or at the user's home by itself, so that it behaves the same in a server,
+a test and a notebook.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["Environment"]
+
+
+def _user_directory(values: Mapping[str, str], variable: str, home: Path, fallback: str) -> Path:
+    if values.get(variable):
+        return Path(values[variable])
+    if sys.platform == "win32" and values.get("LOCALAPPDATA"):
+        return Path(values["LOCALAPPDATA"])
+    return home / fallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What an entry point found around it.
+
+    `author` is `Name <mail>` from MGIT_AUTHOR or None; `overrides` holds the MGIT_* settings by dotted config name.
+    """
+
+    home: Path
+    config_home: Path
+    cache_home: Path
+    cwd: Path
+    author: str | None = None
+    login: str = "unknown"
+    host: str = "localhost"
+    offline: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def user_config(self) -> Path:
+        """The user's own settings file."""
+        return self.config_home / "mgit" / "config.toml"
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where downloads and rebuilt artefacts may be kept; safe to delete."""
+        return self.cache_home / "mgit"
+
+    @classmethod
+    def capture(cls, values: Mapping[str, str] | None = None, *, cwd: Path | None = None) -> Environment:
+        """Read the process's surroundings once.  For entry points only (command line, `mg.open`, servers)."""
+        values = os.environ if values is None else values
+        home = Path(values["HOME"]) if values.get("HOME") else Path.home()
+        try:
+            login = getpass.getuser()
+        except (OSError, KeyError, ImportError):
+            login = "unknown"
+        overrides = {
+            name[len("MGIT_") :].lower().replace("__", "."): value
+            for name, value in values.items()
+            if name.startswith("MGIT_") and name not in {"MGIT_AUTHOR", "MGIT_OFFLINE", "MGIT_DEBUG"}
+        }
+        return cls(
+            home=home,
+            config_home=_user_directory(values, "XDG_CONFIG_HOME", home, ".config"),
+            cache_home=_user_directory(values, "XDG_CACHE_HOME", home, ".cache"),
+            cwd=cwd or Path.cwd(),
+            author=values.get("MGIT_AUTHOR") or None,
+            login=login,
+            host=socket.gethostname(),
+            offline=values.get("MGIT_OFFLINE", "") not in ("", "0"),
+            overrides=overrides,
+        )

@@ -1,0 +1,1 @@
+"""Suites, metrics, the gate."""

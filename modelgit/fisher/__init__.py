@@ -1,0 +1,1 @@
+"""Fisher information: estimates, masks, what a change does to behaviour."""

@@ -1,0 +1,1 @@
+"""Which byte ranges of a checkpoint file are which tensors; nothing is ever executed."""

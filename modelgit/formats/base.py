@@ -1,0 +1,74 @@
+"""The format contract: which byte ranges of a file are which tensors.
+
+A format never decodes a tensor and never executes anything.  Whatever a scan returns, the concatenation of its
+ranges is the file, so a file of any format is restored exactly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from modelgit.objects import TensorSpec
+from modelgit.registry import Registry
+
+__all__ = ["FORMATS", "CheckpointFormat", "ReadAt", "ScannedFile", "ScannedRange", "ScannedTensor"]
+
+
+class ScannedTensor(NamedTuple):
+    """A tensor found in a file."""
+
+    name: str
+    spec: TensorSpec
+
+
+class ScannedRange(NamedTuple):
+    """`length` bytes at `offset`; `tensor` indexes `ScannedFile.tensors`, or is None for literal bytes."""
+
+    offset: int
+    length: int
+    tensor: int | None
+
+
+class ScannedFile(NamedTuple):
+    """What a scan found: ranges in file order without gaps or overlaps, and the tensors they hold."""
+
+    format: str
+    size: int
+    ranges: tuple[ScannedRange, ...]
+    tensors: tuple[ScannedTensor, ...]
+
+
+class ReadAt(Protocol):
+    """A file opened for positional reads."""
+
+    path: Path
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; raises CheckpointFormatError when the file is shorter."""
+
+
+class CheckpointFormat(Protocol):
+    """One file format."""
+
+    name: str
+
+    def detect(self, head: bytes, name: str) -> bool:
+        """Whether a file whose first (up to) 4096 bytes are `head` and whose base name is `name` is of this format."""
+
+    def scan(self, file: ReadAt) -> ScannedFile:
+        """Find the tensors.
+
+        Raises CheckpointFormatError, in one sentence that names the file, for a truncated, lying or hostile file.
+        """
+
+
+FORMATS: Registry[CheckpointFormat] = Registry(
+    "checkpoint format",
+    "modelgit.formats",
+    {
+        "safetensors": "modelgit.formats.safetensors:SAFETENSORS",
+        "opaque": "modelgit.formats.opaque:OPAQUE",
+    },
+)

@@ -1,0 +1,1 @@
+"""Models and data that mgit.toml names: adapters, tokenisers, readers."""

@@ -1,0 +1,1 @@
+"""Pure array mathematics: bits, planes, positions, statistics."""

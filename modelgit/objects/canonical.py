@@ -1,0 +1,79 @@
+"""Canonical bytes of records: deterministic msgpack, validated on the way in, refused unless canonical."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from modelgit.errors import IntegrityError
+from modelgit.objects.ids import ObjectId
+
+__all__ = ["Record", "decode", "encode", "to_builtins", "to_json"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of everything that is persisted or returned.
+
+    New fields must have defaults: defaults are left out of the canonical bytes, so old objects keep their ids.
+    """
+
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, ObjectId):
+        return value.digest
+    raise NotImplementedError(f"{type(value).__name__} cannot be stored")
+
+
+def _to_text(value: Any) -> Any:
+    if isinstance(value, ObjectId):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} cannot be shown")
+
+
+def _from_wire(kind: type, value: Any) -> Any:
+    if issubclass(kind, ObjectId):
+        if not isinstance(value, bytes) or len(value) != 32:
+            raise ValueError("not a 32-byte object id")
+        return kind(value)
+    raise NotImplementedError(f"{kind.__name__} cannot be read")
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_to_wire, order="deterministic")
+_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """The canonical bytes of `record`; equal records give equal bytes on every machine."""
+    return _ENCODER.encode(record)
+
+
+def decode(kind: type[R], data: bytes | memoryview, *, what: str = "record") -> R:
+    """Read a record of type `kind`.
+
+    Raises IntegrityError when the bytes do not validate or are not the canonical bytes of what they say: two
+    byte strings for one record would be two ids for one object.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        decoder = _DECODERS[kind] = msgspec.msgpack.Decoder(kind, dec_hook=_from_wire)
+    try:
+        record = decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{what} does not read as a {kind.__name__}: {error}") from None
+    if _ENCODER.encode(record) != data:
+        raise IntegrityError(f"{what} is not in canonical form")
+    return record  # type: ignore[no-any-return]
+
+
+def to_builtins(record: object) -> Any:
+    """Plain dicts, lists and strings, ids as text: for `--json` output."""
+    return msgspec.to_builtins(record, enc_hook=_to_text)
+
+
+def to_json(record: object) -> bytes:
+    """The JSON form of a record, ids as text, for people and other programs."""
+    return msgspec.json.encode(record, enc_hook=_to_text)

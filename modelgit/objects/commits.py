@@ -1,0 +1,55 @@
+"""Commits."""
+
+from __future__ import annotations
+
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import CommitId, EvalRecordId, ManifestId, PatchId
+
+__all__ = ["Commit", "MergeRecipe", "Signature"]
+
+
+class Signature(Record):
+    """Who and when: `name` and `mail`, seconds since the epoch (UTC) and the author's offset in minutes."""
+
+    name: str
+    mail: str
+    time_s: int
+    offset_min: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} <{self.mail}>"
+
+
+class MergeRecipe(Record):
+    """How a merge commit was made: enough to make it again, bit for bit."""
+
+    base: CommitId | None
+    strategy: str
+    options: dict[str, float | int | str | bool] = {}
+    rules: dict[str, str] = {}
+    resolutions: dict[str, str] = {}
+    statistics: dict[str, str] = {}
+
+
+class Commit(Record):
+    """A patch with a proof: parents, the manifest (the proof) and the patch (what changed).
+
+    `evaluation` names the verdict that let the commit in; `trailers` are key/value notes, `recipe` tells how a merge
+    was made.  `signature` is an ssh signature over the canonical bytes of the commit without it.
+    """
+
+    parents: tuple[CommitId, ...]
+    manifest: ManifestId
+    patch: PatchId
+    author: Signature
+    committer: Signature
+    message: str
+    trailers: dict[str, str] = {}
+    evaluation: EvalRecordId | None = None
+    recipe: MergeRecipe | None = None
+    signature: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """The first line of the message."""
+        return self.message.split("\n", 1)[0]

@@ -1,0 +1,74 @@
+"""What a commit holds: files by path, models by layout, and per file the segments that rebuild it exactly."""
+
+from __future__ import annotations
+
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import BlobId, ContentId
+from modelgit.objects.tensors import TensorEntry
+
+__all__ = ["FileContent", "FileEntry", "Literal", "Manifest", "ModelEntry", "Segment", "TensorRef"]
+
+
+class Literal(Record, tag="literal"):
+    """`length` bytes of a file that are not a tensor; `blob` holds them."""
+
+    blob: BlobId
+    length: int
+
+
+class TensorRef(Record, tag="tensor"):
+    """The raw bytes of tensor number `index` of the file's tensor table."""
+
+    index: int
+
+
+Segment = Literal | TensorRef
+
+
+class FileContent(Record):
+    """One file, exactly: its format, its tensors, and the segments whose concatenation is the file.
+
+    An object of its own, so that a file that a commit leaves alone costs one id.
+    """
+
+    format: str
+    segments: tuple[Segment, ...]
+    tensors: tuple[TensorEntry, ...] = ()
+
+
+class FileEntry(Record):
+    """A file of the tree.
+
+    `path` is relative, with forward slashes; `executable` is the only mode bit kept; `digest` is the id of its
+    FileContent and thereby of its bytes.
+    """
+
+    path: str
+    size: int
+    digest: ContentId
+    executable: bool = False
+
+
+class ModelEntry(Record):
+    """A tracked model: where it lies, how it is laid out, and which files hold its tensors.
+
+    The tensors of all `weights` files form one name space, so that re-sharding a checkpoint changes no tensor.
+    """
+
+    path: str
+    layout: str
+    weights: tuple[str, ...]
+
+
+class Manifest(Record):
+    """Everything that a commit contains, sorted by path."""
+
+    files: tuple[FileEntry, ...] = ()
+    models: tuple[ModelEntry, ...] = ()
+
+    def file(self, path: str) -> FileEntry | None:
+        """The entry at `path`, or None."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        return None

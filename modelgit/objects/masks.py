@@ -1,0 +1,40 @@
+"""Sets of positions in named tensors: what a FISH run may train, what a sparse patch touches."""
+
+from __future__ import annotations
+
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import BlobId
+from modelgit.objects.tensors import TensorSpec
+
+__all__ = ["Mask", "MaskRegion"]
+
+
+class MaskRegion(Record):
+    """The positions of one tensor.
+
+    `positions` is a blob of ascending element indices, coded by `numerics.sparse`; None means every element
+    (a head that trains whole).
+    """
+
+    name: str
+    spec: TensorSpec
+    count: int
+    positions: BlobId | None = None
+
+
+class Mask(Record):
+    """Positions by tensor of the model at `model`, and where they came from (a line for people)."""
+
+    model: str
+    regions: tuple[MaskRegion, ...]
+    origin: str
+
+    @property
+    def count(self) -> int:
+        """Number of positions in all regions."""
+        return sum(region.count for region in self.regions)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of all tensors that the mask names."""
+        return sum(region.spec.elements for region in self.regions)

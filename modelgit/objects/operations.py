@@ -1,0 +1,58 @@
+"""The view of all refs, and the log of operations that moved it."""
+
+from __future__ import annotations
+
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import CommitId, OperationId
+
+__all__ = ["Operation", "Root", "View"]
+
+
+class View(Record):
+    """Where everything points.
+
+    `refs` maps `heads/NAME`, `tags/NAME` and `remotes/REMOTE/NAME` to commits.  `branch` is the current branch's
+    short name, whether or not it has a commit yet; None when `detached` holds a commit instead.
+    """
+
+    refs: dict[str, CommitId] = {}
+    branch: str | None = "main"
+    detached: CommitId | None = None
+
+    @property
+    def head(self) -> CommitId | None:
+        """The commit that the work tree follows, if there is one."""
+        if self.branch is None:
+            return self.detached
+        return self.refs.get(f"heads/{self.branch}")
+
+
+class Operation(Record):
+    """One published change: the view that it left behind, and its predecessor.
+
+    `restores` names the operation whose view an undo or redo brought back, `redo` the operations that can be
+    redone, last first.
+    """
+
+    view: View
+    parent: OperationId | None
+    description: str
+    author: str
+    time_ms: int
+    restores: OperationId | None = None
+    redo: tuple[OperationId, ...] = ()
+
+
+class Root(Record):
+    """The one mutable thing: which operation is current, and what garbage collection is about to delete.
+
+    `epoch` counts garbage collections; `condemned` names packs that may vanish; `write_id` and `recent` let a
+    writer whose acknowledgement was lost find out that its swap landed.
+    """
+
+    format: int
+    operation: OperationId
+    epoch: int = 0
+    condemned: tuple[str, ...] = ()
+    write_id: str = ""
+    recent: tuple[str, ...] = ()

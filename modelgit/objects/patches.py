@@ -1,0 +1,46 @@
+"""What a commit changed, without a word on how it is stored."""
+
+from __future__ import annotations
+
+from typing import Literal as OneOf
+
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import ManifestId, MaskId
+
+__all__ = ["FileChange", "Patch", "TensorChange"]
+
+ChangeKind = OneOf["added", "removed", "changed", "respecified"]
+
+
+class TensorChange(Record):
+    """One tensor of one model.
+
+    `values_changed` counts the elements whose bits differ; None where the two shapes or dtypes cannot be compared.
+    """
+
+    model: str
+    name: str
+    kind: ChangeKind
+    elements: int
+    values_changed: int | None = None
+
+
+class FileChange(Record):
+    """One file that holds no tensors, or that appeared or went."""
+
+    path: str
+    kind: ChangeKind
+
+
+class Patch(Record):
+    """The difference between a commit and its first parent.
+
+    `exact` is False when the user asked for a lossy commit; `masks` names the FISH masks the patch was made under.
+    """
+
+    base: ManifestId | None
+    tensors: tuple[TensorChange, ...] = ()
+    files: tuple[FileChange, ...] = ()
+    masks: tuple[MaskId, ...] = ()
+    exact: bool = True
+    bytes_added: int = 0

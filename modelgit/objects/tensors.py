@@ -1,0 +1,89 @@
+"""Tensor specifications, and the ids of tensors and blobs by 4 MiB leaves."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from blake3 import blake3
+
+from modelgit.errors import CheckpointFormatError
+from modelgit.objects.canonical import Record
+from modelgit.objects.dtypes import DType, dtype_named
+from modelgit.objects.ids import BlobId, TensorId, domain
+
+__all__ = ["LEAF_BYTES", "TensorEntry", "TensorSpec", "blob_id", "leaf_count", "leaf_digest", "tensor_id"]
+
+LEAF_BYTES = 4 << 20
+MAX_DIMENSIONS = 64
+_LEAF_DOMAIN = domain("leaf")
+
+
+class TensorSpec(Record):
+    """Dtype and shape.  `shape` is a tuple of non-negative ints, `()` for a scalar."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> DType:
+        """The dtype's description."""
+        return dtype_named(self.dtype)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the raw bytes.
+
+        Raises CheckpointFormatError when sub-byte elements do not fill whole bytes.
+        """
+        bits = self.elements * self.kind.bits
+        if bits % 8:
+            raise CheckpointFormatError(f"{self.dtype} with shape {list(self.shape)} does not fill whole bytes")
+        return bits // 8
+
+    def check(self) -> None:
+        """Raise CheckpointFormatError for an unknown dtype, too many dimensions, or a negative or absurd extent."""
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise CheckpointFormatError(f"a tensor with {len(self.shape)} dimensions (at most {MAX_DIMENSIONS})")
+        if any(extent < 0 or extent >= 1 << 63 for extent in self.shape):
+            raise CheckpointFormatError(f"a tensor with shape {list(self.shape)[:8]}")
+        if self.size_bytes >= 1 << 63:
+            raise CheckpointFormatError(f"a tensor of {self.size_bytes} bytes")
+
+
+class TensorEntry(Record):
+    """A named tensor of a file."""
+
+    name: str
+    spec: TensorSpec
+    id: TensorId
+
+
+def leaf_count(size_bytes: int) -> int:
+    """How many leaves `size_bytes` of content have; never less than one."""
+    return max(1, -(-size_bytes // LEAF_BYTES))
+
+
+def leaf_digest(data: bytes | bytearray | memoryview) -> bytes:
+    """The 32-byte digest of one leaf of raw bytes (at most LEAF_BYTES)."""
+    return blake3(_LEAF_DOMAIN).update(data).digest()
+
+
+def tensor_id(spec: TensorSpec, leaves: Iterable[bytes]) -> TensorId:
+    """The id of a tensor from its spec and the digests of its leaves, in order."""
+    name = spec.dtype.encode("ascii")
+    head = struct.pack("<B", len(name)) + name + struct.pack(f"<I{len(spec.shape)}Q", len(spec.shape), *spec.shape)
+    return TensorId.of(head + b"".join(leaves))
+
+
+def blob_id(size_bytes: int, leaves: Iterable[bytes]) -> BlobId:
+    """The id of a blob from its length and the digests of its leaves, in order."""
+    return BlobId.of(struct.pack("<Q", size_bytes) + b"".join(leaves))

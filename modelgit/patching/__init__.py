@@ -1,0 +1,1 @@
+"""Choose an encoding, apply it, materialise a tensor."""

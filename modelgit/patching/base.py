@@ -1,0 +1,32 @@
+"""What patching reads from and gives back: raw bytes of tensors by range."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from modelgit.objects import BlobId, TensorId, TensorSpec
+
+__all__ = ["TensorReads", "TensorSource"]
+
+
+class TensorSource(Protocol):
+    """A tensor that is about to be stored: a range of a file, or the output of a merge.
+
+    `read` is called from several threads, may be called twice for one range, and must then return equal bytes;
+    the writer checks that.
+    """
+
+    spec: TensorSpec
+
+    def read(self, start: int, stop: int) -> bytes | bytearray | memoryview:
+        """Raw little-endian bytes `start` to `stop` (byte offsets inside the tensor, on word borders)."""
+
+
+class TensorReads(Protocol):
+    """Reading stored tensors by range; thread-safe, checked, bounded in memory by the range that is asked for."""
+
+    def read(self, tensor: TensorId | BlobId, start: int, stop: int) -> bytearray:
+        """Raw bytes `start` to `stop` of the tensor.  Raises IntegrityError when they cannot be rebuilt."""
+
+    def size(self, tensor: TensorId | BlobId) -> int | None:
+        """Raw length in bytes, or None when the tensor is not stored here."""

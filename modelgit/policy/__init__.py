@@ -1,0 +1,1 @@
+"""What a branch demands: pure decisions over records."""

@@ -1,0 +1,1 @@
+"""Diffs and verdicts as text blocks, HTML and Markdown."""

@@ -1,0 +1,1 @@
+"""Packs, the root, operations: durable objects without a word about tensors' meaning."""
