@@ -25,14 +25,14 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A TOML table; unknown keys are refused."""
 
 
-class UserSettings(Table):
+class UserSettings(Table, frozen=True, kw_only=True):
     """Who commits."""
 
     name: str | None = None
     email: str | None = None
 
 
-class TrackSettings(Table):
+class TrackSettings(Table, frozen=True, kw_only=True):
     """What is recorded: files and directories, relative to the repository root, and glob patterns to leave out."""
 
     paths: tuple[str, ...] = ()
@@ -45,18 +45,18 @@ class TrackSettings(Table):
     )
 
 
-class StorageSettings(Table):
+class StorageSettings(Table, frozen=True, kw_only=True):
     """How records are made: `threads` 0 means one per processor."""
 
     threads: int = 0
 
 
-class TaskSettings(Table):
+class TaskSettings(Table, frozen=True, kw_only=True):
     """A model together with data: something that can be scored and differentiated.
 
     `model` is a tracked path; `adapter` names how its tensors become a function ("bert-classifier"), or `entry`
     names a Python `module:function` that builds an `nn.Module` (needs `mgit trust`).  `head` is the prefix of the
-    head's tensors.  `train` and `test` are JSON-lines or CSV files with the fields `text` and `label`; `labels` lists the
+    head's tensors.  `train` and `test` are JSON-lines or CSV files with the fields `text` and `label`; `labels` lists
     classes in the order of the head's outputs.
     """
 
@@ -73,10 +73,11 @@ class TaskSettings(Table):
     tokenizer: str | None = None
 
 
-class Limit(Table):
+class Limit(Table, frozen=True, kw_only=True):
     """One limit of a suite, in the metric's own unit (0.01 is one per cent).
 
-    `min` and `max` are absolute; `max_drop` and `max_rise` are against the baseline.  `level` says what breaking it does.
+    `min` and `max` are absolute; `max_drop` and `max_rise` are against the baseline.  `level` says what
+    breaking it does.
     """
 
     min: float | None = None
@@ -86,7 +87,7 @@ class Limit(Table):
     level: OneOf["block", "warn", "info"] = "block"
 
 
-class EvalSettings(Table):
+class EvalSettings(Table, frozen=True, kw_only=True):
     """A small suite: one task's test data (or `data`) with limits.
 
     `negative_flips` is b/N over all N examples: right in the baseline, wrong in the candidate.
@@ -103,13 +104,13 @@ class EvalSettings(Table):
     sampling: OneOf["adaptive", "random", "full"] = "full"
 
 
-class RemoteSettings(Table):
+class RemoteSettings(Table, frozen=True, kw_only=True):
     """A remote repository."""
 
     url: str
 
 
-class Settings(Table):
+class Settings(Table, frozen=True, kw_only=True):
     """All settings after the layers are merged."""
 
     user: UserSettings = UserSettings()

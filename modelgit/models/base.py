@@ -55,7 +55,7 @@ class ExampleSet(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        """Batches of at most `size` by similar length; shuffled when `seed` is given, the first `limit` examples only."""
+        """Batches of at most `size` by similar length; shuffled if `seed` is given; only the first `limit` examples."""
 
 
 class TaskModel(Protocol):

@@ -8,7 +8,7 @@ from modelgit.objects.ids import CommitId, EvalRecordId, ManifestId, PatchId
 __all__ = ["Commit", "MergeRecipe", "Signature"]
 
 
-class Signature(Record):
+class Signature(Record, frozen=True, kw_only=True):
     """Who and when: `name` and `mail`, seconds since the epoch (UTC) and the author's offset in minutes."""
 
     name: str
@@ -20,7 +20,7 @@ class Signature(Record):
         return f"{self.name} <{self.mail}>"
 
 
-class MergeRecipe(Record):
+class MergeRecipe(Record, frozen=True, kw_only=True):
     """How a merge commit was made: enough to make it again, bit for bit."""
 
     base: CommitId | None
@@ -31,7 +31,7 @@ class MergeRecipe(Record):
     statistics: dict[str, str] = {}
 
 
-class Commit(Record):
+class Commit(Record, frozen=True, kw_only=True):
     """A patch with a proof: parents, the manifest (the proof) and the patch (what changed).
 
     `evaluation` names the verdict that let the commit in; `trailers` are key/value notes, `recipe` tells how a merge

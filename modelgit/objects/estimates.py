@@ -9,7 +9,7 @@ from modelgit.objects.tensors import TensorEntry
 __all__ = ["FisherEstimate"]
 
 
-class FisherEstimate(Record):
+class FisherEstimate(Record, frozen=True, kw_only=True):
     """The diagonal of a Fisher information matrix.
 
     `of` is the manifest whose weights it was taken at; `model` and `task` say of which function; `data` is the

@@ -12,7 +12,7 @@ __all__ = ["CheckResult", "Decision", "EvalRecord"]
 Decision = OneOf["pass", "warn", "fail", "inconclusive", "error", "baseline"]
 
 
-class CheckResult(Record):
+class CheckResult(Record, frozen=True, kw_only=True):
     """One line of a verdict.
 
     `value` and `baseline` are in `unit` ("" for a ratio in [0, 1], "nats", "count"); `limit` is the sentence that
@@ -28,7 +28,7 @@ class CheckResult(Record):
     detail: str = ""
 
 
-class EvalRecord(Record):
+class EvalRecord(Record, frozen=True, kw_only=True):
     """The verdict of one suite run on a candidate manifest against a baseline manifest (None for the first)."""
 
     candidate: ManifestId

@@ -9,14 +9,14 @@ from modelgit.objects.tensors import TensorEntry
 __all__ = ["FileContent", "FileEntry", "Literal", "Manifest", "ModelEntry", "Segment", "TensorRef"]
 
 
-class Literal(Record, tag="literal"):
+class Literal(Record, tag="literal", frozen=True, kw_only=True):
     """`length` bytes of a file that are not a tensor; `blob` holds them."""
 
     blob: BlobId
     length: int
 
 
-class TensorRef(Record, tag="tensor"):
+class TensorRef(Record, tag="tensor", frozen=True, kw_only=True):
     """The raw bytes of tensor number `index` of the file's tensor table."""
 
     index: int
@@ -25,7 +25,7 @@ class TensorRef(Record, tag="tensor"):
 Segment = Literal | TensorRef
 
 
-class FileContent(Record):
+class FileContent(Record, frozen=True, kw_only=True):
     """One file, exactly: its format, its tensors, and the segments whose concatenation is the file.
 
     An object of its own, so that a file that a commit leaves alone costs one id.
@@ -36,7 +36,7 @@ class FileContent(Record):
     tensors: tuple[TensorEntry, ...] = ()
 
 
-class FileEntry(Record):
+class FileEntry(Record, frozen=True, kw_only=True):
     """A file of the tree.
 
     `path` is relative, with forward slashes; `executable` is the only mode bit kept; `digest` is the id of its
@@ -49,7 +49,7 @@ class FileEntry(Record):
     executable: bool = False
 
 
-class ModelEntry(Record):
+class ModelEntry(Record, frozen=True, kw_only=True):
     """A tracked model: where it lies, how it is laid out, and which files hold its tensors.
 
     The tensors of all `weights` files form one name space, so that re-sharding a checkpoint changes no tensor.
@@ -60,7 +60,7 @@ class ModelEntry(Record):
     weights: tuple[str, ...]
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """Everything that a commit contains, sorted by path."""
 
     files: tuple[FileEntry, ...] = ()

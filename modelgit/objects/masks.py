@@ -9,7 +9,7 @@ from modelgit.objects.tensors import TensorSpec
 __all__ = ["Mask", "MaskRegion"]
 
 
-class MaskRegion(Record):
+class MaskRegion(Record, frozen=True, kw_only=True):
     """The positions of one tensor.
 
     `positions` is a blob of ascending element indices, coded by `numerics.sparse`; None means every element
@@ -22,7 +22,7 @@ class MaskRegion(Record):
     positions: BlobId | None = None
 
 
-class Mask(Record):
+class Mask(Record, frozen=True, kw_only=True):
     """Positions by tensor of the model at `model`, and where they came from (a line for people)."""
 
     model: str

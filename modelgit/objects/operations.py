@@ -8,7 +8,7 @@ from modelgit.objects.ids import CommitId, OperationId
 __all__ = ["Operation", "Root", "View"]
 
 
-class View(Record):
+class View(Record, frozen=True, kw_only=True):
     """Where everything points.
 
     `refs` maps `heads/NAME`, `tags/NAME` and `remotes/REMOTE/NAME` to commits.  `branch` is the current branch's
@@ -27,7 +27,7 @@ class View(Record):
         return self.refs.get(f"heads/{self.branch}")
 
 
-class Operation(Record):
+class Operation(Record, frozen=True, kw_only=True):
     """One published change: the view that it left behind, and its predecessor.
 
     `restores` names the operation whose view an undo or redo brought back, `redo` the operations that can be
@@ -43,7 +43,7 @@ class Operation(Record):
     redo: tuple[OperationId, ...] = ()
 
 
-class Root(Record):
+class Root(Record, frozen=True, kw_only=True):
     """The one mutable thing: which operation is current, and what garbage collection is about to delete.
 
     `epoch` counts garbage collections; `condemned` names packs that may vanish; `write_id` and `recent` let a

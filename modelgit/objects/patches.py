@@ -12,7 +12,7 @@ __all__ = ["FileChange", "Patch", "TensorChange"]
 ChangeKind = OneOf["added", "removed", "changed", "respecified"]
 
 
-class TensorChange(Record):
+class TensorChange(Record, frozen=True, kw_only=True):
     """One tensor of one model.
 
     `values_changed` counts the elements whose bits differ; None where the two shapes or dtypes cannot be compared.
@@ -25,14 +25,14 @@ class TensorChange(Record):
     values_changed: int | None = None
 
 
-class FileChange(Record):
+class FileChange(Record, frozen=True, kw_only=True):
     """One file that holds no tensors, or that appeared or went."""
 
     path: str
     kind: ChangeKind
 
 
-class Patch(Record):
+class Patch(Record, frozen=True, kw_only=True):
     """The difference between a commit and its first parent.
 
     `exact` is False when the user asked for a lossy commit; `masks` names the FISH masks the patch was made under.

@@ -19,7 +19,7 @@ MAX_DIMENSIONS = 64
 _LEAF_DOMAIN = domain("leaf")
 
 
-class TensorSpec(Record):
+class TensorSpec(Record, frozen=True, kw_only=True):
     """Dtype and shape.  `shape` is a tuple of non-negative ints, `()` for a scalar."""
 
     dtype: str
@@ -59,7 +59,7 @@ class TensorSpec(Record):
             raise CheckpointFormatError(f"a tensor of {self.size_bytes} bytes")
 
 
-class TensorEntry(Record):
+class TensorEntry(Record, frozen=True, kw_only=True):
     """A named tensor of a file."""
 
     name: str
