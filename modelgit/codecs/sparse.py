@@ -1,0 +1,113 @@
+"""Few changed words: where they are, and what became of them.
+
+Payload: nothing for no words; else a varint with the words of the unit, one block of positions (`numerics.sparse`),
+and unless that is empty a form byte and one stream per byte of the values, the top byte first.  Values are
+DIFFERENCES to the base in float order, or the REPLACED words themselves where those are smaller: zeros of pruning,
+re-initialised rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelgit.codecs.base import Layout, Words
+from modelgit.errors import BugError, IntegrityError
+from modelgit.numerics.bits import difference, join_planes, restore, split_planes
+from modelgit.numerics.scratch import scratch
+from modelgit.numerics.sparse import decode_block, encode_positions
+from modelgit.numerics.streams import Reader, decode_streams, encode_streams, varint
+
+__all__ = ["SPARSE", "SparseCodec"]
+
+DIFFERENCES, REPLACED = 0, 1
+SAMPLE_VALUES = 4096
+# Work is done in runs that stay in the cache.
+RUN_WORDS = 1 << 16
+
+
+class SparseCodec:
+    """Positions and values of the words that differ from those of a base."""
+
+    name = "sparse"
+    needs_base = True
+    unit_bytes = 8 << 20
+    random_access = True
+
+    def encode(self, words: Words, layout: Layout, *, base: Words | None = None) -> bytes:
+        """Code the words of one unit against `base`, of the same length."""
+        if base is None or base.size != words.size:
+            raise BugError("the sparse codec was not given a base of the same length")
+        if words.size == 0:
+            return b""
+        changed = _changed(words, base)
+        head = varint(words.size) + encode_positions(changed, words.size)
+        if changed.size == 0:
+            return head
+        replaced = words[changed]
+        codes = scratch("sparse.codes", changed.size, words.dtype)
+        difference(replaced, base[changed], codes, is_float=layout.is_float)
+        form, values = DIFFERENCES, codes
+        sample = slice(None, None, max(1, changed.size // SAMPLE_VALUES))
+        if len(_encode_values(replaced[sample])) < len(_encode_values(codes[sample])):
+            form, values = REPLACED, replaced
+        return b"".join((head, bytes((form,)), _encode_values(values)))
+
+    def decode(
+        self, payload: bytes | memoryview, layout: Layout, out: Words, *, base: Words | None = None, start: int = 0
+    ) -> None:
+        """Fill `out` with the words from `start` on, those of `base` unless changed.
+
+        `base` holds the words from `start` on.  Raises IntegrityError for a malformed payload.
+        """
+        if base is None or base.size != out.size:
+            raise BugError("the sparse codec was not given a base of the same length")
+        reader = Reader(payload)
+        if not len(payload) and start + out.size == 0:
+            return
+        span = reader.varint(most=self.unit_bytes // layout.word_bytes)
+        if start + out.size > span:
+            raise IntegrityError(f"a sparse unit of {span} words was asked for words {start} to {start + out.size}")
+        positions = decode_block(reader, span, max_count=span)
+        planes = []
+        form = DIFFERENCES
+        if positions.size:
+            form = reader.byte(below=2)
+            planes = decode_streams(reader, layout.word_bytes, positions.size)
+        reader.finish()
+        np.copyto(out, base)
+        first, last = (int(cut) for cut in np.searchsorted(positions, np.array((start, start + out.size))))
+        for run in range(first, last, RUN_WORDS):
+            part = slice(run, min(run + RUN_WORDS, last))
+            places = positions[part].astype(np.intp)
+            places -= start
+            values = scratch("sparse.codes", places.size, out.dtype)
+            join_planes([plane if plane.size == 1 else plane[part] for plane in planes], values)
+            if form == DIFFERENCES:
+                old = out[places]
+                restore(values, old, old, is_float=layout.is_float)
+                values = old
+            out[places] = values
+
+
+def _changed(words: Words, base: Words) -> NDArray[np.intp]:
+    flags = scratch("sparse.flags", min(words.size, RUN_WORDS), np.bool_)
+    found = []
+    for start in range(0, words.size, RUN_WORDS):
+        stop = min(start + RUN_WORDS, words.size)
+        differs = flags[: stop - start]
+        np.not_equal(words[start:stop], base[start:stop], out=differs)
+        places = np.flatnonzero(differs)
+        if places.size:
+            places += start
+            found.append(places)
+    return np.concatenate(found) if found else np.empty(0, np.intp)
+
+
+def _encode_values(values: Words) -> bytes:
+    planes = scratch("sparse.values", values.nbytes, np.uint8).reshape(values.dtype.itemsize, values.size)
+    split_planes(values, planes)
+    return b"".join(encode_streams(list(planes)))
+
+
+SPARSE = SparseCodec()
