@@ -40,9 +40,10 @@ class ScannedFile(NamedTuple):
 
 
 class ReadAt(Protocol):
-    """A file opened for positional reads."""
+    """A file opened for positional reads; `shown` is its path as the user knows it, for messages."""
 
     path: Path
+    shown: str
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
