@@ -30,6 +30,9 @@ class View(Record, frozen=True, kw_only=True):
 class Operation(Record, frozen=True, kw_only=True):
     """One published change: the view that it left behind, and its predecessor.
 
+    `moves_files` says that the work tree's files changed with it (a switch), rather than being recorded by it (a
+    commit): undoing it moves them back.
+
     `restores` names the operation whose view an undo or redo brought back, `redo` the operations that can be
     redone, last first.
     """
@@ -39,6 +42,7 @@ class Operation(Record, frozen=True, kw_only=True):
     description: str
     author: str
     time_ms: int
+    moves_files: bool = False
     restores: OperationId | None = None
     redo: tuple[OperationId, ...] = ()
 

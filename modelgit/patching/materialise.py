@@ -1,0 +1,171 @@
+"""Reading tensors back: find the cheapest record, decode what is asked for, follow bases."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from modelgit.codecs.base import word_dtype
+from modelgit.errors import IntegrityError
+from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
+from modelgit.patching.chain import MAX_CHAIN
+from modelgit.patching.records import UnitTable, checksum, parse_header
+from modelgit.store.base import Located, ObjectStore
+
+__all__ = ["WINDOW_BYTES", "TensorReader", "windows"]
+
+WINDOW_BYTES = 8 << 20
+_TABLES = 4096
+
+
+def windows(size: int, *, step: int = WINDOW_BYTES) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive windows over `size` bytes; one empty window for nothing."""
+    return [(start, min(start + step, size)) for start in range(0, size, step)] or [(0, 0)]
+
+
+class TensorReader:
+    """Reads ranges of stored tensors and blobs.  Thread-safe; memory is a few times the range asked for."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._tables: OrderedDict[tuple[str, int], UnitTable] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def size(self, tensor: TensorId | BlobId) -> int | None:
+        """Raw length in bytes, or None when the object is not here."""
+        found = self._store.locate(tensor)
+        return found[0].total if found else None
+
+    def read(self, tensor: TensorId | BlobId, start: int, stop: int) -> bytearray:
+        """Raw bytes `start` to `stop` (on word borders).
+
+        Raises IntegrityError when the object is missing, damaged, or coded against a chain that is too deep.
+        """
+        out = bytearray(stop - start)
+        self._fill(tensor, start, stop, memoryview(out), 0)
+        return out
+
+    def read_blob(self, blob: BlobId, *, limit: int = 1 << 30) -> bytes:
+        """A whole blob, at most `limit` bytes."""
+        size = self.size(blob)
+        if size is None:
+            raise _missing(blob)
+        if size > limit:
+            raise IntegrityError(f"blob {blob} has {size} bytes where at most {limit} are expected")
+        return bytes(self.read(blob, 0, size))
+
+    def verify(self, object_id: TensorId | BlobId, spec: TensorSpec | None) -> None:
+        """Rebuild the object and compare it with its id; raises IntegrityError when they differ."""
+        size = self.size(object_id)
+        if size is None:
+            raise _missing(object_id)
+        leaves = []
+        for start, stop in windows(size, step=LEAF_BYTES):
+            leaves.append(leaf_digest(self.read(object_id, start, stop)))
+        actual: ObjectId = blob_id(size, leaves) if spec is None else tensor_id(spec, leaves)
+        if actual != object_id:
+            raise IntegrityError(
+                f"object {object_id} does not match its id", hint="`mgit fetch --repair` gets a good copy from a remote"
+            )
+
+    def record(self, tensor: TensorId | BlobId) -> tuple[Located, UnitTable] | None:
+        """The record that a read would use for the first bytes, with its header; None when there is none."""
+        found = self._store.locate(tensor)
+        if not found:
+            return None
+        best = _cheapest(found)[0]
+        return best, self._table(best)
+
+    def _fill(self, object_id: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
+        if depth > MAX_CHAIN:
+            raise IntegrityError(f"{object_id.KIND} {object_id} is coded in a chain deeper than {MAX_CHAIN}")
+        records = self._store.locate(object_id)
+        if not records:
+            raise _missing(object_id)
+        if stop > records[0].total or start > stop:
+            raise IntegrityError(f"{object_id.KIND} {object_id} has {records[0].total} bytes, {stop} are asked for")
+        position = start
+        if start == stop:
+            return
+        while position < stop:
+            usable = [item for item in records if item.start <= position < item.stop]
+            if not usable:
+                raise IntegrityError(
+                    f"{object_id.KIND} {object_id} is stored only in part", hint="`mgit fetch` completes it"
+                )
+            item = _cheapest(usable)[0]
+            end = min(stop, item.stop)
+            self._decode(item, object_id, position, end, out[position - start : end - start], depth)
+            position = end
+
+    def _decode(self, item: Located, object_id: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
+        table = self._table(item)
+        word = word_dtype(table.layout)
+        if start % word.itemsize or stop % word.itemsize:
+            raise IntegrityError(f"{object_id.KIND} {object_id} is read off its word borders")
+        size = table.unit_bytes
+        first, last = (start - item.start) // size, -(-(stop - item.start) // size)
+        low = item.start + first * size
+        high = min(item.start + last * size, item.stop)
+        codec = table.codec
+        payload = memoryview(self._store.read_part(item, table.offsets[first], table.offsets[last]))
+        whole = codec.random_access or (low == start and high == stop)
+        target = out if whole else memoryview(bytearray(high - low))
+        base: memoryview | None = None
+        if item.base is not None:
+            if codec.random_access:
+                low, high = start, stop
+                self._fill(type(object_id)(item.base), low, high, target, depth + 1)
+                base = target
+            else:
+                base = memoryview(bytearray(high - low))
+                self._fill(type(object_id)(item.base), low, high, base, depth + 1)
+        elif codec.random_access:
+            low, high = start, stop
+        for number in range(first, last):
+            begin = max(item.start + number * size, low)
+            end = min(item.start + (number + 1) * size, high)
+            cut = table.offsets[first]
+            part = payload[table.offsets[number] - cut : table.offsets[number + 1] - cut]
+            if checksum(part) != table.checksums[number]:
+                raise IntegrityError(
+                    f"object {object_id} is damaged on disk (pack {item.pack[:16]}, unit {number})",
+                    hint="`mgit fetch --repair` gets a good copy from a remote",
+                )
+            words = np.frombuffer(target[begin - low : end - low], word)
+            codec.decode(
+                part,
+                table.layout,
+                words,
+                base=None if base is None else np.frombuffer(base[begin - low : end - low], word),
+                start=(begin - item.start - number * size) // word.itemsize if codec.random_access else 0,
+            )
+        if not whole:
+            out[:] = target[start - low : stop - low]
+
+    def _table(self, item: Located) -> UnitTable:
+        key = (item.pack, item.offset)
+        with self._lock:
+            table = self._tables.get(key)
+        if table is None:
+            cut = item.length - item.header
+            table = parse_header(self._store.read_part(item, cut, item.length), item)
+            if not item.pack.startswith("+"):  # the numbers of unsealed packs are used again by the next session
+                with self._lock:
+                    self._tables[key] = table
+                    if len(self._tables) > _TABLES:
+                        self._tables.popitem(last=False)
+        return table
+
+
+def _cheapest(records: list[Located]) -> list[Located]:
+    return sorted(records, key=lambda item: (item.base is not None, item.length))
+
+
+def _missing(object_id: ObjectId) -> IntegrityError:
+    return IntegrityError(
+        f"{object_id.KIND} {object_id} is missing from the store",
+        hint="`mgit fsck` shows what is affected, `mgit fetch --repair` gets it from a remote",
+    )

@@ -1,0 +1,97 @@
+"""What the rest of the package needs from a store, and nothing else.
+
+A store holds *records*: coded ranges of objects, each self-contained given its base.  It knows ids, offsets and
+checksums; what a record means is known to `patching` (tensors, blobs) and to `store.metadata` (everything small).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from modelgit.objects import ObjectId, Root
+
+__all__ = ["Capabilities", "Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot"]
+
+
+class Located(NamedTuple):
+    """Where one record lies.
+
+    The record rebuilds bytes `start` to `stop` of an object of `total` bytes; `offset` and `length` are its place in
+    `pack`, the last `header` bytes of it being its header; `base` is the digest of the object of the same kind that it
+    is coded against, or None.
+    """
+
+    kind: str
+    digest: bytes
+    start: int
+    stop: int
+    total: int
+    pack: str
+    offset: int
+    length: int
+    header: int
+    base: bytes | None
+
+
+class Capabilities(NamedTuple):
+    """What a store can do: `external` stores may miss objects that are known to live elsewhere."""
+
+    writable: bool = True
+    external: bool = False
+    durable: bool = True
+
+
+class RecordWriter(Protocol):
+    """Accepts records into packs that nobody sees before they are sealed."""
+
+    def append(
+        self,
+        object_id: ObjectId,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        payload: Iterable[bytes | bytearray | memoryview],
+        base: ObjectId | None = None,
+    ) -> None:
+        """Write one record; thread-safe."""
+
+
+class ObjectStore(Protocol):
+    """Reading records by id."""
+
+    capabilities: Capabilities
+
+    def locate(self, object_id: ObjectId) -> list[Located]:
+        """All records of the object that can be read now, in no particular order."""
+
+    def read(self, located: Located) -> tuple[bytes, memoryview]:
+        """(header, payload) of a record.  Raises IntegrityError when the pack is gone or short."""
+
+    def read_part(self, located: Located, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a record, counted from its first byte."""
+
+    def has(self, object_id: ObjectId) -> bool:
+        """Whether records for all bytes of the object are here."""
+
+    def objects(self) -> Iterator[Located]:
+        """Every record, pack by pack."""
+
+
+class VersionedRoot(NamedTuple):
+    """A root and the number of its version."""
+
+    version: int
+    root: Root
+
+
+class RootStore(Protocol):
+    """The one mutable thing."""
+
+    def read(self) -> VersionedRoot:
+        """The current root."""
+
+    def swap(self, expected: int, new: Root) -> VersionedRoot:
+        """Publish `new` if the current version is still `expected`; raises RootMoved otherwise."""

@@ -1,0 +1,63 @@
+"""Making bytes survive a power cut: write, flush, rename, flush the directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from modelgit.errors import RepositoryError
+
+__all__ = ["publish", "sync_directory", "temporary_name", "write_all", "write_durably"]
+
+
+def temporary_name() -> str:
+    """A file name that no other writer uses, on any host."""
+    return f"tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte; a short write (quota, RLIMIT_FSIZE) is continued until the system says why it stops."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        written = os.write(descriptor, view)
+        view = view[written:]
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory.  Windows has no such call and needs none for renames."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Rename a flushed file over `target` and flush the directory."""
+    os.replace(temporary, target)
+    sync_directory(target.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` by a file that holds `data`, so that a crash leaves the old or the new file, never a mix.
+
+    Raises RepositoryError when the disk refuses.
+    """
+    temporary = path.parent / temporary_name()
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        publish(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,253 @@
+"""A store in a directory: immutable packs, written aside and renamed in."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.objects import ObjectId
+from modelgit.store.base import Capabilities, Located
+from modelgit.store.durable import sync_directory, temporary_name
+from modelgit.store.index import PackLookup
+from modelgit.store.packs import PackWriter, read_at
+
+__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackSession", "covers"]
+
+PACK_TARGET_BYTES = 64 << 20
+_OPEN_PACKS = 32
+
+
+def covers(records: Iterable[Located]) -> bool:
+    """Whether the records together rebuild every byte of their object."""
+    reach = 0
+    total = None
+    for item in sorted(records, key=lambda item: item.start):
+        total = item.total
+        if item.start > reach:
+            return False
+        reach = max(reach, item.stop)
+    return total is not None and reach >= total
+
+
+class FileSystemStore:
+    """Packs under `<path>/packs`.
+
+    `cache` is the file for the lookup table, None for stores that are not ours to write to.
+    """
+
+    def __init__(self, path: Path, *, cache: Path | None = None) -> None:
+        self.path = path
+        self.packs_path = path / "packs"
+        self.incoming_path = path / "incoming"
+        self.capabilities = Capabilities()
+        self.lookup = PackLookup(self.packs_path, cache)
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def locate(self, object_id: ObjectId) -> list[Located]:
+        """All records of the object."""
+        return [item for item in self.lookup.find(object_id.digest) if item.kind == object_id.KIND]
+
+    def has(self, object_id: ObjectId) -> bool:
+        """Whether the object is here whole."""
+        return covers(self.locate(object_id))
+
+    def objects(self) -> Iterator[Located]:
+        """Every record, pack by pack."""
+        return self.lookup.rows()
+
+    def read(self, located: Located) -> tuple[bytes, memoryview]:
+        """(header, payload) of a record."""
+        data = self.read_part(located, 0, located.length)
+        cut = located.length - located.header
+        return data[cut:], memoryview(data)[:cut]
+
+    def read_part(self, located: Located, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a record."""
+        if hasattr(os, "pread"):
+            return read_at(self._open(located.pack), located.offset + start, stop - start, located.pack)
+        with self._lock:
+            descriptor = self._open_locked(located.pack)
+            return read_at(descriptor, located.offset + start, stop - start, located.pack)
+
+    def session(self, *, epoch: int) -> PackSession:
+        """Begin to write; nothing is visible before `PackSession.seal`.
+
+        `epoch` is the root's count of garbage collections, read before anything is looked up.
+        """
+        return PackSession(self, epoch)
+
+    def delete(self, pack: str) -> None:
+        """Remove a pack that the root has condemned."""
+        with self._lock:
+            descriptor = self._descriptors.pop(pack, None)
+            if descriptor is not None:
+                os.close(descriptor)
+        (self.packs_path / pack).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+        self.lookup.close()
+
+    def _open(self, pack: str) -> int:
+        with self._lock:
+            return self._open_locked(pack)
+
+    def _open_locked(self, pack: str) -> int:
+        descriptor = self._descriptors.get(pack)
+        if descriptor is not None:
+            self._descriptors.move_to_end(pack)
+            return descriptor
+        try:
+            descriptor = os.open(self.packs_path / pack, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            raise IntegrityError(f"pack {pack[:16]} is missing", hint="`mgit fsck` shows what is affected") from None
+        self._descriptors[pack] = descriptor
+        # Old descriptors are only closed once they are far behind: another thread may be about to read from one.
+        while len(self._descriptors) > 8 * _OPEN_PACKS:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return descriptor
+
+
+class PackSession:
+    """Writes records into as many packs as they need, and shows them to its own reader before they are sealed.
+
+    `relied_on` collects the ids of objects that were found present and not written again: before the root moves the
+    publisher must make sure that no garbage collection took them.
+    """
+
+    def __init__(self, store: FileSystemStore, epoch: int) -> None:
+        self._store = store
+        self.capabilities = Capabilities(durable=False)
+        self._folder = store.incoming_path / temporary_name()
+        self._writers: list[PackWriter] = []
+        self._own: dict[tuple[str, bytes], list[tuple[PackWriter, Located]]] = {}
+        self._lock = threading.RLock()
+        self.sealed: list[str] = []
+        self.epoch = epoch
+        self.relied_on: set[ObjectId] = set()
+        self.bytes_written = 0
+
+    def append(
+        self,
+        object_id: ObjectId,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        payload: Iterable[bytes | bytearray | memoryview],
+        base: ObjectId | None = None,
+    ) -> None:
+        """Write one record; thread-safe."""
+        with self._lock:
+            try:
+                writer = self._writer()
+                located = writer.append(
+                    object_id, start=start, stop=stop, total=total, header=header, payload=payload, base=base
+                )
+            except OSError as error:
+                raise RepositoryError(
+                    f"cannot write to {self._folder.parent}: {error.strerror or error}",
+                    hint="free some space, then run the command again; nothing was recorded",
+                ) from error
+            self.bytes_written += located.length
+            self._own.setdefault((object_id.KIND, object_id.digest), []).append((writer, located))
+            if base is not None:
+                self.relied_on.add(base)
+
+    def _writer(self) -> PackWriter:
+        if not self._writers or self._writers[-1].size >= PACK_TARGET_BYTES:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writers.append(PackWriter(self._folder / f"{len(self._writers)}.pack"))
+        return self._writers[-1]
+
+    def locate(self, object_id: ObjectId) -> list[Located]:
+        """Records in this session (pack name `""`-prefixed by the writer's number) and in the store."""
+        with self._lock:
+            own = [
+                item._replace(pack=f"+{self._writers.index(writer)}")
+                for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
+            ]
+        return own or self._store.locate(object_id)
+
+    def has(self, object_id: ObjectId) -> bool:
+        """Whether the object is here whole; remembers that the caller now relies on it."""
+        with self._lock:
+            own = [item for _, item in self._own.get((object_id.KIND, object_id.digest), ())]
+        if own and covers(own):
+            return True
+        if self._store.has(object_id):
+            self.relied_on.add(object_id)
+            return True
+        return False
+
+    def objects(self) -> Iterator[Located]:
+        """Records written in this session."""
+        with self._lock:
+            return iter([item for group in self._own.values() for _, item in group])
+
+    def read(self, located: Located) -> tuple[bytes, memoryview]:
+        """(header, payload) of a record, sealed or not."""
+        data = self.read_part(located, 0, located.length)
+        cut = located.length - located.header
+        return data[cut:], memoryview(data)[:cut]
+
+    def read_part(self, located: Located, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a record, sealed or not."""
+        if not located.pack.startswith("+"):
+            return self._store.read_part(located, start, stop)
+        writer = self._writers[int(located.pack[1:])]
+        with self._lock:  # the writer's file offset is shared where there is no pread
+            return writer.read(located, start, stop)
+
+    def seal(self) -> list[str]:
+        """Make every pack durable and visible; returns their names.  Nothing refers to them yet."""
+        with self._lock:
+            if not self._writers:
+                return []
+            names = []
+            try:
+                self._store.packs_path.mkdir(parents=True, exist_ok=True)
+                for writer in self._writers:
+                    names.append((writer.path, f"{writer.close()}-{secrets.token_hex(8)}.pack"))
+                for path, name in names:
+                    path.rename(self._store.packs_path / name)
+                sync_directory(self._store.packs_path)
+                self._folder.rmdir()
+            except OSError as error:
+                raise RepositoryError(
+                    f"cannot write to {self._store.packs_path}: {error.strerror or error}",
+                    hint="free some space, then run the command again; nothing was recorded",
+                ) from error
+            self._writers = []
+            self._own = {}
+            self._store.lookup.refresh()
+            self.sealed = [name for _, name in names]
+            return self.sealed
+
+    def rename_sealed(self, name: str) -> None:
+        """Publish a sealed pack under another nonce; raises FileNotFoundError when it is gone already."""
+        fresh = f"{name[:64]}-{secrets.token_hex(8)}.pack"
+        (self._store.packs_path / name).rename(self._store.packs_path / fresh)
+        sync_directory(self._store.packs_path)
+        self.sealed[self.sealed.index(name)] = fresh
+
+    def abort(self) -> None:
+        """Forget everything that was written."""
+        with self._lock:
+            for writer in self._writers:
+                writer.abort()
+            if self._folder.exists():
+                self._folder.rmdir()
+            self._writers = []
+            self._own = {}

@@ -1,0 +1,55 @@
+"""Operations: immutable views of all refs, each with its predecessor; one small file each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from modelgit.errors import IntegrityError
+from modelgit.objects import Operation, OperationId, decode, encode
+from modelgit.store.durable import write_durably
+
+__all__ = ["OperationLog"]
+
+
+class OperationLog:
+    """Files `<path>/operations/<hex>`."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = path / "operations"
+
+    def write(self, operation: Operation) -> OperationId:
+        """Store an operation durably; harmless until a root names it."""
+        data = encode(operation)
+        object_id = OperationId.of(data)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_durably(self._folder / object_id.hex, data)
+        return object_id
+
+    def read(self, object_id: OperationId) -> Operation:
+        """Read an operation.  Raises IntegrityError when it is missing or damaged."""
+        try:
+            data = (self._folder / object_id.hex).read_bytes()
+        except FileNotFoundError:
+            raise IntegrityError(f"operation {object_id.short} is missing") from None
+        if OperationId.of(data) != object_id:
+            raise IntegrityError(f"operation {object_id.short} does not match its id")
+        return decode(Operation, data, what=f"operation {object_id.short}")
+
+    def history(self, newest: OperationId) -> Iterator[tuple[OperationId, Operation]]:
+        """Operations from `newest` back, as far as they are kept."""
+        current: OperationId | None = newest
+        while current is not None and (self._folder / current.hex).exists():
+            operation = self.read(current)
+            yield current, operation
+            current = operation.parent
+
+    def prune(self, keep: set[OperationId]) -> int:
+        """Delete operations that nobody needs any more; returns how many."""
+        names = {object_id.hex for object_id in keep}
+        count = 0
+        for path in self._folder.iterdir():
+            if path.name not in names and len(path.name) == 64:
+                path.unlink(missing_ok=True)
+                count += 1
+        return count

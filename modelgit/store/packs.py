@@ -1,0 +1,236 @@
+"""The pack file: records back to back, an index at the tail, a name that is its own checksum.
+
+    16 bytes   magic "MGITPACK", u16 version, 6 zero bytes
+    ...        records: payload then header (see `Located`)
+    ...        index: zstd frame of fixed-size rows, sorted by (digest, kind, start)
+    64 bytes   footer: u64 index offset, u64 index length, u64 rows, 32 bytes BLAKE3 of the index, magic "KCAPTIGM"
+
+A pack is immutable.  Its name is `<BLAKE3 of all its bytes>-<64-bit nonce>.pack`; the nonce lets the same content be
+published again under a name that a garbage collector has not condemned.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import zstandard
+from blake3 import blake3
+
+from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.objects import ObjectId
+from modelgit.store.base import Located
+from modelgit.store.durable import write_all
+
+__all__ = [
+    "FOOTER",
+    "HEADER",
+    "KINDS",
+    "PACK_NAME",
+    "ROW",
+    "PackWriter",
+    "pack_row",
+    "read_index",
+    "unpack_row",
+    "verify_pack",
+]
+
+MAGIC, TAIL_MAGIC, VERSION = b"MGITPACK", b"KCAPTIGM", 1
+HEADER = struct.pack("<8sH6x", MAGIC, VERSION)
+FOOTER = struct.Struct("<QQQ32s8s")
+ROW = struct.Struct("<32sB3xI5Q32s")
+PACK_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.pack\Z")
+KINDS = ("tensor", "blob", "content", "manifest", "patch", "commit", "mask", "fisher", "eval")
+_CODES = {kind: code for code, kind in enumerate(KINDS)}
+_NO_BASE = b"\0" * 32
+MAX_INDEX_BYTES = 1 << 32
+
+
+def pack_row(item: Located) -> bytes:
+    """The index row of a record."""
+    return ROW.pack(
+        item.digest,
+        _CODES[item.kind],
+        item.header,
+        item.start,
+        item.stop,
+        item.total,
+        item.offset,
+        item.length,
+        item.base or _NO_BASE,
+    )
+
+
+def unpack_row(data: bytes | memoryview, pack: str, position: int = 0) -> Located:
+    """The record that the index row at `position` describes; raises IntegrityError for an impossible row."""
+    digest, code, header, start, stop, total, offset, length, base = ROW.unpack_from(data, position)
+    if code >= len(KINDS) or not start <= stop <= total or header > length:
+        raise IntegrityError(f"pack {pack[:16]} has an impossible index row")
+    return Located(
+        KINDS[code], digest, start, stop, total, pack, offset, length, header, None if base == _NO_BASE else base
+    )
+
+
+class PackWriter:
+    """Writes one pack under a temporary name.  Not thread-safe; `close` makes it durable but not visible."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o444)
+        self._hash = blake3()
+        self._rows: list[Located] = []
+        self.size = 0
+        self._write(HEADER)
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        write_all(self._descriptor, data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def append(
+        self,
+        object_id: ObjectId,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        payload: Iterable[bytes | bytearray | memoryview],
+        base: ObjectId | None = None,
+    ) -> Located:
+        """Write one record and return where it lies (with an empty pack name: it has none yet)."""
+        offset = self.size
+        for chunk in payload:
+            if len(chunk):
+                self._write(chunk)
+        self._write(header)
+        located = Located(
+            object_id.KIND,
+            object_id.digest,
+            start,
+            stop,
+            total,
+            "",
+            offset,
+            self.size - offset,
+            len(header),
+            base.digest if base is not None else None,
+        )
+        self._rows.append(located)
+        return located
+
+    def read(self, located: Located, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a record of this unsealed pack."""
+        return read_at(self._descriptor, located.offset + start, stop - start, self.path.name)
+
+    def close(self) -> str:
+        """Write the index and the footer, flush to disk, and return the pack's content hash in hex."""
+        rows = sorted(self._rows, key=lambda row: (row.digest, row.kind, row.start))
+        index = zstandard.ZstdCompressor(level=3).compress(b"".join(pack_row(row) for row in rows))
+        footer = FOOTER.pack(self.size, len(index), len(rows), blake3(index).digest(), TAIL_MAGIC)
+        self._write(index)
+        self._write(footer)
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+        return self._hash.hexdigest()
+
+    def abort(self) -> None:
+        """Forget the pack."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.path.unlink(missing_ok=True)
+
+
+def read_at(descriptor: int, offset: int, length: int, name: str) -> bytes:
+    """Exactly `length` bytes at `offset`; raises IntegrityError when the file ends before."""
+    if hasattr(os, "pread"):
+        data = os.pread(descriptor, length, offset)
+        if len(data) < length:  # a signal or a limit may cut a read short
+            parts = [data]
+            got = len(data)
+            while got < length:
+                more = os.pread(descriptor, length - got, offset + got)
+                if not more:
+                    break
+                parts.append(more)
+                got += len(more)
+            data = b"".join(parts)
+    else:  # Windows: every reader has a descriptor of its own
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = b""
+        while len(data) < length:
+            more = os.read(descriptor, length - len(data))
+            if not more:
+                break
+            data += more
+    if len(data) != length:
+        raise IntegrityError(
+            f"pack {name[:16]} ends before a record that its index names", hint="`mgit fsck` shows what is affected"
+        )
+    return data
+
+
+def read_index(path: Path) -> Iterator[Located]:
+    """The records of a pack from its tail, without reading the rest.
+
+    Raises IntegrityError for a file that is not a pack, or whose index does not match its checksum.
+    """
+    name = path.name
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise IntegrityError(f"pack {name[:16]} is missing", hint="`mgit fsck` shows what is affected") from None
+    try:
+        size = os.fstat(descriptor).st_size
+        if size < len(HEADER) + FOOTER.size or read_at(descriptor, 0, len(HEADER), name)[:8] != MAGIC:
+            raise IntegrityError(f"{name} is not a pack file")
+        version = struct.unpack("<H", read_at(descriptor, 8, 2, name))[0]
+        if version != VERSION:
+            raise RepositoryError(f"pack {name[:16]} has format {version}, this mgit reads {VERSION}")
+        offset, length, rows, checksum, magic = FOOTER.unpack(
+            read_at(descriptor, size - FOOTER.size, FOOTER.size, name)
+        )
+        if magic != TAIL_MAGIC or offset + length + FOOTER.size != size or rows * ROW.size > MAX_INDEX_BYTES:
+            raise IntegrityError(f"pack {name[:16]} has a damaged footer")
+        frame = read_at(descriptor, offset, length, name)
+    finally:
+        os.close(descriptor)
+    if blake3(frame).digest() != checksum:
+        raise IntegrityError(f"pack {name[:16]} has a damaged index")
+    yield from _rows(frame, rows, name, offset)
+
+
+def _rows(frame: bytes, rows: int, name: str, end: int) -> Iterator[Located]:
+    try:
+        declared = zstandard.get_frame_parameters(frame).content_size
+        if declared != rows * ROW.size:
+            raise IntegrityError(f"pack {name[:16]} has an index of the wrong size")
+        table = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(frame)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"pack {name[:16]} has a damaged index: {error}") from None
+    for position in range(0, len(table), ROW.size):
+        item = unpack_row(table, name, position)
+        if item.offset < len(HEADER) or item.offset + item.length > end:
+            raise IntegrityError(f"pack {name[:16]} has a record outside its body")
+        yield item
+
+
+def verify_pack(path: Path) -> None:
+    """Check every byte of a pack against its name; raises IntegrityError when they differ."""
+    digest = blake3()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(4 << 20):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise IntegrityError(f"pack {path.name[:16]} is missing") from None
+    if digest.hexdigest() != path.name[:64]:
+        raise IntegrityError(
+            f"pack {path.name[:16]} does not hold the bytes that its name promises",
+            hint="`mgit fetch --repair` gets good copies from a remote",
+        )

@@ -1,0 +1,183 @@
+"""Putting a manifest's files into the work tree: beside the target, flushed, renamed; untouched files stay as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.objects import BlobId, FileContent, FileEntry, Literal, TensorId
+from modelgit.objects.paths import check_tree
+from modelgit.progress import SILENT, Progress
+from modelgit.store.durable import sync_directory, temporary_name, write_all
+from modelgit.worktree.index import StatIndex
+
+__all__ = ["Reads", "remove_file", "resolve_path", "write_content", "write_files"]
+
+_WINDOW_BYTES = 8 << 20
+
+
+class Reads(Protocol):
+    """Reading stored bytes by range (see `patching.TensorReader`)."""
+
+    def read(self, tensor: TensorId | BlobId, start: int, stop: int) -> bytearray:
+        """Raw bytes `start` to `stop`."""
+
+
+def resolve_path(root: Path, relative: str) -> Path:
+    """`root / relative` after making sure that no directory on the way is a symbolic link.
+
+    A hostile commit, or somebody at the same time, could otherwise have us write outside of the work tree.
+    """
+    current = root
+    parts = relative.split("/")
+    for part in parts[:-1]:
+        current = current / part
+        try:
+            mode = current.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a directory"
+            raise RepositoryError(f"{current} is {kind}", hint=f"move it away: `mv {current} {current}.old`")
+    target = root.joinpath(*parts)
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+            raise RepositoryError(f"{target} is {kind}", hint=f"move it away: `mv {target} {target}.old`")
+    return target
+
+
+def write_content(
+    reader: Reads,
+    content: FileContent,
+    size: int,
+    path: Path,
+    *,
+    threads: int,
+    progress: Progress,
+    executable: bool = False,
+) -> None:
+    """Rebuild a file at `path` (which must not exist), flushed to disk.
+
+    Raises IntegrityError when stored bytes are damaged or do not add up to `size`, RepositoryError when the disk
+    refuses.
+    """
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o777 if executable else 0o666
+    )
+    try:
+        written = 0
+        for chunk in _chunks(reader, content, threads):
+            progress.check()
+            write_all(descriptor, chunk)
+            written += len(chunk)
+            progress.advance("checkout", len(chunk))
+        if written != size:
+            raise IntegrityError(f"{path.name}: its segments hold {written} bytes, the manifest promises {size}")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(reader: Reads, content: FileContent, threads: int) -> Iterator[bytearray]:
+    """Windows of the file in order, decoded a few ahead by a pool."""
+    pieces: list[tuple[TensorId | BlobId, int, int]] = []
+    for segment in content.segments:
+        if isinstance(segment, Literal):
+            object_id: TensorId | BlobId = segment.blob
+            length = segment.length
+        else:
+            if not 0 <= segment.index < len(content.tensors):
+                raise IntegrityError(f"a segment names tensor {segment.index} of {len(content.tensors)}")
+            entry = content.tensors[segment.index]
+            object_id, length = entry.id, entry.spec.size_bytes
+        pieces += [(object_id, start, min(start + _WINDOW_BYTES, length)) for start in range(0, length, _WINDOW_BYTES)]
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-decode") as pool:
+        ahead = 2 * max(1, threads)
+        waiting = [pool.submit(reader.read, *piece) for piece in pieces[:ahead]]
+        try:
+            for number in range(len(pieces)):
+                data = waiting.pop(0).result()
+                if number + ahead < len(pieces):
+                    waiting.append(pool.submit(reader.read, *pieces[number + ahead]))
+                yield data
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def write_files(
+    root: Path,
+    entries: list[FileEntry],
+    content_of: Callable[[FileEntry], FileContent],
+    reader: Reads,
+    index: StatIndex,
+    *,
+    threads: int,
+    progress: Progress = SILENT,
+) -> None:
+    """Write every entry below `root`, each by an atomic rename.
+
+    Raises IntegrityError for a path that is not safe to write.
+    """
+    check_tree([entry.path for entry in entries])
+    progress.start("checkout", sum(entry.size for entry in entries))
+    for entry in entries:
+        target = resolve_path(root, entry.path)
+        _make_directories(root, target.parent)
+        temporary = target.with_name(f".{target.name[:80]}.{temporary_name()}")
+        try:
+            write_content(
+                reader,
+                content_of(entry),
+                entry.size,
+                temporary,
+                threads=threads,
+                progress=progress,
+                executable=entry.executable,
+            )
+            os.replace(temporary, target)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write {target}: {error.strerror or error}",
+                hint="free some space; the next mgit command finishes what was begun",
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        sync_directory(target.parent)
+        index.remember(entry.path, target.stat(), entry.digest)
+    progress.finish("checkout")
+
+
+def remove_file(root: Path, relative: str, index: StatIndex) -> None:
+    """Remove a file and the directories that it leaves empty."""
+    target = resolve_path(root, relative)
+    with contextlib.suppress(FileNotFoundError):
+        target.unlink()
+        sync_directory(target.parent)
+    index.forget(relative)
+    parent = target.parent
+    while parent != root:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+        parent = parent.parent
+
+
+def _make_directories(root: Path, directory: Path) -> None:
+    missing = []
+    while directory != root and not directory.exists():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)

@@ -1,0 +1,97 @@
+"""The stat cache: which content each file had when it was last looked at.  A cache: it may be deleted at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from modelgit.errors import IntegrityError
+from modelgit.objects import ContentId, Record, decode, encode
+from modelgit.store.durable import temporary_name
+
+__all__ = ["FileStat", "StatIndex"]
+
+_FINE_NS = 20_000_000  # kernel ticks are at most 10 ms
+_COARSE_NS = 2_000_000_000  # FAT and some network file systems count in seconds
+
+
+class FileStat(Record, frozen=True, kw_only=True):
+    """What `stat` said, and what the file held then; `seen_ns` is the clock when it was read."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    seen_ns: int
+    digest: ContentId
+
+
+class _Stored(Record, frozen=True, kw_only=True):
+    files: dict[str, FileStat]
+
+
+class StatIndex:
+    """Content by path, trusted only where `stat` proves that nothing happened since.
+
+    A file that was changed within the clock's granularity before it was looked at may have been changed again without a
+    trace: such an entry is never trusted (git's racy rule).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, FileStat] | None = None
+        self._dirty = False
+
+    def lookup(self, path: str, status: os.stat_result) -> ContentId | None:
+        """The content of the file if its `stat` is the one we know and can be trusted."""
+        entry = self._load().get(path)
+        if entry is None:
+            return None
+        same = (entry.size, entry.mtime_ns, entry.ctime_ns, entry.inode) == (
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_ino,
+        )
+        newest = max(entry.mtime_ns, entry.ctime_ns)
+        granularity = _COARSE_NS if newest % 1_000_000_000 == 0 else _FINE_NS
+        return entry.digest if same and entry.seen_ns - newest > granularity else None
+
+    def remember(self, path: str, status: os.stat_result, digest: ContentId, *, seen_ns: int | None = None) -> None:
+        """Record that the file whose stat was `status` before it was read held `digest`."""
+        self._load()[path] = FileStat(
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+            inode=status.st_ino,
+            seen_ns=time.time_ns() if seen_ns is None else seen_ns,
+            digest=digest,
+        )
+        self._dirty = True
+
+    def forget(self, path: str) -> None:
+        """Drop what is known of a path."""
+        if self._load().pop(path, None) is not None:
+            self._dirty = True
+
+    def save(self) -> None:
+        """Write the cache if it changed; a read-only repository just stays slow."""
+        if not self._dirty or self._files is None:
+            return
+        temporary = self._path.with_name(temporary_name())
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(encode(_Stored(files=self._files)))
+            os.replace(temporary, self._path)
+            self._dirty = False
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+    def _load(self) -> dict[str, FileStat]:
+        if self._files is None:
+            self._files = {}
+            with contextlib.suppress(OSError, IntegrityError):
+                self._files = decode(_Stored, self._path.read_bytes(), what="the stat cache").files
+        return self._files
