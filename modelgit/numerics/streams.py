@@ -28,8 +28,9 @@ Bytes = NDArray[np.uint8]
 RAW, CONSTANT, FRAME = range(3)
 # A frame of fewer bytes cannot pay for its own header.
 SMALLEST_FRAME = 48
-# Up to here both compressors are tried; beyond, a sample of this size decides.
-SAMPLE_BYTES = 4096
+# Up to here both compressors are tried; beyond, a sample decides.
+BOTH_UP_TO_BYTES = 4096
+SAMPLE_BYTES = 2048
 # Matching is several times slower than Huffman alone, so it must save this share to be chosen.
 MATCHES_MUST_SAVE = 0.125
 MAX_WINDOW_BYTES = 8 << 20
@@ -48,6 +49,7 @@ _HUFFMAN = zstandard.ZstdCompressionParameters(
 class _Contexts(threading.local):
     def __init__(self) -> None:
         self.huffman = zstandard.ZstdCompressor(compression_params=_HUFFMAN)
+        self.quick = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
         self.matching = zstandard.ZstdCompressor(level=3, write_checksum=False, write_content_size=True)
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
 
@@ -159,12 +161,12 @@ def _encode(stream: Bytes) -> tuple[int, BytesLike]:
     if size < SMALLEST_FRAME:
         return RAW, stream.data
     contexts = _CONTEXTS
-    if size <= SAMPLE_BYTES:
+    if size <= BOTH_UP_TO_BYTES:
         frame = min(contexts.huffman.compress(stream.data), contexts.matching.compress(stream.data), key=len)
     else:
         start = (size - SAMPLE_BYTES) // 2
         sample = stream[start : start + SAMPLE_BYTES]
-        matched = len(contexts.matching.compress(sample.data))
+        matched = len(contexts.quick.compress(sample.data))
         huffman = len(contexts.huffman.compress(sample.data))
         chosen = contexts.matching if matched < huffman * (1 - MATCHES_MUST_SAVE) else contexts.huffman
         frame = chosen.compress(stream.data)
