@@ -1,0 +1,160 @@
+"""Models built by the user's own Python: `entry = "module:function"`, run only in a trusted repository."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+import torch
+from blake3 import blake3
+
+from modelgit.config.schema import TaskSettings
+from modelgit.errors import UsageError
+from modelgit.models.base import Batch, Example, ExampleSet, TaskModel, TensorState
+from modelgit.models.bind import BoundModel, bind
+from modelgit.models.tokens import bucketed_order, encode_texts
+
+__all__ = ["InputSet", "build_entry", "encode_entry"]
+
+
+def build_entry(
+    settings: TaskSettings,
+    state: TensorState,
+    files: Mapping[str, bytes],
+    *,
+    trusted: bool = False,
+    root: Path | None = None,
+) -> TaskModel:
+    """Call `function(state, files)` of `settings.entry` and make a TaskModel of what it returns.
+
+    A TaskModel is returned as it is.  An `nn.Module` gets the weights of `state`, by parameter name; parameters that
+    start with `settings.head` and a dot are the head.  `root` is the directory whose `.py` files go before
+    installed packages.  Raises UsageError when the repository is not trusted, when there is no such function, and when
+    a parameter has no tensor.
+    """
+    function = getattr(_load(settings, trusted=trusted, root=root), _names(settings)[1], None)
+    if not callable(function):
+        raise UsageError(f"entry `{settings.entry}` names no function", hint='write `entry = "module:function"`')
+    made = function(state, files)
+    if not isinstance(made, torch.nn.Module):
+        if all(hasattr(made, field) for field in ("module", "tensor_of", "head", "classes")):
+            return cast(TaskModel, made)
+        raise UsageError(f"entry `{settings.entry}` returned {type(made).__name__}, not an nn.Module or a TaskModel")
+    tensor_of = {name: name for name, _ in made.named_parameters()}
+    hint = f"name the parameters in `{settings.entry}` as the checkpoint does, or return a TaskModel with `tensor_of`"
+    bind(
+        made,
+        state,
+        tensor_of,
+        hints=dict.fromkeys(tensor_of, hint),
+        buffers=[name for name in made.state_dict() if name not in tensor_of and name in state],
+    )
+    made.eval()
+    head = frozenset(name for name in tensor_of if name.startswith(f"{settings.head}."))
+    return BoundModel(made, tensor_of, head, _classes(settings, made, head))
+
+
+def encode_entry(
+    settings: TaskSettings,
+    examples: tuple[Example, ...],
+    fingerprint: str,
+    files: Mapping[str, bytes],
+    *,
+    trusted: bool = False,
+    root: Path | None = None,
+) -> ExampleSet:
+    """Inputs by the function `encode(texts, files)` of the entry's module, or by tokenizer.json when it has none.
+
+    `encode` takes a tuple of texts and returns keyword arguments of the module: tensors whose first axis is the
+    example.  Raises UsageError as `build_entry` does, and when an axis has another length.
+    """
+    encode = getattr(_load(settings, trusted=trusted, root=root), "encode", None)
+    if encode is None:
+        return encode_texts(settings, examples, fingerprint, files, max_length=settings.max_length)
+    inputs: Mapping[str, torch.Tensor] = encode(tuple(example.text for example in examples), files)
+    wrong = [name for name, value in inputs.items() if value.ndim == 0 or len(value) != len(examples)]
+    if wrong:
+        raise UsageError(f"`encode` of entry `{settings.entry}` gave `{wrong[0]}` another length than the examples")
+    return InputSet(examples, fingerprint, dict(inputs))
+
+
+@dataclass
+class InputSet:
+    """Inputs of one size per example, kept whole: tensors whose first axis is the example."""
+
+    examples: tuple[Example, ...]
+    fingerprint: str
+    inputs: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
+        """Slices of the inputs; only the first `limit` examples take part."""
+        for positions in bucketed_order((1,) * len(self.examples[:limit]), size, seed=seed):
+            rows = torch.tensor(positions)
+            labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
+            yield Batch({name: value[rows] for name, value in self.inputs.items()}, labels, tuple(positions))
+
+
+def _names(settings: TaskSettings) -> tuple[str, str]:
+    module, colon, function = (settings.entry or "").partition(":")
+    if not colon or not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"entry `{settings.entry}` is not of the form module:function")
+    return module, function
+
+
+def _classes(settings: TaskSettings, module: torch.nn.Module, head: frozenset[str]) -> int:
+    if settings.labels:
+        return len(settings.labels)
+    sizes = {parameter.shape[0] for name, parameter in module.named_parameters() if name in head and parameter.ndim}
+    if len(sizes) != 1:
+        raise UsageError(
+            f"the number of classes of entry `{settings.entry}` is unknown",
+            hint="write `labels = [...]` under the task in mgit.toml, one name per class",
+        )
+    return int(sizes.pop())
+
+
+def _load(settings: TaskSettings, *, trusted: bool, root: Path | None) -> ModuleType:
+    name, _ = _names(settings)
+    if not trusted:
+        raise UsageError(f"entry `{settings.entry}` is code, and this repository is not trusted", hint="`mgit trust`")
+    source = root.joinpath(*name.split(".")).with_suffix(".py") if root is not None else None
+    with _importable(root):
+        if source is None or not source.is_file():
+            try:
+                return importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not name.startswith(error.name):
+                    raise
+                raise UsageError(f"entry `{settings.entry}`: there is no module `{name}`") from error
+        # Under a name of its own: two repositories may both have a `model.py`, and a changed file must count.
+        unique = f"modelgit_entry_{blake3(str(source).encode() + source.read_bytes()).hexdigest()[:16]}"
+        spec = importlib.util.spec_from_file_location(unique, source)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"entry `{settings.entry}`: {source.name} cannot be loaded")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[unique] = module  # dataclasses and pickling look a class's module up
+        spec.loader.exec_module(module)
+        return module
+
+
+@contextmanager
+def _importable(root: Path | None) -> Iterator[None]:
+    """Let the entry import its siblings while it is loaded, and nothing after that."""
+    if root is None:
+        yield
+        return
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))

@@ -1,0 +1,72 @@
+"""From the settings of a task to a model that computes and inputs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from modelgit.config.schema import TaskSettings
+from modelgit.errors import UsageError
+from modelgit.models.base import ADAPTERS, Adapter, Example, ExampleSet, TaskModel, TensorState
+
+__all__ = ["build_task", "encode_examples"]
+
+
+class _ModelType(msgspec.Struct):
+    model_type: str = ""
+
+
+def build_task(
+    settings: TaskSettings,
+    state: TensorState,
+    files: Mapping[str, bytes],
+    *,
+    trusted: bool = False,
+    root: Path | None = None,
+) -> TaskModel:
+    """The model of a task with the weights of `state`, in evaluation mode.
+
+    `files` are the small files of the model's directory by base name.  `trusted` allows `settings.entry` to run, whose
+    module is looked up in `root` first.  Raises UsageError that says what to write in mgit.toml.
+    """
+    if settings.entry is not None:
+        from modelgit.models.entry import build_entry
+
+        return build_entry(settings, state, files, trusted=trusted, root=root)
+    return _adapter(settings, files).build(settings, state, files)
+
+
+def encode_examples(
+    settings: TaskSettings,
+    examples: tuple[Example, ...],
+    fingerprint: str,
+    files: Mapping[str, bytes],
+    *,
+    trusted: bool = False,
+    root: Path | None = None,
+) -> ExampleSet:
+    """The inputs of a task's model for `examples`; arguments as for `build_task`."""
+    if settings.entry is not None:
+        from modelgit.models.entry import encode_entry
+
+        return encode_entry(settings, examples, fingerprint, files, trusted=trusted, root=root)
+    return _adapter(settings, files).encode(settings, examples, fingerprint, files)
+
+
+def _adapter(settings: TaskSettings, files: Mapping[str, bytes]) -> Adapter:
+    """The adapter that the settings name, or the one that config.json calls for."""
+    if settings.adapter is not None:
+        return ADAPTERS.get(settings.adapter)
+    try:
+        kind = msgspec.json.decode(files.get("config.json", b"{}"), type=_ModelType).model_type
+    except msgspec.MsgspecError:
+        kind = ""
+    if kind == "bert":
+        return ADAPTERS.get("bert-classifier")
+    known = ", ".join(ADAPTERS.names())
+    raise UsageError(
+        f"the task of model `{settings.model}` says neither `adapter` nor `entry`",
+        hint=f'write `adapter = "..."` ({known}) or `entry = "module:function"` under the task in mgit.toml',
+    )
