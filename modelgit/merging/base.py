@@ -1,0 +1,287 @@
+"""What a merge strategy is: a plain typed function over arrays, with its needs and options read from its signature.
+
+A strategy is made by the decorator `strategy` from a function whose positional parameters are among
+
+- `base`: the common ancestor's values, float64;
+- `sides`: two or more arrays of one shape, float64;
+- `fisher`: per side the diagonal Fisher information, float64, or None where a side has none;
+- `statistics`: numbers that the strategy's `prepare` pass gathered over the whole model;
+- `where`: the tensor's name and the positions of the elements, for strategies that draw random numbers;
+
+and whose keyword-only parameters, with defaults, are its options.  It returns float64 values; they are rounded to
+the tensor's dtype once, by the caller.  `scope` says what one value may depend on:
+
+- "element": its own position alone; called with one-dimensional windows of any size, or with picked positions;
+- "model": its own position and `statistics`; called in the same way, after `prepare`;
+- "tensor": all of its tensor; called with whole arrays in their shape.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from modelgit.errors import BugError, UsageError
+from modelgit.merging.options import Option, Scalar, options_of, recipe_form, resolve_options
+from modelgit.registry import Registry
+
+__all__ = [
+    "STRATEGIES",
+    "Array",
+    "BoundStrategy",
+    "Material",
+    "MergeStrategy",
+    "Part",
+    "Prepared",
+    "Scope",
+    "Strategy",
+    "Where",
+    "ordered_sum",
+    "parse_rule",
+    "side_shares",
+    "strategy",
+]
+
+Array = npt.NDArray[np.float64]
+Scope = Literal["element", "tensor", "model"]
+
+_INPUTS = ("base", "sides", "fisher", "statistics", "where")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which elements an array holds: those from `start` on of the tensor `name`, or of these those at `picked`."""
+
+    name: str
+    start: int = 0
+    count: int = 0
+    picked: npt.NDArray[np.int64] | None = None
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """The flat index in the tensor of every element."""
+        if self.picked is not None:
+            return self.picked + self.start
+        return np.arange(self.start, self.start + self.count, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a strategy sees at once: arrays of one shape (words of the stored dtype for an exact strategy)."""
+
+    where: Where
+    base: npt.NDArray[Any] | None
+    sides: tuple[npt.NDArray[Any], ...]
+    fisher: tuple[Array | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a first pass found: numbers that belong in the recipe, and notes that the user must see."""
+
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Material(Protocol):
+    """What a `prepare` pass may read, window by window and in a fixed order."""
+
+    @property
+    def sides(self) -> int:
+        """Number of sides."""
+
+    def parts(self) -> Iterator[Part]:
+        """All tensors that the strategy will combine."""
+
+    def diagonals(self) -> Iterator[tuple[Array | None, ...]]:
+        """The Fisher diagonals of all sides over the body they share; None for a side without an estimate."""
+
+
+class MergeStrategy(Protocol):
+    """What merging asks of a strategy; `Strategy` is the implementation that the decorator makes."""
+
+    name: str
+    scope: Scope
+    needs: frozenset[str]
+    exact: bool
+    options: tuple[Option, ...]
+
+    def bind(self, options: Mapping[str, object]) -> BoundStrategy:
+        """The strategy with its options set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A merge strategy.
+
+    `needs` holds the positional parameters it takes.  An `exact` one gets and returns words of the stored dtype
+    (unsigned integers), so that it suits every dtype.  `prepare`, if any, is called once per model, with the
+    options, before the first value is made.
+    """
+
+    name: str
+    scope: Scope
+    needs: frozenset[str]
+    options: tuple[Option, ...]
+    function: Callable[..., npt.NDArray[Any]]
+    prepare: Callable[..., Prepared] | None = None
+    exact: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the function's description."""
+        return (inspect.getdoc(self.function) or "").split("\n\n", 1)[0].replace("\n", " ")
+
+    def bind(self, options: Mapping[str, object]) -> BoundStrategy:
+        """The strategy with its options set.
+
+        Raises UsageError for an unknown option or a value that does not convert.
+        """
+        return BoundStrategy(strategy=self, values=resolve_options(self.name, self.options, options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundStrategy:
+    """A strategy with all of its options."""
+
+    strategy: Strategy
+    values: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The strategy's name."""
+        return self.strategy.name
+
+    @property
+    def recipe(self) -> dict[str, Scalar]:
+        """Every option, defaults included, as a MergeRecipe stores it."""
+        return {name: recipe_form(value) for name, value in sorted(self.values.items())}
+
+    def prepare(self, material: Material) -> Prepared:
+        """The first pass over the model; nothing where the strategy has none."""
+        if self.strategy.prepare is None:
+            return Prepared()
+        with np.errstate(all="ignore"):
+            return self.strategy.prepare(material, **self.values)
+
+    def compute(self, part: Part, statistics: Mapping[str, float]) -> npt.NDArray[Any]:
+        """The merged values of `part`.
+
+        Raises UsageError when the strategy needs a base and there is none.
+        """
+        if part.base is None and "base" in self.strategy.needs:
+            raise UsageError(
+                f"`{self.name}` needs a common ancestor, and {part.where.name} has none",
+                hint="use `--strategy average`, or take one side",
+            )
+        inputs = {
+            "base": part.base,
+            "sides": part.sides,
+            "fisher": part.fisher or (None,) * len(part.sides),
+            "statistics": statistics,
+            "where": part.where,
+        }
+        # NaN and Inf in weights are values like others: they propagate by IEEE rules, without warnings.
+        with np.errstate(all="ignore"):
+            merged = self.strategy.function(**{name: inputs[name] for name in self.strategy.needs}, **self.values)
+        if merged.shape != part.sides[0].shape:
+            raise BugError(f"`{self.name}` returned shape {merged.shape} for {part.sides[0].shape}")
+        return merged
+
+
+def strategy(
+    *,
+    scope: Scope = "element",
+    prepare: Callable[..., Prepared] | None = None,
+    exact: bool = False,
+    name: str | None = None,
+) -> Callable[[Callable[..., npt.NDArray[Any]]], Strategy]:
+    """Make a Strategy of a plain function; its name is the function's, with hyphens.
+
+    Raises BugError for a parameter that is neither an input nor an option.
+    """
+
+    def make(function: Callable[..., npt.NDArray[Any]]) -> Strategy:
+        needs = set()
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                continue
+            if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD or parameter.name not in _INPUTS:
+                raise BugError(f"merge strategy {function.__name__} takes `{parameter.name}`, which is not an input")
+            needs.add(parameter.name)
+        return Strategy(
+            name=name or function.__name__.replace("_", "-"),
+            scope=scope,
+            needs=frozenset(needs),
+            options=options_of(function),
+            function=function,
+            prepare=prepare,
+            exact=exact,
+        )
+
+    return make
+
+
+STRATEGIES: Registry[Strategy] = Registry(
+    "merge strategy",
+    "modelgit.merge_strategies",
+    {
+        "average": "modelgit.merging.average:average",
+        "base": "modelgit.merging.picks:base_side",
+        "fisher": "modelgit.merging.fisher:fisher_average",
+        "ours": "modelgit.merging.picks:ours",
+        "theirs": "modelgit.merging.picks:theirs",
+    },
+)
+
+
+def parse_rule(text: str) -> BoundStrategy:
+    """Read `NAME option=value option=value`, the form of a rule for tensors of some names.
+
+    Raises UsageError for an unknown strategy or option.
+    """
+    name, *pairs = text.split()
+    given: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"`{pair}` in the rule {text[:80]!r} is not option=value")
+        given[key] = value
+    return STRATEGIES.get(name).bind(given)
+
+
+def side_shares(weights: Sequence[float], sides: int) -> tuple[float, ...]:
+    """The share of each side, adding up to 1: `weights` divided by their sum, uniform when there are none.
+
+    A weight of 0 is a weight: that side does not count.  Raises UsageError for a wrong number of weights, a
+    negative one, or none above 0.
+    """
+    if not weights:
+        return (1.0 / sides,) * sides
+    if len(weights) != sides:
+        raise UsageError(
+            f"{len(weights)} weights for {sides} sides", hint="give one weight a side: ours first, then theirs"
+        )
+    total = math.fsum(weights)
+    if min(weights) < 0 or not total > 0:
+        raise UsageError(f"weights {recipe_form(tuple(weights))} must not be negative, and not all 0")
+    return tuple(weight / total for weight in weights)
+
+
+def ordered_sum(terms: Sequence[Array]) -> Array:
+    """The element-wise sum of one or more arrays, the same to the bit in whatever order they come.
+
+    Two terms commute; of three or more, each element's terms are added from the smallest to the largest.
+    """
+    if len(terms) > 2:
+        terms = list(np.sort(np.stack(terms), axis=0))
+    total = terms[0].copy()
+    for term in terms[1:]:
+        total += term
+    return total

@@ -1,0 +1,201 @@
+"""The merge of one model: which strategy makes which tensor, the first pass over the model, and the sources."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from modelgit.errors import BugError, UsageError
+from modelgit.merging.base import Array, BoundStrategy, Part, Where
+from modelgit.merging.combine import element_bytes
+from modelgit.merging.tensors import MergedTensor, TensorParts, read_diagonal, windows
+from modelgit.numerics.floats import to_float64
+from modelgit.objects import FisherEstimate, TensorEntry, TensorId, TensorSpec
+from modelgit.patching.base import TensorReads
+
+__all__ = ["DEFAULT_RULE", "ModelMerge", "matching_rule"]
+
+DEFAULT_RULE = "*"
+
+
+def matching_rule(name: str, rules: Iterable[str]) -> str:
+    """The pattern among `rules` that decides about the tensor `name`: the longest that matches, else "*".
+
+    Of two equally long ones the first in alphabetical order; so the order in which rules were given means nothing.
+    """
+    matches = sorted((rule for rule in rules if fnmatchcase(name, rule)), key=lambda rule: (-len(rule), rule))
+    return matches[0] if matches else DEFAULT_RULE
+
+
+class ModelMerge:
+    """All tensors of one model that a strategy has to make.
+
+    `tensors` come without Fisher diagonals; these are found by name in `fishers`, one estimate (or None) a side.
+    `rules` maps patterns of tensor names to other strategies than `strategy`.  `split` names the tensors of which
+    some side is sparse or masked.  `statistics`, taken from a recipe, replaces the first pass, so that a merge can
+    be made again bit for bit.
+
+    After `prepare`, `notes` holds what the user should know, and `statistics` what belongs in the recipe.
+    """
+
+    def __init__(
+        self,
+        reads: TensorReads,
+        tensors: Iterable[TensorParts],
+        strategy: BoundStrategy,
+        *,
+        rules: Mapping[str, BoundStrategy] | None = None,
+        fishers: Sequence[FisherEstimate | None] = (),
+        split: Iterable[str] = (),
+        statistics: Mapping[str, str] | None = None,
+    ) -> None:
+        self._reads = reads
+        self._strategies: dict[str, BoundStrategy] = {DEFAULT_RULE: strategy, **(rules or {})}
+        self._diagonals = [_by_name(estimate) for estimate in fishers]
+        self._split = frozenset(split)
+        self._tensors: dict[str, TensorParts] = {}
+        self._rule: dict[str, str] = {}
+        missing: dict[int, list[str]] = {}
+        for parts in sorted(tensors, key=lambda parts: parts.name):
+            if fishers and len(fishers) != len(parts.sides):
+                raise BugError(f"{len(fishers)} Fisher estimates for {len(parts.sides)} sides of {parts.name}")
+            rule = self._rule[parts.name] = matching_rule(parts.name, rules or ())
+            self._tensors[parts.name] = self._with_fisher(parts)
+            if "fisher" in self._strategies[rule].strategy.needs:
+                for side, tensor in enumerate(self._tensors[parts.name].fisher):
+                    if tensor is None and self._diagonals[side] is not None:
+                        missing.setdefault(side, []).append(parts.name)
+        self._notes = [
+            f"side {side + 1} has no Fisher estimate of {names[0]}"
+            + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+            + ": its values count with that side's mean"
+            for side, names in sorted(missing.items())
+        ]
+        self._lock = threading.Lock()
+        self._statistics = _read_statistics(statistics) if statistics is not None else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Every fall-back that was taken, one sentence each; complete after `prepare`."""
+        return tuple(self._notes)
+
+    @property
+    def statistics(self) -> dict[str, str]:
+        """What the first pass found, as text that reads back exactly, for the recipe."""
+        return {
+            f"{rule}:{key}": repr(float(value))
+            for rule, values in sorted(self.prepare().items())
+            for key, value in sorted(values.items())
+        }
+
+    def prepare(self) -> Mapping[str, Mapping[str, float]]:
+        """Run the first pass of every strategy that is in use, once; the numbers by rule."""
+        with self._lock:
+            if self._statistics is None:
+                found = {}
+                for rule in sorted(set(self._rule.values())):
+                    chosen = [parts for name, parts in self._tensors.items() if self._rule[name] == rule]
+                    prepared = self._strategies[rule].prepare(_Material(self._reads, chosen, self._diagonals))
+                    found[rule] = dict(prepared.statistics)
+                    self._notes += [note for note in prepared.notes if note not in self._notes]
+                self._statistics = found
+            return self._statistics
+
+    def strategy_of(self, name: str) -> BoundStrategy:
+        """The strategy that makes the tensor `name`."""
+        return self._strategies[self._rule[name]] if name in self._rule else self._strategies[DEFAULT_RULE]
+
+    def source(self, name: str) -> MergedTensor:
+        """The merged tensor `name`, to be read in windows.  Raises UsageError when it is not part of this merge."""
+        if name not in self._tensors:
+            raise UsageError(f"{name} is not a tensor that this merge combines")
+        return MergedTensor(
+            self._reads,
+            self._tensors[name],
+            self.strategy_of(name),
+            statistics=self.prepare().get(self._rule[name], {}),
+            split=name in self._split,
+        )
+
+    def _with_fisher(self, parts: TensorParts) -> TensorParts:
+        found = tuple(_diagonal_for(parts, entries) for entries in self._diagonals) or (None,) * len(parts.sides)
+        return TensorParts(name=parts.name, spec=parts.spec, base=parts.base, sides=parts.sides, fisher=found)
+
+
+class _Material:
+    """The Material of one rule's tensors."""
+
+    def __init__(
+        self,
+        reads: TensorReads,
+        tensors: Sequence[TensorParts],
+        diagonals: Sequence[Mapping[str, TensorEntry] | None],
+    ) -> None:
+        self._reads = reads
+        self._tensors = tensors
+        self._estimates = diagonals
+        self.sides = len(tensors[0].sides)
+
+    def parts(self) -> Iterator[Part]:
+        for tensor in self._tensors:
+            dtype, unit = tensor.spec.dtype, element_bytes(tensor.spec.dtype)
+            for start, stop in windows(tensor.spec.size_bytes):
+                first, last = start // unit, stop // unit
+                yield Part(
+                    where=Where(name=tensor.name, start=first, count=last - first),
+                    base=None if tensor.base is None else self._floats(tensor.base, start, stop, dtype),
+                    sides=tuple(self._floats(side, start, stop, dtype) for side in tensor.sides),
+                    fisher=tuple(
+                        None if diagonal is None else read_diagonal(self._reads, diagonal, first, last)
+                        for diagonal in tensor.fisher
+                    ),
+                )
+
+    def diagonals(self) -> Iterator[tuple[Array | None, ...]]:
+        present = [entries for entries in self._estimates if entries is not None]
+        for name in sorted(set.intersection(*(set(entries) for entries in present)) if present else ()):
+            if len({entries[name].spec for entries in present}) > 1:
+                continue  # a resized tensor is not part of the body that the sides share
+            for start, stop in windows(present[0][name].spec.size_bytes):
+                yield tuple(
+                    None if entries is None else read_diagonal(self._reads, entries[name].id, start // 4, stop // 4)
+                    for entries in self._estimates
+                )
+
+    def _floats(self, tensor: TensorId, start: int, stop: int, dtype: str) -> Array:
+        return to_float64(self._reads.read(tensor, start, stop), dtype)
+
+
+def _by_name(estimate: FisherEstimate | None) -> dict[str, TensorEntry] | None:
+    return None if estimate is None else {entry.name: entry for entry in estimate.diagonal}
+
+
+def _diagonal_for(parts: TensorParts, entries: Mapping[str, TensorEntry] | None) -> TensorId | None:
+    """The diagonal of this tensor, if it has the tensor's shape (or more rows of it)."""
+    entry = None if entries is None else entries.get(parts.name)
+    if entry is None or entry.spec.dtype != "F32" or not _covers(entry.spec, parts.spec):
+        return None
+    return entry.id
+
+
+def _covers(larger: TensorSpec, smaller: TensorSpec) -> bool:
+    if larger.shape == smaller.shape:
+        return True
+    if not larger.shape or len(larger.shape) != len(smaller.shape):
+        return False
+    return larger.shape[1:] == smaller.shape[1:] and larger.shape[0] >= smaller.shape[0]
+
+
+def _read_statistics(texts: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for key, text in texts.items():
+        rule, colon, name = key.rpartition(":")
+        try:
+            value = float(text)
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise UsageError(f"not a statistic of a merge: {key[:60]} = {text[:40]!r}")
+        found.setdefault(rule, {})[name] = value
+    return found

@@ -1,0 +1,140 @@
+"""Options of strategies: read from a function's signature, converted from text, checked before anything is merged."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from modelgit.errors import BugError, UsageError
+
+__all__ = ["Between", "Option", "Scalar", "options_of", "recipe_form", "resolve_options"]
+
+Scalar = float | int | str | bool
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a numeric option, both inclusive: `Annotated[float, Between(0, 1)]`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option: `kind` is float, int, bool, str, "numbers" (joined by commas), or the tuple of allowed texts."""
+
+    name: str
+    kind: type | str | tuple[str, ...]
+    default: Any
+    bounds: Between = Between()
+
+    def convert(self, value: object) -> Any:
+        """`value`, as text or already typed, in the option's type.  Raises UsageError, naming the option."""
+        if isinstance(self.kind, tuple):
+            if value in self.kind:
+                return value
+            raise self._refuse(value, "one of " + ", ".join(self.kind), near=self.kind)
+        if self.kind == "numbers":
+            if isinstance(value, str):
+                parts: list[object] = [part.strip() for part in value.split(",")] if value.strip() else []
+            elif isinstance(value, list | tuple):
+                parts = list(value)
+            else:
+                parts = [value]
+            return tuple(self._number(part, float) for part in parts)
+        if self.kind is bool:
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in _WORDS:
+                return _WORDS[value.lower()]
+            raise self._refuse(value, "true or false")
+        if self.kind is str:
+            if isinstance(value, str):
+                return value
+            raise self._refuse(value, "text")
+        return self._number(value, int if self.kind is int else float)
+
+    def _number(self, value: object, kind: Callable[[Any], float]) -> float | int:
+        what = "a whole number" if kind is int else "a number"
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self._refuse(value, what)
+        try:
+            if isinstance(value, str) and value.endswith("%") and kind is float:
+                number = float(value[:-1]) / 100
+            else:
+                number = kind(value)
+        except (ValueError, OverflowError):
+            raise self._refuse(value, what) from None
+        if number != value and isinstance(value, float):
+            raise self._refuse(value, what)
+        if not math.isfinite(number) or not self.bounds.low <= number <= self.bounds.high:
+            raise self._refuse(value, f"{what} from {self.bounds.low:g} to {self.bounds.high:g}")
+        return number
+
+    def _refuse(self, value: object, wanted: str, *, near: tuple[str, ...] = ()) -> UsageError:
+        close = difflib.get_close_matches(str(value), near, n=1)
+        return UsageError(
+            f"option `{self.name}` must be {wanted}, not {str(value)[:40]!r}"
+            + (f"; did you mean `{close[0]}`?" if close else ""),
+            hint=f"its default is {recipe_form(self.default)!r}",
+        )
+
+
+def options_of(function: Callable[..., object]) -> tuple[Option, ...]:
+    """The keyword-only parameters of `function`.
+
+    Raises BugError where one has no default or a type that no text can be converted to.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.default is inspect.Parameter.empty:
+            raise BugError(f"option `{name}` of {function.__name__} has no default")
+        hint, bounds = hints[name], Between()
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            bounds = next((extra for extra in extras if isinstance(extra, Between)), bounds)
+        found.append(Option(name=name, kind=_kind(hint, name, function), default=parameter.default, bounds=bounds))
+    return tuple(found)
+
+
+def _kind(hint: Any, name: str, function: Callable[..., object]) -> type | str | tuple[str, ...]:
+    if hint in (float, int, bool, str):
+        return typing.cast(type, hint)
+    if hint == tuple[float, ...]:
+        return "numbers"
+    if get_origin(hint) is typing.Literal and all(isinstance(choice, str) for choice in get_args(hint)):
+        return get_args(hint)
+    raise BugError(f"option `{name}` of {function.__name__} has type {hint}, which has no text form")
+
+
+def resolve_options(strategy: str, options: tuple[Option, ...], given: Mapping[str, object]) -> dict[str, Any]:
+    """All options of a strategy by name: those given, converted, and the defaults of the others.
+
+    Raises UsageError for an option that the strategy does not have.
+    """
+    known = {option.name: option for option in options}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"`{strategy}` has no option `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+                hint=f"its options: {', '.join(sorted(known)) or 'none'}",
+            )
+    return {name: option.convert(given[name]) if name in given else option.default for name, option in known.items()}
+
+
+def recipe_form(value: Any) -> Scalar:
+    """An option's value as a recipe stores it: numbers of a list joined by commas, each exact."""
+    if isinstance(value, tuple):
+        return ",".join(repr(float(number)) for number in value)
+    return typing.cast(Scalar, value)

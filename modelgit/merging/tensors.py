@@ -1,0 +1,116 @@
+"""Merged tensors as sources of bytes: any window is made when it is asked for, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelgit.merging.base import Array, BoundStrategy, Where
+from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
+from modelgit.objects import TensorId, TensorSpec
+from modelgit.patching.base import TensorReads
+
+__all__ = ["WINDOW_BYTES", "MergedTensor", "TensorParts", "compare", "read_diagonal", "windows"]
+
+WINDOW_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorParts:
+    """One tensor of a merge: its spec and where its values come from.
+
+    `sides` are two or more, in order; `fisher` names per side a float32 tensor with one value an element, or None.
+    The stored tensors may be longer than `spec` (more rows): then their beginning is merged.
+    """
+
+    name: str
+    spec: TensorSpec
+    base: TensorId | None
+    sides: tuple[TensorId, ...]
+    fisher: tuple[TensorId | None, ...] = ()
+
+
+def windows(size_bytes: int, step_bytes: int = WINDOW_BYTES) -> list[tuple[int, int]]:
+    """Byte ranges of at most `step_bytes` that cover `size_bytes` in order; none for an empty tensor."""
+    return [(start, min(start + step_bytes, size_bytes)) for start in range(0, size_bytes, step_bytes)]
+
+
+def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
+    """One streaming pass over a tensor: how much each side changed, and how much of it overlaps."""
+    total = Comparison(changed=(0,) * len(parts.sides))
+    if parts.base is None:
+        return Comparison(elements=parts.spec.elements)
+    for start, stop in windows(parts.spec.size_bytes):
+        base = reads.read(parts.base, start, stop)
+        total += compare_window(base, [reads.read(side, start, stop) for side in parts.sides], parts.spec.dtype)
+    return total
+
+
+def read_diagonal(reads: TensorReads, tensor: TensorId, first: int, last: int) -> Array:
+    """Elements `first` to `last` of a float32 Fisher diagonal, as float64."""
+    return np.frombuffer(reads.read(tensor, first * 4, last * 4), dtype="<f4").astype(np.float64)
+
+
+class MergedTensor:
+    """A tensor that a strategy makes from its sides; a TensorSource.
+
+    Windows of any size give the same bytes.  For scope "tensor" the whole result is made at the first read and
+    kept until the object goes.  Safe to read from several threads, as far as `reads` is.
+    """
+
+    def __init__(
+        self,
+        reads: TensorReads,
+        parts: TensorParts,
+        strategy: BoundStrategy,
+        *,
+        statistics: Mapping[str, float] | None = None,
+        split: bool = False,
+    ) -> None:
+        self.spec = parts.spec
+        self._reads = reads
+        self._parts = parts
+        self._strategy = strategy
+        self._statistics = dict(statistics or {})
+        self._split = split
+        self._lock = threading.Lock()
+        self._whole: bytes | None = None
+
+    def read(self, start: int, stop: int) -> bytes | bytearray | memoryview:
+        """Raw merged bytes `start` to `stop`."""
+        if self._strategy.strategy.scope == "tensor":
+            with self._lock:
+                if self._whole is None:
+                    self._whole = self._window(0, self.spec.size_bytes)
+            return memoryview(self._whole)[start:stop]
+        # A word border may lie inside an element (complex numbers): whole elements are merged, then cut.
+        unit = element_bytes(self.spec.dtype)
+        low, high = start // unit * unit, -(-stop // unit) * unit
+        merged = bytearray()
+        for first, last in windows(high - low):
+            merged += self._window(low + first, low + last)
+        return memoryview(merged)[start - low : stop - low]
+
+    def _window(self, start: int, stop: int) -> bytes:
+        parts, unit = self._parts, element_bytes(self.spec.dtype)
+        return combine_window(
+            None if parts.base is None else self._reads.read(parts.base, start, stop),
+            [self._reads.read(side, start, stop) for side in parts.sides],
+            self.spec.dtype,
+            self._strategy,
+            where=Where(name=parts.name, start=start // unit, count=(stop - start) // unit),
+            shape=self.spec.shape,
+            fisher=self._diagonals(start // unit, stop // unit),
+            statistics=self._statistics,
+            split=self._split,
+        )
+
+    def _diagonals(self, first: int, last: int) -> Sequence[Array | None]:
+        if "fisher" not in self._strategy.strategy.needs:
+            return ()
+        return [
+            None if tensor is None else read_diagonal(self._reads, tensor, first, last) for tensor in self._parts.fisher
+        ]

@@ -1,0 +1,137 @@
+"""Merges as data: what was decided for every tensor and file, what is in conflict, and a merge that waits."""
+
+from __future__ import annotations
+
+from typing import Literal as OneOf
+
+from modelgit.errors import UsageError
+from modelgit.objects.canonical import Record
+from modelgit.objects.ids import CommitId, ManifestId
+
+__all__ = [
+    "Action",
+    "Conflict",
+    "ConflictKind",
+    "FileDecision",
+    "MergePlan",
+    "MergeState",
+    "Resolution",
+    "SideName",
+    "TensorDecision",
+]
+
+Action = OneOf["keep", "ours", "theirs", "both-same", "combine", "conflict"]
+ConflictKind = OneOf["shape", "dtype", "integer", "deleted-changed", "added-added", "text", "key", "binary"]
+SideName = OneOf["ours", "theirs", "base"]
+
+_SIDES: dict[str, SideName] = {"ours": "ours", "theirs": "theirs", "base": "base"}
+
+
+class TensorDecision(Record, frozen=True, kw_only=True):
+    """What becomes of one tensor.
+
+    `keep`: no side changed it; `ours`, `theirs`: only that side did (or added or removed it); `both-same`: both did
+    the same; `combine`: a strategy makes the value; `conflict`: somebody has to say.  `reason` is a few words.
+    """
+
+    model: str
+    name: str
+    action: Action
+    reason: str
+
+
+class FileDecision(Record, frozen=True, kw_only=True):
+    """What becomes of one file without weights; `combine` means that its content has to be merged."""
+
+    path: str
+    action: Action
+    reason: str
+
+
+class Conflict(Record, frozen=True, kw_only=True):
+    """Something that no rule decides.
+
+    `path` is a model or a file; `item` the tensor or the dotted key inside it, "" for the whole.  `ours` and
+    `theirs` are short descriptions for people (a shape, a value, "deleted").
+    """
+
+    path: str
+    kind: ConflictKind
+    item: str = ""
+    ours: str = ""
+    theirs: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name under which it is resolved: `PATH` or `PATH:ITEM`."""
+        return f"{self.path}:{self.item}" if self.item else self.path
+
+
+class Resolution(Record, frozen=True, kw_only=True):
+    """What somebody said about a conflict: `take` a side, or put in `value` (JSON text, or the name of a method)."""
+
+    take: SideName | None = None
+    value: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Resolution:
+        """Read `take ours|theirs|base` or `with VALUE`.  Raises UsageError for anything else."""
+        verb, _, rest = text.partition(" ")
+        if verb == "take" and rest in _SIDES:
+            return cls(take=_SIDES[rest])
+        if verb == "with" and rest:
+            return cls(value=rest)
+        raise UsageError(
+            f"not a resolution: {text[:80]!r}",
+            hint="write `--take ours`, `--take theirs`, `--take base` or `--with VALUE`",
+        )
+
+    def __str__(self) -> str:
+        return f"take {self.take}" if self.take is not None else f"with {self.value}"
+
+
+class MergePlan(Record, frozen=True, kw_only=True):
+    """A three-way merge as far as ids alone decide it, sorted by path and name."""
+
+    base: ManifestId | None
+    ours: ManifestId | None
+    theirs: ManifestId | None
+    tensors: tuple[TensorDecision, ...] = ()
+    files: tuple[FileDecision, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+    @property
+    def counts(self) -> dict[Action, int]:
+        """How many tensors each action has; actions without any are left out."""
+        found: dict[Action, int] = {}
+        for decision in self.tensors:
+            found[decision.action] = found.get(decision.action, 0) + 1
+        return found
+
+    def with_action(self, action: Action, *, model: str | None = None) -> tuple[TensorDecision, ...]:
+        """The tensors decided as `action`, of one model or of all."""
+        return tuple(d for d in self.tensors if d.action == action and model in (None, d.model))
+
+    @property
+    def trivial(self) -> bool:
+        """True when nothing has to be computed or asked."""
+        actions = {d.action for d in self.tensors} | {d.action for d in self.files}
+        return not self.conflicts and "combine" not in actions
+
+
+class MergeState(Record, frozen=True, kw_only=True):
+    """A merge that stopped at conflicts, kept between `merge` and `merge --continue`.
+
+    `resolutions` maps a conflict's id to the text of a Resolution; `rules` maps a pattern of tensor names to a
+    strategy; `conflicts` holds those that are still open.
+    """
+
+    ours: CommitId
+    theirs: CommitId
+    base: CommitId | None
+    message: str
+    strategy: str
+    options: dict[str, float | int | str | bool] = {}
+    rules: dict[str, str] = {}
+    resolutions: dict[str, str] = {}
+    conflicts: tuple[Conflict, ...] = ()
