@@ -1,0 +1,5 @@
+"""`python -m modelgit` is `mgit`."""
+
+from modelgit.cli.main import run
+
+run()

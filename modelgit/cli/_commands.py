@@ -1,0 +1,61 @@
+"""The table of commands: name, where it is, one line of help, heading.  Nothing is imported from here."""
+
+from __future__ import annotations
+
+from modelgit.cli._lazy import Entry
+
+__all__ = ["COMMANDS"]
+
+_SECTIONS: dict[str, dict[str, str]] = {
+    "Start": {
+        "init": "Make an empty repository.",
+        "clone": "Copy a repository.",
+        "demo": "Make a small repository with a model, branches and a merge to try things on.",
+        "track": "Say which models and files are recorded.",
+        "untrack": "Stop recording a path.",
+    },
+    "Record": {
+        "status": "Show what changed since the last commit.",
+        "commit": "Record everything tracked that changed.",
+        "restore": "Bring files back as they were.",
+        "undo": "Take back the last operation.",
+        "redo": "Do again what was undone.",
+    },
+    "Look": {
+        "log": "Show the history.",
+        "show": "Show one commit and what it changed.",
+        "diff": "Compare two states of a model, tensor by tensor.",
+        "op": "Show what was done in this repository.",
+    },
+    "Branch and merge": {
+        "branch": "List, make or delete branches.",
+        "switch": "Change to another branch.",
+        "tag": "List, make or delete tags.",
+        "merge": "Combine another branch with this one.",
+        "resolve": "Say how a conflict is decided.",
+    },
+    "Measure": {
+        "eval": "Run evaluation suites.",
+        "fisher": "Estimate the Fisher information of the weights.",
+        "mask": "Choose which weights a training run may change.",
+    },
+    "Share": {
+        "remote": "List, add or remove remote repositories.",
+        "push": "Send commits to a remote.",
+        "fetch": "Get commits from a remote without touching your files.",
+        "pull": "Get commits from a remote and bring the current branch forward.",
+    },
+    "Keep house": {
+        "config": "Read and change settings.",
+        "trust": "Allow the code that mgit.toml names to run.",
+        "gc": "Free space: drop what nothing refers to.",
+        "fsck": "Check every stored byte.",
+        "completion": "Print the completion script of a shell.",
+    },
+}
+
+COMMANDS: dict[str, Entry] = {
+    name: Entry(f"modelgit.cli.cmd_{name}:{name if name != 'eval' else 'evaluate'}", text, section)
+    for section, commands in _SECTIONS.items()
+    for name, text in commands.items()
+}

@@ -1,0 +1,99 @@
+"""How numbers, times and foreign text read in a terminal: pure functions."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["ago", "count", "duration", "escape", "percent", "plural", "size"]
+
+# Control, format (zero width, direction), surrogate, private use, line and paragraph separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_STEPS = ((60, "second"), (60, "minute"), (24, "hour"), (7, "day"), (4.35, "week"), (12, "month"))
+
+
+def escape(text: str) -> str:
+    """`text` with every character that could steer a terminal or hide itself written out (`\\x1b`, `\\u202e`).
+
+    Names, messages and errors come from checkpoints and remotes, whose authors are strangers: a commit message must
+    not be able to move the cursor, set the window's title or reverse the direction of a line.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    if char in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[char]
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def size(size_bytes: int) -> str:
+    """A size for people: `3.1 MiB`, `134 bytes`."""
+    if abs(size_bytes) < 1024:
+        return f"{size_bytes} byte" if size_bytes == 1 else f"{size_bytes} bytes"
+    value, units = size_bytes / 1024, ["KiB", "MiB", "GiB", "TiB", "PiB"]
+    while abs(value) >= 1023.95 and len(units) > 1:
+        value /= 1024
+        del units[0]
+    return f"{value:.1f} {units[0]}"
+
+
+def count(number: int) -> str:
+    """A count: `290`, `2 113`, `1.81 M`, `361.8 M`."""
+    if abs(number) < 10_000:
+        return f"{number:,}".replace(",", " ")
+    value, units = number / 1000, ["k", "M", "G", "T"]
+    while abs(value) >= 999.95 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:.2f} {units[0]}" if abs(value) < 10 else f"{value:.1f} {units[0]}"
+
+
+def plural(number: int, noun: str, many: str | None = None) -> str:
+    """A count with its noun: `1 tensor`, `290 tensors`, `3 branches`."""
+    return f"{count(number)} {noun if number == 1 else many or noun + 's'}"
+
+
+def percent(value: float) -> str:
+    """A ratio in per cent with the digits that it deserves: `0.0021 %`, `0.31 %`, `9.1 %`, `61 %`."""
+    hundredfold = value * 100
+    magnitude = abs(hundredfold)
+    if magnitude == 0:
+        return "0 %"
+    if magnitude < 0.01:
+        return f"{hundredfold:.2g} %"
+    if magnitude < 1:
+        return f"{hundredfold:.2f} %"
+    # 99.97 % is not everything: only a whole is written as 100 %.
+    return f"{hundredfold:.1f} %" if magnitude < 10 or 99.5 <= magnitude < 100 else f"{hundredfold:.0f} %"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was: `just now`, `12 minutes ago`, `3 weeks ago`."""
+    if seconds < 0:
+        return "in the future"
+    if seconds < 5:
+        return "just now"
+    value = seconds
+    for step, unit in _STEPS:
+        if value < step:
+            return f"{plural(int(value), unit)} ago"
+        value /= step
+    return f"{plural(int(value), 'year')} ago"
+
+
+def duration(seconds: float) -> str:
+    """How long something took: `0.4 s`, `41 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,164 @@
+"""Commands and groups in the house style, with the options that all of them share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from modelgit.cli._output import ColorChoice
+
+if TYPE_CHECKING:
+    from modelgit.cli._session import Session
+
+__all__ = ["Command", "Group", "command", "common_options", "group", "json_option", "no_such_command", "pass_session"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+pass_session = click.pass_obj
+
+
+def _change_directory(context: click.Context, _: click.Parameter, value: Sequence[str]) -> None:
+    if value and not context.resilient_parsing:
+        session: Session = context.obj
+        for directory in value:
+            session.change_directory(directory)
+
+
+def _set_color(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None and not context.resilient_parsing:
+        session: Session = context.obj
+        session.output.color = cast(ColorChoice, value)
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.obj.debug = True
+
+
+def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.obj.output.quiet = True
+
+
+def _set_no_progress(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.obj.no_progress = True
+
+
+def common_options() -> list[click.Option]:
+    """Options that may stand before the command or after it."""
+
+    def option(
+        *names: str, callback: Callable[[click.Context, click.Parameter, Any], None], **more: Any
+    ) -> click.Option:
+        return click.Option(names, expose_value=False, is_eager=True, callback=callback, **more)
+
+    return [
+        option(
+            "-C",
+            "directory",
+            metavar="DIR",
+            multiple=True,
+            callback=_change_directory,
+            help="Act as if started in DIR.",
+        ),
+        option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            callback=_set_color,
+            help="Colour the output (auto: on a terminal, unless NO_COLOR is set).",
+        ),
+        option(
+            "-q", "--quiet", is_flag=True, callback=_set_quiet, help="Say nothing but what was asked for, and errors."
+        ),
+        option("--no-progress", is_flag=True, callback=_set_no_progress, help="Show no progress bars."),
+        option("--debug", is_flag=True, callback=_set_debug, help="Show the traceback of an error."),
+    ]
+
+
+class Command(click.Command):
+    """A command with the common options and one example in its help."""
+
+    def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.example = example
+        self.common = common_options()
+        self.params.extend(self.common)
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example, the command's own options, then the common ones."""
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        _format_options(self, context, formatter)
+
+
+class Group(click.Group):
+    """A family of commands (`mgit remote add`) that suggests the nearest name for an unknown one."""
+
+    def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.example = example
+        self.common = common_options()
+        self.params.extend(self.common)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; raises click's UsageError with the nearest name when there is none."""
+        name = arguments[0]
+        found = self.get_command(context, name)
+        if found is None and not context.resilient_parsing:
+            raise no_such_command(name, self.list_commands(context), context)
+        return (name if found else None), found, arguments[1:]
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example, the commands, then the options."""
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        self.format_commands(context, formatter)
+        _format_options(self, context, formatter)
+
+
+def _format_options(self: Command | Group, context: click.Context, formatter: click.HelpFormatter) -> None:
+    own = [
+        record
+        for p in self.get_params(context)
+        if isinstance(p, click.Option) and p not in self.common and (record := p.get_help_record(context))
+    ]
+    shared = [record for p in self.common if (record := p.get_help_record(context))]
+    if own:
+        with formatter.section("Options"):
+            formatter.write_dl(own)
+    with formatter.section("Common options"):
+        formatter.write_dl(shared)
+
+
+def no_such_command(name: str, known: Iterable[str], context: click.Context) -> click.UsageError:
+    """The error for an unknown command, with the nearest known name."""
+    full = " ".join((*context.command_path.split()[1:], name))
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    error = click.UsageError(f"no command `{full}`" + (f"; did you mean `{near[0]}`?" if near else ""), context)
+    error.hint = "" if near else f"`{context.command_path} --help` lists the commands"  # type: ignore[attr-defined]
+    return error
+
+
+def command(name: str, *, example: str, **more: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a command of a function; its docstring is the help."""
+    return cast("Callable[[Callable[..., Any]], Command]", click.command(name, cls=Command, example=example, **more))
+
+
+def group(name: str, *, example: str, **more: Any) -> Callable[[Callable[..., Any]], Group]:
+    """Make a group of a function; its docstring is the help."""
+    return cast("Callable[[Callable[..., Any]], Group]", click.group(name, cls=Group, example=example, **more))
+
+
+def json_option(function: F) -> F:
+    """`--json`: one document with a versioned schema in place of text."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)

@@ -1,0 +1,102 @@
+"""`mgit`: the entry point, which captures the process's surroundings once and turns every ending into an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+import modelgit
+from modelgit.cli._commands import COMMANDS
+from modelgit.cli._errors import report
+from modelgit.cli._lazy import LazyGroup
+from modelgit.cli._output import Output
+from modelgit.cli._session import Session
+from modelgit.environment import Environment
+
+__all__ = ["main", "mgit", "run"]
+
+_COMPLETION_VARIABLE = "_MGIT_COMPLETE"
+
+
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.obj.output.line(f"mgit {modelgit.__version__}")
+        context.exit()
+
+
+@click.group(
+    "mgit",
+    cls=LazyGroup,
+    entries=COMMANDS,
+    example="mgit init && mgit track models/bot && mgit commit -m 'Base model'",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@click.pass_context
+def mgit(context: click.Context) -> None:
+    """Version control for model weights.
+
+    `mgit COMMAND --help` explains a command.  An executable `mgit-NAME` on PATH is run as `mgit NAME`.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str], *, values: Mapping[str, str], environment: Environment | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    `values` are the process's environment variables; `environment` replaces what would be captured from them.
+    """
+    output = Output(no_color=bool(values.get("NO_COLOR")), terminal=values.get("TERM", ""))
+    debug = values.get("MGIT_DEBUG", "") not in ("", "0")
+    session = None
+    try:
+        session = Session(environment or Environment.capture(values), output, debug=debug)
+        _stop_threads_on_interrupt(session)
+        try:
+            with mgit.make_context("mgit", list(arguments), obj=session) as context:
+                mgit.invoke(context)
+        finally:
+            session.close()
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the border: no ending without a sentence and a code)
+        return report(error, output, debug=session.debug if session else debug)
+    return 0
+
+
+def run() -> NoReturn:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            # A terminal that lacks a character gets its code: no output is worth a crash.
+            reconfigure(errors="backslashreplace")
+    instruction = os.environ.get(_COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        session = Session(Environment.capture(os.environ), Output())
+        sys.exit(shell_complete(mgit, {"obj": session}, "mgit", _COMPLETION_VARIABLE, instruction))
+    sys.exit(main(sys.argv[1:], values=os.environ))
+
+
+def _stop_threads_on_interrupt(session: Session) -> None:
+    """Make Ctrl-C reach worker threads through their progress object as well as the main thread as an exception."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        session.cancel()
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGINT, interrupt)
+    except ValueError:
+        return  # not in the main thread: whoever started this thread handles signals

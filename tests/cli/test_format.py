@@ -1,0 +1,143 @@
+"""How numbers, times and foreign text read."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelgit.cli._format import ago, count, duration, escape, percent, plural, size
+
+
+@given(st.text())
+def test_nothing_escaped_can_steer_a_terminal(text: str) -> None:
+    shown = escape(text)
+    assert not any(unicodedata.category(char) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} for char in shown)
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "N", "P", "S", "Zs"])))
+def test_readable_text_is_left_alone(text: str) -> None:
+    assert escape(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("evil\u202etxt.exe", "evil\\u202etxt.exe"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\U000e0041", "\\U000e0041"),
+        ("naïve λ 模型 ✓", "naïve λ 模型 ✓"),
+    ],
+)
+def test_escapes(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (134, "134 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (1048575, "1.0 MiB"),  # never "1024.0 KiB"
+        (723_621_478, "690.1 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (1 << 70, "1048576.0 PiB"),
+    ],
+)
+def test_sizes(number: int, shown: str) -> None:
+    assert size(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (290, "290"),
+        (2113, "2 113"),
+        (9999, "9 999"),
+        (12_345, "12.3 k"),
+        (1_810_000, "1.81 M"),
+        (361_800_000, "361.8 M"),
+        (999_960, "1.00 M"),  # never "1000.0 k"
+        (7_000_000_000, "7.00 G"),
+    ],
+)
+def test_counts(number: int, shown: str) -> None:
+    assert count(number) == shown
+
+
+@given(st.integers(min_value=0, max_value=1 << 62), st.integers(min_value=0, max_value=1 << 62))
+def test_sizes_and_counts_grow_with_their_number(a: int, b: int) -> None:
+    units = ["", "k", "M", "G", "T"]
+
+    def value(text: str) -> float:
+        head, _, unit = text.rpartition(" ")
+        if unit in units:
+            return float(head) * 1000.0 ** units.index(unit)
+        return float(text.replace(" ", ""))
+
+    low, high = sorted((a, b))
+    assert value(count(low)) <= value(count(high))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0 %"),
+        (0.0000213, "0.0021 %"),
+        (0.0031, "0.31 %"),
+        (0.091, "9.1 %"),
+        (0.61, "61 %"),
+        (1.0, "100 %"),
+        (0.9997, "100.0 %"),
+        (0.996, "99.6 %"),
+        (-0.006, "-0.60 %"),
+        (2.5, "250 %"),
+    ],
+)
+def test_percentages(value: float, shown: str) -> None:
+    assert percent(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-100, "in the future"),
+        (1, "just now"),
+        (42, "42 seconds ago"),
+        (61, "1 minute ago"),
+        (12 * 60, "12 minutes ago"),
+        (3600 * 23.9, "23 hours ago"),
+        (86400, "1 day ago"),
+        (86400 * 8, "1 week ago"),
+        (86400 * 40, "1 month ago"),
+        (86400 * 800, "2 years ago"),
+    ],
+)
+def test_relative_times(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.44, 41.2, 59.7, 725, 12_000)] == [
+        "0.4 s",
+        "41 s",
+        "1 min 0 s",
+        "12 min 5 s",
+        "3 h 20 min",
+    ]
+
+
+def test_plurals() -> None:
+    assert [plural(1, "tensor"), plural(2, "tensor"), plural(0, "branch", "branches")] == [
+        "1 tensor",
+        "2 tensors",
+        "0 branches",
+    ]
