@@ -76,7 +76,9 @@ class SparseCodec:
             planes = decode_streams(reader, layout.word_bytes, positions.size)
         reader.finish()
         np.copyto(out, base)
-        first, last = (int(cut) for cut in np.searchsorted(positions, np.array((start, start + out.size))))
+        # In the positions' own dtype, or numpy widens all of them.
+        window = np.array((start, start + out.size), positions.dtype)
+        first, last = (int(cut) for cut in np.searchsorted(positions, window))
         for run in range(first, last, RUN_WORDS):
             part = slice(run, min(run + RUN_WORDS, last))
             places = positions[part].astype(np.intp)

@@ -2,9 +2,9 @@
 
 Every conversion to a narrower float rounds once, to nearest even, also from float64: a float64 is first brought to
 float32 by rounding to odd, which keeps a second rounding from going wrong (Boldo and Melquiond, 2008).  8-bit floats
-come from a table of 2^16 entries over the upper half of a float32 that was itself rounded to odd.  What overflows becomes
-what `tensor.to(torch.float8_*)` of a current torch makes of it: infinity in E5M2, the largest number in E4M3 (older
-ones: NaN), NaN in the FNUZ types.
+come from a table of 2^16 entries over the upper half of a float32 that was itself rounded to odd.  What overflows
+becomes what `tensor.to(torch.float8_*)` of a current torch makes of it: infinity in E5M2, the largest number in E4M3
+(older ones: NaN), NaN in the FNUZ types.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ def to_float64(data: BytesLike, dtype: str) -> NDArray[np.float64]:
 
     Exact but for 64-bit integers beyond 2^53.  Raises UsageError for a dtype without a value per element.
     """
-    if dtype in _PLAIN:
-        return np.frombuffer(data, _PLAIN[dtype]).astype(np.float64)
-    return to_float32(data, dtype).astype(np.float64)
+    # Widening a signalling NaN makes it quiet, which numpy would report.
+    with np.errstate(invalid="ignore"):
+        if dtype in _PLAIN:
+            return np.frombuffer(data, _PLAIN[dtype]).astype(np.float64)
+        return to_float32(data, dtype).astype(np.float64)
 
 
 def to_float32(data: BytesLike, dtype: str) -> NDArray[np.float32]:
@@ -82,7 +84,8 @@ def to_float32(data: BytesLike, dtype: str) -> NDArray[np.float32]:
         np.left_shift(bits, 16, out=bits)
         return bits.view(np.float32)
     if dtype == "BOOL":
-        return (np.frombuffer(data, np.uint8) != 0).astype(np.float32)
+        set_bytes: NDArray[np.bool_] = np.frombuffer(data, np.uint8) != 0
+        return set_bytes.astype(np.float32)
     values: NDArray[np.float32] = _values(dtype)[np.frombuffer(data, np.uint8)]
     return values
 
@@ -132,15 +135,14 @@ def _magnitudes(kind: _Minifloat) -> NDArray[np.float64]:
     codes = np.arange(0x81)
     exponent, mantissa = codes >> kind.mantissa_bits, codes & (1 << kind.mantissa_bits) - 1
     significand = np.where(exponent > 0, mantissa + (1 << kind.mantissa_bits), mantissa).astype(np.float64)
-    return significand * np.exp2(np.maximum(exponent, 1) - kind.bias - kind.mantissa_bits)
+    magnitudes: NDArray[np.float64] = np.ldexp(significand, np.maximum(exponent, 1) - kind.bias - kind.mantissa_bits)
+    return magnitudes
 
 
 @functools.cache
 def _values(dtype: str) -> NDArray[np.float32]:
     if dtype == "F8_E8M0":
-        powers: NDArray[np.float32] = np.exp2(np.arange(256) - 127).astype(np.float32)
-        powers[255] = np.nan
-        return powers
+        return np.array([*(2.0**power for power in range(-127, 128)), np.nan], np.float32)
     kind = _MINIFLOATS.get(dtype)
     if kind is None:
         raise UsageError(f"tensors of {dtype} have no value per element that could be computed with")

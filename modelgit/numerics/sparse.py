@@ -97,7 +97,7 @@ def _encode_block(positions: NDArray[np.int64], start: int, span: int) -> bytes:
         return bytes((EMPTY,))
     head = varint(count - 1)
     candidates = []
-    if count < span * BITMAP_ONLY_ABOVE:
+    if count < span * BITMAP_ONLY_ABOVE or count == span:
         form, gaps = _gaps(positions, start)
         candidates.append(b"".join([bytes((form,)), head, *gaps]))
     if count > span * GAPS_ONLY_BELOW:
