@@ -64,7 +64,7 @@ class ModelMerge:
             self._tensors[parts.name] = self._with_fisher(parts)
             if "fisher" in self._strategies[rule].strategy.needs:
                 for side, tensor in enumerate(self._tensors[parts.name].fisher):
-                    if tensor is None and self._diagonals[side] is not None:
+                    if tensor is None and side < len(fishers) and fishers[side] is not None:
                         missing.setdefault(side, []).append(parts.name)
         self._notes = [
             f"side {side + 1} has no Fisher estimate of {names[0]}"
@@ -154,7 +154,8 @@ class _Material:
 
     def diagonals(self) -> Iterator[tuple[Array | None, ...]]:
         present = [entries for entries in self._estimates if entries is not None]
-        for name in sorted(set.intersection(*(set(entries) for entries in present)) if present else ()):
+        shared = set.intersection(*(set(entries) for entries in present)) if present else set()
+        for name in sorted(shared):
             if len({entries[name].spec for entries in present}) > 1:
                 continue  # a resized tensor is not part of the body that the sides share
             for start, stop in windows(present[0][name].spec.size_bytes):
