@@ -5,6 +5,7 @@ Every table has defaults; unknown keys are refused by name where the files are r
 
 from __future__ import annotations
 
+from typing import Annotated
 from typing import Literal as OneOf
 
 import msgspec
@@ -48,7 +49,7 @@ class TrackSettings(Table, frozen=True, kw_only=True):
 class StorageSettings(Table, frozen=True, kw_only=True):
     """How records are made: `threads` 0 means one per processor."""
 
-    threads: int = 0
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class TaskSettings(Table, frozen=True, kw_only=True):
@@ -69,7 +70,7 @@ class TaskSettings(Table, frozen=True, kw_only=True):
     text: str = "text"
     label: str = "label"
     labels: tuple[str, ...] = ()
-    max_length: int = 64
+    max_length: Annotated[int, msgspec.Meta(ge=1)] = 64
     tokenizer: str | None = None
 
 
@@ -98,9 +99,9 @@ class EvalSettings(Table, frozen=True, kw_only=True):
     accuracy: Limit | None = None
     negative_flips: Limit | None = None
     kl: Limit | None = None
-    examples: int | None = None
+    examples: Annotated[int, msgspec.Meta(ge=1)] | None = None
     seed: int = 0
-    alpha: float = 0.05
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
     sampling: OneOf["adaptive", "random", "full"] = "full"
 
 
