@@ -1,0 +1,181 @@
+"""What a model says about examples: log-probabilities, computed once and kept by the identity of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelgit.errors import BugError, UsageError
+from modelgit.evals.cache import PredictionCache
+from modelgit.evals.metrics import log_softmax, margins, top_labels
+from modelgit.models.base import Example, ExampleSet, TaskModel
+from modelgit.objects import ManifestId
+from modelgit.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from modelgit.config.schema import TaskSettings
+
+__all__ = ["Predictions", "SuiteData", "TaskCandidate", "predict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """`log_probs` (nats, float32 `[n, C]`) of the examples at `indices` (int64 `[n]`, ascending positions)."""
+
+    indices: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The most likely class, int32 `[n]`; -1 where the model computed NaN."""
+        return top_labels(self.log_probs)
+
+    @property
+    def margins(self) -> NDArray[np.float64]:
+        """p1 - p2, float64 `[n]`."""
+        return margins(self.log_probs)
+
+    def take(self, wanted: NDArray[np.int64]) -> Predictions:
+        """The rows at `wanted` (ascending, all present in `indices`)."""
+        rows = np.searchsorted(self.indices, wanted)
+        if rows.size and (rows.max() >= self.indices.size or not np.array_equal(self.indices[rows], wanted)):
+            raise BugError("predictions were asked for examples that they do not hold")
+        return Predictions(self.indices[rows], self.log_probs[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class SuiteData:
+    """The data of a suite: gold labels (int64 `[N]`, -1 for none), ids, fingerprint, and the task that reads it."""
+
+    labels: NDArray[np.int64]
+    ids: tuple[str, ...]
+    fingerprint: str
+    task: TaskSettings
+
+    @classmethod
+    def of(cls, examples: tuple[Example, ...], fingerprint: str, task: TaskSettings) -> SuiteData:
+        """From examples as they were read."""
+        labels = np.array([example.label for example in examples], dtype=np.int64)
+        return cls(labels, tuple(example.id for example in examples), fingerprint, task)
+
+
+def predict(
+    model: TaskModel, examples: ExampleSet, *, batch_size: int = 64, progress: Progress = SILENT
+) -> NDArray[np.float32]:
+    """Log-probabilities of every example, float32 `[N, C]`, in the order of the set.
+
+    Runs in evaluation mode without gradients; the module's mode is restored.  Batches are made by similar length,
+    so a value may differ in its last bits when the same example is scored among others.  Raises UsageError when the
+    model cannot be run on the inputs or gives logits of another shape.
+    """
+    import torch
+
+    rows = np.full((len(examples), model.classes), np.nan, dtype=np.float32)
+    seen = np.zeros(len(examples), dtype=bool)
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.inference_mode():
+            for batch in examples.batches(batch_size):
+                progress.check()
+                try:
+                    logits = model.module(**batch.inputs).detach().to("cpu", torch.float32).numpy()
+                except (RuntimeError, TypeError, IndexError) as error:
+                    raise UsageError(f"the model cannot be run on the examples: {error}") from error
+                if logits.shape != (len(batch.indices), model.classes):
+                    raise UsageError(
+                        f"the model gives logits of shape {list(logits.shape)} for {len(batch.indices)} examples, "
+                        f"where [{len(batch.indices)}, {model.classes}] are expected"
+                    )
+                rows[list(batch.indices)] = log_softmax(logits)
+                seen[list(batch.indices)] = True
+                progress.advance("predict", len(batch.indices))
+    finally:
+        model.module.train(training)
+    if not seen.all():
+        raise BugError(f"{int((~seen).sum())} of {len(seen)} examples were in no batch")
+    return rows
+
+
+class TaskCandidate:
+    """One side of a gate: a model of a manifest, loaded when a prediction is missing, and its predictions so far.
+
+    `key` names everything that the predictions depend on (`cache.prediction_key`); `load` builds the model and
+    `encode` its inputs, both called at most when something has to be computed.
+    """
+
+    def __init__(
+        self,
+        manifest: ManifestId,
+        key: str,
+        examples: tuple[Example, ...],
+        data: SuiteData,
+        *,
+        load: Callable[[], TaskModel],
+        encode: Callable[[tuple[Example, ...]], ExampleSet],
+        cache: PredictionCache | None = None,
+        batch_size: int = 64,
+        versions: Mapping[str, str] | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.manifest = manifest
+        self.data = data
+        self.versions = dict(versions or {})
+        self._key = key
+        self._examples = examples
+        self._load = load
+        self._encode = encode
+        self._cache = cache
+        self._batch_size = batch_size
+        self._progress = progress
+        self._model: TaskModel | None = None
+        self._known: Predictions | None = None
+        self._looked = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all predictions are known, so that asking for them costs nothing."""
+        known = self._stored()
+        return known is not None and known.indices.size == len(self._examples)
+
+    def predictions(self, indices: NDArray[np.int64] | None = None) -> Predictions:
+        """Predictions at `indices` (ascending), or all.  Computes what is missing and adds it to the cache."""
+        wanted = np.arange(len(self._examples), dtype=np.int64) if indices is None else indices
+        known = self._stored()
+        missing = wanted if known is None else wanted[~np.isin(wanted, known.indices)]
+        if known is None:
+            known = self._keep(wanted, self._compute(wanted))
+        elif missing.size:
+            rows = self._compute(missing)
+            if rows.shape[1] != known.log_probs.shape[1]:
+                # Whatever was kept is not of this model.
+                known = self._keep(wanted, self._compute(wanted))
+            else:
+                indices = np.concatenate((known.indices, missing))
+                order = np.argsort(indices)
+                known = self._keep(indices[order], np.concatenate((known.log_probs, rows))[order])
+        return known.take(wanted)
+
+    def _stored(self) -> Predictions | None:
+        if not self._looked and self._cache is not None:
+            held = self._cache.read(self._key, examples=len(self._examples))
+            if held is not None:
+                self._known = Predictions(*held)
+        self._looked = True
+        return self._known
+
+    def _compute(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._model is None:
+            self._model = self._load()
+        subset = tuple(self._examples[int(index)] for index in indices)
+        return predict(self._model, self._encode(subset), batch_size=self._batch_size, progress=self._progress)
+
+    def _keep(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Predictions:
+        self._known = Predictions(indices, rows)
+        if self._cache is not None:
+            self._cache.write(self._key, indices, rows, examples=len(self._examples))
+        return self._known

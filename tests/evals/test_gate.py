@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from modelgit.config.schema import EvalSettings, Limit, TaskSettings
+from modelgit.errors import UsageError
+from modelgit.evals.gate import decide, run_suite, suite_id, unavailable
+from modelgit.evals.predictions import Predictions, SuiteData
+from modelgit.objects import EvalRecord, ManifestId, decode, encode
+
+TASK = TaskSettings(model="models/bot", adapter="bert-classifier", test="data/test.jsonl")
+OLD, NEW = ManifestId.of(b"old"), ManifestId.of(b"new")
+
+
+def log_probs(labels: np.ndarray, *, classes: int = 3, sure: float = 0.9) -> np.ndarray:
+    rows = np.full((len(labels), classes), np.log((1 - sure) / (classes - 1)), dtype=np.float32)
+    rows[np.arange(len(labels)), labels] = np.log(sure)
+    return rows
+
+
+@dataclass
+class FakeCandidate:
+    manifest: ManifestId
+    data: SuiteData
+    rows: np.ndarray
+    complete: bool = False
+    versions: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.x"})
+    asked: set[int] = field(default_factory=set)
+    error: UsageError | None = None
+
+    def predictions(self, indices: np.ndarray | None = None) -> Predictions:
+        if self.error is not None:
+            raise self.error
+        wanted = np.arange(len(self.rows)) if indices is None else indices
+        assert (np.diff(wanted) > 0).all()
+        self.asked.update(wanted.tolist())
+        return Predictions(wanted, self.rows[wanted])
+
+
+def pair(
+    total: int = 1000, *, wrong: int = 100, negative: int = 0, positive: int = 0, known: bool = False
+) -> tuple[FakeCandidate, FakeCandidate]:
+    """The first `wrong` are wrong in the baseline, `positive` of which are mended; the last `negative` are broken."""
+    gold = np.arange(total) % 3
+    data = SuiteData(gold.astype(np.int64), tuple(map(str, range(total))), "f" * 64, TASK)
+    old = gold.copy()
+    old[:wrong] = (old[:wrong] + 1) % 3
+    new = old.copy()
+    new[:positive] = gold[:positive]
+    new[total - negative :] = (gold[total - negative :] + 1) % 3
+    candidate = FakeCandidate(NEW, data, log_probs(new))
+    return candidate, FakeCandidate(OLD, data, log_probs(old), complete=known)
+
+
+def rows(record: EvalRecord) -> dict[str, str]:
+    return {result.name: result.decision for result in record.results}
+
+
+def test_a_limit_is_a_count_of_examples() -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.01), accuracy=Limit(max_drop=0.005, min=0.89))
+    at_limit = run_suite("smoke", settings, *pair(negative=10, positive=5))
+    assert at_limit.decision == "pass"
+    flips = next(result for result in at_limit.results if result.name == "negative flips")
+    assert flips.value == 0.01
+    assert flips.limit == "max 1.0 %"
+    assert flips.detail == "10 of 1,000 examples went from right to wrong"
+    accuracy = at_limit.results[0]
+    assert (accuracy.baseline, accuracy.value, accuracy.limit) == (0.9, 0.895, "min 89.0 %, -0.5 pt")
+    assert at_limit.examples == 1000
+
+    assert rows(run_suite("smoke", settings, *pair(negative=11, positive=11))) == {
+        "accuracy": "pass",
+        "negative flips": "fail",
+    }
+    assert rows(run_suite("smoke", settings, *pair(negative=10, positive=4)))["accuracy"] == "fail"
+
+
+def test_regressions_that_accuracy_cannot_see_are_refused() -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.01), accuracy=Limit(max_drop=0.0))
+    record = run_suite("smoke", settings, *pair(negative=30, positive=40))
+    assert rows(record) == {"accuracy": "pass", "negative flips": "fail"}
+    assert record.decision == "fail"
+
+
+def test_without_a_baseline_relative_limits_wait_and_absolute_ones_bite() -> None:
+    settings = EvalSettings(
+        task="t", negative_flips=Limit(max=0.01), kl=Limit(max=0.1), accuracy=Limit(min=0.5, max_drop=0.01)
+    )
+    candidate, _ = pair()
+    first = run_suite("smoke", settings, candidate, None)
+    assert set(rows(first).values()) == {"baseline"}
+    assert (first.decision, first.baseline) == ("baseline", None)
+    poor, _ = pair(wrong=900)
+    assert run_suite("smoke", settings, poor, None).decision == "fail"
+
+
+@pytest.mark.parametrize(
+    ("level", "row", "decision"), [("block", "fail", "fail"), ("warn", "warn", "warn"), ("info", "warn", "pass")]
+)
+def test_levels(level: str, row: str, decision: str) -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.0, level=level))  # type: ignore[arg-type]
+    record = run_suite("smoke", settings, *pair(negative=1))
+    assert rows(record) == {"negative flips": row}
+    assert record.decision == decision
+
+
+def test_divergence_is_measured_and_limited() -> None:
+    candidate, baseline = pair(negative=100)
+    exact = float(0.1 * 0.85 * np.log(0.9 / 0.05))  # a tenth of the rows swaps 0.9 and 0.05
+    for limit, decision in ((exact * 1.001, "pass"), (exact * 0.999, "fail")):
+        record = run_suite("drift", EvalSettings(task="t", kl=Limit(max=limit)), candidate, baseline)
+        assert record.decision == decision
+        assert record.results[0].value == pytest.approx(exact, rel=1e-5)
+        assert record.results[0].unit == "nats"
+
+
+def test_nan_is_wrong_and_never_a_pass() -> None:
+    candidate, baseline = pair()
+    candidate.rows[500:520] = np.nan
+    settings = EvalSettings(task="t", kl=Limit(max=10.0), negative_flips=Limit(max=0.01), accuracy=Limit(max_drop=0.01))
+    record = run_suite("smoke", settings, candidate, baseline)
+    assert set(rows(record).values()) == {"fail"}
+    assert record.results[2].detail == "not finite on 20 of 1,000 examples"
+    assert decode(EvalRecord, encode(record)) == record
+
+
+def test_what_cannot_be_compared_is_an_error() -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.01), kl=Limit(max=0.1))
+    candidate, baseline = pair()
+    baseline.data = SuiteData(baseline.data.labels, baseline.data.ids, "0" * 64, TASK)
+    record = run_suite("smoke", settings, candidate, baseline)
+    assert (record.decision, record.results[0].detail) == (
+        "error",
+        "candidate and baseline were given different data",
+    )
+
+    candidate, baseline = pair()
+    candidate.error = UsageError("no tensor `classifier.weight`")
+    assert run_suite("smoke", settings, candidate, baseline).decision == "error"
+
+    candidate, baseline = pair()
+    for side in (candidate, baseline):
+        side.data = SuiteData(np.full(1000, -1), side.data.ids, side.data.fingerprint, TASK)
+    assert rows(run_suite("smoke", settings, candidate, baseline)) == {"negative flips": "error", "kl": "pass"}
+
+    candidate, baseline = pair()
+    candidate.rows = np.full((1000, 4), np.log(0.25), dtype=np.float32)
+    record = run_suite("drift", EvalSettings(task="t", kl=Limit(max=0.1)), candidate, baseline)
+    assert record.results[0].detail == "the candidate has 4 classes, the baseline 3"
+    assert record.decision == "error"
+
+    empty = SuiteData(np.zeros(0, dtype=np.int64), (), "f" * 64, TASK)
+    nothing = FakeCandidate(NEW, empty, np.zeros((0, 3), dtype=np.float32))
+    assert run_suite("smoke", settings, nothing, None).decision == "error"
+    assert unavailable("smoke", NEW, OLD, "data/test.jsonl is missing").decision == "error"
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("sampling", ["random", "adaptive"])
+def test_drawing_decides_with_few_examples(sampling: str, known: bool) -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.02), sampling=sampling)  # type: ignore[arg-type]
+    candidate, baseline = pair(4000, wrong=800, known=known)
+    clean = run_suite("smoke", settings, candidate, baseline)
+    assert clean.decision == "pass"
+    assert clean.examples == len(candidate.asked) < 300
+    assert f"0 of the {clean.examples} examples drawn" in clean.results[0].detail
+    assert known or candidate.asked == baseline.asked
+
+    candidate, baseline = pair(4000, wrong=800, negative=200, known=known)
+    bad = run_suite("smoke", settings, candidate, baseline)
+    assert bad.decision == "fail"
+    assert len(candidate.asked) < 1500
+    assert "proven at alpha 0.05" in bad.results[0].detail
+
+
+def test_drawing_agrees_with_the_full_run_where_it_is_clear() -> None:
+    for negative in (0, 10, 150, 300):
+        decisions = set()
+        for sampling in ("full", "random", "adaptive"):
+            settings = EvalSettings(task="t", negative_flips=Limit(max=0.03), sampling=sampling)  # type: ignore[arg-type]
+            decisions.add(run_suite("s", settings, *pair(3000, negative=negative, known=True)).decision)
+        assert len(decisions) == 1
+
+
+def test_accuracy_follows_from_few_negative_flips_or_is_measured_in_full() -> None:
+    draws = EvalSettings(
+        task="t", negative_flips=Limit(max=0.02), accuracy=Limit(min=0.7, max_drop=0.02), sampling="random"
+    )
+    candidate, baseline = pair(4000, wrong=800, known=True)
+    record = run_suite("smoke", draws, candidate, baseline)
+    assert record.decision == "pass"
+    assert record.examples < 600
+    assert "at most 80 of 4,000" in record.results[0].detail
+
+    # A limit that no number of flips can prove needs every example, and is then exact.
+    for other in (
+        EvalSettings(task="t", negative_flips=Limit(max=0.02), accuracy=Limit(min=0.85), sampling="random"),
+        EvalSettings(task="t", negative_flips=Limit(max=0.02), kl=Limit(max=0.5), sampling="adaptive"),
+    ):
+        record = run_suite("smoke", other, candidate, baseline)
+        assert record.examples == 4000
+        assert all(result.value is not None for result in record.results)
+
+
+def test_a_proven_failure_stops_and_leaves_the_rest_open() -> None:
+    settings = EvalSettings(task="t", negative_flips=Limit(max=0.01), kl=Limit(max=9.0), sampling="random")
+    record = run_suite("smoke", settings, *pair(4000, negative=800))
+    assert rows(record) == {"negative flips": "fail", "kl": "inconclusive"}
+    assert record.decision == "fail"
+    assert record.examples < 400
+
+
+def test_a_limited_suite_is_a_fixed_part_of_the_data() -> None:
+    settings = EvalSettings(task="t", accuracy=Limit(min=0.0), examples=50)
+    first, _ = pair()
+    second, _ = pair(negative=300)
+    assert run_suite("smoke", settings, first, None).examples == 50
+    run_suite("smoke", settings, second, None)
+    assert first.asked == second.asked
+    assert len(first.asked) == 50
+
+
+def test_suite_id_names_the_question() -> None:
+    candidate, _ = pair()
+    settings = EvalSettings(task="t", accuracy=Limit(min=0.5))
+    other_data = SuiteData(candidate.data.labels, candidate.data.ids, "0" * 64, TASK)
+    ids = {
+        suite_id("a", settings, candidate.data),
+        suite_id("b", settings, candidate.data),
+        suite_id("a", EvalSettings(task="t", accuracy=Limit(min=0.6)), candidate.data),
+        suite_id("a", settings, other_data),
+    }
+    assert len(ids) == 4
+    moved = EvalSettings(task="t", accuracy=Limit(min=0.5), data="elsewhere.jsonl")
+    assert suite_id("a", moved, candidate.data) in ids
+
+
+def test_decisions_combine_to_the_worst() -> None:
+    assert decide(["pass", "pass"]) == "pass"
+    assert decide(["pass", "baseline"]) == "baseline"
+    assert decide(["warn", "baseline", "inconclusive"]) == "inconclusive"
+    assert decide(["error", "inconclusive", "warn"]) == "error"
+    assert decide(["error", "fail"]) == "fail"
+    assert decide([]) == "error"
