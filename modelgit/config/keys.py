@@ -82,10 +82,16 @@ def split_key(text: str) -> tuple[str, ...]:
     raise UsageError(f"{text[:100]!a} is not a dotted key", hint=_SHOW_ALL)
 
 
+def _plain(text: str) -> str:
+    """`text` from a settings file as it may be shown: no control characters, at most 160 characters."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def _unknown(path: tuple[str, ...], known: Iterable[str], where: str) -> NoReturn:
     near = difflib.get_close_matches(path[-1], known, n=1)
     suggestion = f"; did you mean `{join_key((*path[:-1], near[0]))}`?" if near else ""
-    raise UsageError(f"{where}unknown setting `{join_key(path)[:100]}`{suggestion}", hint=_SHOW_ALL)
+    raise UsageError(f"{where}unknown setting `{_plain(join_key(path))}`{suggestion}", hint=_SHOW_ALL)
 
 
 def child_of(node: Table | Family, path: tuple[str, ...], *, where: str = "") -> Node:
@@ -95,8 +101,8 @@ def child_of(node: Table | Family, path: tuple[str, ...], *, where: str = "") ->
     """
     if isinstance(node, Family):
         name = path[-1]
-        if not name or not name.isprintable():
-            raise UsageError(f"{where}{name!a} is not a name for [{path[0]}.NAME]")
+        if not name or len(name) > 100 or not name.isprintable():
+            raise UsageError(f"{where}{name[:100]!a} is not a name for [{path[0]}.NAME]")
         return Table(node.struct)
     children = _children(node.struct)
     if path[-1] not in children:
@@ -138,7 +144,7 @@ def to_leaf(path: tuple[str, ...], leaf: Leaf, value: object, *, where: str = ""
     except msgspec.ValidationError as error:
         reason = str(error).split(" - at ")[0]
         reason = reason[:1].lower() + reason[1:]
-        raise UsageError(f"{where}`{join_key(path)}`: {reason}", hint=_allowed(leaf.kind)) from None
+        raise UsageError(f"{where}`{join_key(path)}`: {_plain(reason)}", hint=_allowed(leaf.kind)) from None
     _check_meaning(path, converted, where)
     return converted
 

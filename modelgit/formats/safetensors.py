@@ -137,7 +137,9 @@ def _read_entry(name: str, raw: bytes, shown: str) -> _Found:
     try:
         entry = _decode_entry(raw)
     except ValueError as error:
-        _refuse(shown, f"tensor {_quote(name)}: {str(error).split(' - at ')[0]}")
+        # The decoder quotes the header's own words, so they are escaped and cut like a name.
+        reason = ascii(str(error).split(" - at ")[0])[1:-1]
+        _refuse(shown, f"tensor {_quote(name)}: {reason[:100]}")
     # Three keys and one string without escapes have eight quotes; more means that a key came twice.
     if raw.count(b'"') != 8:
         _refuse(shown, f"tensor {_quote(name)} has a duplicate key")

@@ -156,6 +156,24 @@ def test_refusals_name_the_file_and_the_key(text: str, message: str) -> None:
     assert "\n" not in error.message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"\\u001b[2J" = 1',
+        '[track]\n"\\u001b[2J" = 1',
+        "[task.\"a\\u0007\"]\nmodel='x'",
+        "[eval.s]\ntask='t'\nsampling=\"\\u001b[2J\"",
+        '[track]\npaths=["\\u001b[2J"]',
+        "[track]\n" + "a" * 5000 + " = 1",
+        "\x1b[2J = 1",
+    ],
+)
+def test_messages_carry_no_escape_sequences_of_a_stranger(text: str) -> None:
+    message = refusal(("mgit.toml", text)).message
+    assert message.isprintable()
+    assert len(message) < 300
+
+
 def test_an_enumeration_lists_its_values() -> None:
     error = refusal(("mgit.toml", "[eval.s]\ntask='t'\nsampling='some'"))
     assert error.hint == "one of adaptive, random, full"

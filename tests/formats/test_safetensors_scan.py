@@ -171,6 +171,8 @@ ATTACKS = {
     "odd sub-byte tensor": ({"a": entry("F4", (3,), (0, 1))}, "whole bytes"),
     "missing key": ({"a": {"dtype": "U8", "shape": [4]}}, "data_offsets"),
     "unknown key": ({"a": {**entry(), "code": "x"}}, "unknown field"),
+    "unknown key with an escape sequence": ({"a": {**entry(), "\x1b[2J": "x"}}, "unknown field `\\x1b[2J`"),
+    "long unknown key": ({"a": {**entry(), "k" * 3000: "x"}}, "unknown field `kkk"),
     "entry is a number": ({"a": 1}, "not a JSON object of tensors at byte 9"),
     "entry is a list": ({"a": []}, "not a JSON object"),
     "nested objects": ('{"a":' * 10_000, "not a JSON object"),
