@@ -14,8 +14,10 @@ from modelgit.objects import dtype_named
 
 __all__ = ["PairStatistics", "compare", "count_changed"]
 
-# Work is done in runs that stay in the cache and bound the memory.
+# Work is done in runs that stay in the cache and bound the memory; float64 temporaries of a run must also be small
+# enough (64 KiB) for the allocator to reuse their pages.
 RUN_BYTES = 256 << 10
+RUN_VALUES = 8 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def count_changed(old: Words, new: Words) -> int:
 def compare(old: BytesLike, new: BytesLike, dtype: str) -> PairStatistics:
     """Compare the raw bytes of two tensors, or of the same piece of both, of one dtype.
 
-    Needs some MiB whatever their size.  Raises UsageError when their lengths differ.
+    Needs less than 1 MiB whatever their size.  Raises UsageError when their lengths differ.
     """
     kind = dtype_named(dtype)
     before, after = words_of(old, kind), words_of(new, kind)
@@ -86,9 +88,9 @@ def compare(old: BytesLike, new: BytesLike, dtype: str) -> PairStatistics:
     total = PairStatistics(words=before.size, changed=changed)
     if not has_float_values(dtype):
         return total
-    run = RUN_BYTES // kind.word_bytes
-    for start in range(0, before.size, run):
-        total = total.merge(_compare_run(before[start : start + run], after[start : start + run], dtype))
+    for start in range(0, before.size, RUN_VALUES):
+        part = slice(start, start + RUN_VALUES)
+        total = total.merge(_compare_run(before[part], after[part], dtype))
     return total
 
 
