@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from modelgit.errors import MergeConflicts, MgitError
-    from modelgit.repo import Repository, clone, init, open
+    from modelgit.repo import Repository, clone, init, open  # noqa: A004  (mg.open is the documented name)
 
 _PUBLIC = {
     "MergeConflicts": "modelgit.errors",

@@ -7,7 +7,7 @@ from typing import Literal as OneOf
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import ManifestId, MaskId
 
-__all__ = ["FileChange", "Patch", "TensorChange"]
+__all__ = ["ChangeKind", "FileChange", "Patch", "TensorChange"]
 
 ChangeKind = OneOf["added", "removed", "changed", "respecified"]
 

@@ -1,0 +1,27 @@
+"""Repositories: everything below wired together, one module per verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modelgit.environment import Environment
+from modelgit.repo.repository import Repository
+
+__all__ = ["Repository", "clone", "init", "open"]
+
+
+def open(path: Path | str = ".", *, environment: Environment | None = None) -> Repository:  # noqa: A001
+    """Open the repository that `path` lies in.  Raises RepositoryError when there is none."""
+    return Repository.open(path, environment=environment)
+
+
+def init(path: Path | str = ".", *, branch: str = "main", environment: Environment | None = None) -> Repository:
+    """Make an empty repository in `path`."""
+    return Repository.init(path, branch=branch, environment=environment)
+
+
+def clone(url: str, path: Path | str | None = None, *, environment: Environment | None = None) -> Repository:
+    """Copy a remote repository and check out its branch."""
+    from modelgit.repo.sync import clone as clone_repository
+
+    return clone_repository(url, path, environment=environment or Environment.capture())

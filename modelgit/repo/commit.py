@@ -1,0 +1,264 @@
+"""`commit`: what changed goes into packs, the gate looks at what was rebuilt from them, and then the root moves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.errors import ConflictError, NothingToDo, RepositoryError, UsageError
+from modelgit.objects import (
+    Commit,
+    CommitId,
+    EvalRecord,
+    EvalRecordId,
+    Manifest,
+    ManifestId,
+    MaskId,
+    MergeRecipe,
+    Patch,
+    PatchId,
+    View,
+    encode,
+)
+from modelgit.patching.encode import Stored
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.changes import Changes, compare_manifests
+from modelgit.repo.record import record_worktree
+from modelgit.repo.tree import work_files
+from modelgit.store.fs import PackSession
+from modelgit.store.metadata import write_metadata, write_record
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["CommitResult", "advance_branch", "commit", "write_commit"]
+
+
+class CommitResult(NamedTuple):
+    """A commit that was made.
+
+    `encodings` counts changed tensors by codec; `bytes_added` is what the records take in the store; `raw_bytes` is the
+    size of the whole tree; `evaluations` are the verdicts that let it in.
+    """
+
+    id: CommitId
+    branch: str | None
+    commit: Commit
+    patch: Patch
+    manifest: Manifest
+    encodings: dict[str, int]
+    bytes_added: int
+    raw_bytes: int
+    evaluations: tuple[EvalRecord, ...]
+    is_first: bool
+
+
+def commit(
+    repo: Repository,
+    message: str,
+    *,
+    only: Sequence[str] = (),
+    gate: str = "block",
+    allow_empty: bool = False,
+    masks: Sequence[str] = (),
+    author: str | None = None,
+    progress: Progress = SILENT,
+) -> CommitResult:
+    """Record everything tracked that changed, or the paths that match one of the `only` patterns.
+
+    `gate` is "block" (a broken limit refuses the commit) or "warn" (it is recorded in the commit).  `masks` name the
+    FISH masks that the change was made under; positions outside of them must not have changed.
+    Raises NothingToDo when nothing changed, GateRefused when the gate says no, SourceChangedError when a file is being
+    written meanwhile; in each case nothing was recorded.
+    """
+    if not message.strip():
+        raise UsageError("the commit message is empty", hint="`mgit commit -m 'what and why'`")
+    if gate not in ("block", "warn"):
+        raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
+    with repo.writing():
+        view = repo.view()
+        parent = view.head
+        before = repo.manifest_of(parent)
+        if not repo.settings.track.paths and not before.files:
+            raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
+        session = repo.session()
+        try:
+            selected = _selection(repo, before, only)
+            tree = record_worktree(repo, session, before, only=selected, progress=progress)
+            if not allow_empty and _same_tree(tree.manifest, before):
+                raise NothingToDo("nothing changed since the last commit", hint="`mgit status` shows what is tracked")
+            counts = _counts(tree.manifest, tree.stored)
+            changes = compare_manifests(repo, before, tree.manifest, new_store=session, counts=counts)
+            mask_ids = _check_masks(repo, session, tree.manifest, before, masks)
+            from modelgit.repo.gate import run_gate
+
+            evaluations = run_gate(repo, session, tree.manifest, parent, mode=gate, progress=progress)
+            result = write_commit(
+                repo,
+                session,
+                tree.manifest,
+                before,
+                changes,
+                message=message,
+                parents=() if parent is None else (parent,),
+                author=author,
+                evaluations=evaluations,
+                masks=mask_ids,
+                encodings=_encodings(tree.stored),
+            )
+            session.seal()
+        except BaseException:
+            session.abort()
+            raise
+        repo.publish(
+            advance_branch(view, result.id),
+            f"commit: {result.commit.subject}",
+            session=session,
+            author=str(result.commit.author),
+        )
+        return result._replace(branch=view.branch)
+
+
+def write_commit(
+    repo: Repository,
+    session: PackSession,
+    manifest: Manifest,
+    before: Manifest,
+    changes: Changes,
+    *,
+    message: str,
+    parents: tuple[CommitId, ...],
+    author: str | None = None,
+    evaluations: Sequence[EvalRecord] = (),
+    masks: tuple[MaskId, ...] = (),
+    recipe: MergeRecipe | None = None,
+    trailers: Mapping[str, str] | None = None,
+    encodings: Mapping[str, int] | None = None,
+    exact: bool = True,
+) -> CommitResult:
+    """Append manifest, patch, verdicts and commit to the session; the caller seals it and moves the root."""
+    record_bytes = session.bytes_written
+    base = None
+    if parents:
+        old = encode(before)
+        base = (ManifestId.of(old), old)
+    data = encode(manifest)
+    manifest_id = ManifestId.of(data)
+    if not session.has(manifest_id):
+        write_metadata(session, manifest_id, data, base=base)
+    patch = Patch(
+        base=base[0] if base else None,
+        tensors=changes.tensors,
+        files=changes.files,
+        masks=masks,
+        exact=exact,
+        bytes_added=record_bytes,
+    )
+    patch_id = write_record(session, PatchId, patch)
+    evaluation = None
+    notes = dict(trailers or {})
+    for record in evaluations:
+        evaluation_id = write_record(session, EvalRecordId, record)
+        evaluation = evaluation or evaluation_id
+        notes[f"eval-{record.suite}"] = f"{record.decision} {evaluation_id}"
+    signature = repo.signature(author=author)
+    made = Commit(
+        parents=parents,
+        manifest=manifest_id,
+        patch=patch_id,
+        author=signature,
+        committer=repo.signature(),
+        message=message.rstrip() + ("\n" if "\n" in message.rstrip() else ""),
+        trailers=notes,
+        evaluation=evaluation,
+        recipe=recipe,
+    )
+    commit_id = write_record(session, CommitId, made)
+    return CommitResult(
+        id=commit_id,
+        branch=None,
+        commit=made,
+        patch=patch,
+        manifest=manifest,
+        encodings=dict(encodings or {}),
+        bytes_added=session.bytes_written,
+        raw_bytes=sum(entry.size for entry in manifest.files),
+        evaluations=tuple(evaluations),
+        is_first=not parents,
+    )
+
+
+class advance_branch:  # noqa: N801  (used as a function that can be called again)
+    """A change of the view: the current branch (or the detached head) moves from where it was to `commit`."""
+
+    def __init__(self, before: View, commit: CommitId) -> None:
+        self._before = before
+        self._commit = commit
+
+    def __call__(self, view: View) -> View:
+        """Apply; raises ConflictError when the branch is not where it was."""
+        if (view.branch, view.head) != (self._before.branch, self._before.head):
+            raise ConflictError(
+                f"{self._before.branch or 'HEAD'} moved while this was being recorded",
+                hint="`mgit status`, then run the command again",
+            )
+        if view.branch is None:
+            return View(refs=view.refs, branch=None, detached=self._commit)
+        return View(refs={**view.refs, f"heads/{view.branch}": self._commit}, branch=view.branch)
+
+
+def _same_tree(new: Manifest, old: Manifest) -> bool:
+    return new.files == old.files and new.models == old.models
+
+
+def _selection(repo: Repository, before: Manifest, only: Sequence[str]) -> dict[str, bool] | None:
+    if not only:
+        return None
+    paths = {*work_files(repo), *(entry.path for entry in before.files)}
+    patterns = [pattern.rstrip("/") for pattern in only]
+    selected = {
+        path: any(fnmatchcase(path, pattern) or path.startswith(pattern + "/") for pattern in patterns)
+        for path in paths
+    }
+    if not any(selected.values()):
+        raise UsageError(f"no tracked file matches {', '.join(only)}", hint="`mgit status` shows what is tracked")
+    return selected
+
+
+def _counts(manifest: Manifest, stored: Mapping[str, Sequence[Stored]]) -> dict[tuple[str, str], int | None]:
+    counts: dict[tuple[str, str], int | None] = {}
+    for model in manifest.models:
+        for path in model.weights:
+            for item in stored.get(path, ()):
+                counts[model.path, item.name] = item.values_changed
+    return counts
+
+
+def _encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
+    counted = Counter(
+        item.codec for items in stored.values() for item in items if item.id.KIND == "tensor" and item.codec != "known"
+    )
+    return dict(sorted(counted.items()))
+
+
+def _check_masks(
+    repo: Repository, session: PackSession, manifest: Manifest, before: Manifest, masks: Sequence[str]
+) -> tuple[MaskId, ...]:
+    if not masks:
+        return ()
+    from modelgit.repo.masks import find_mask, outside_mask
+
+    ids = []
+    for name in masks:
+        mask_id, mask = find_mask(repo, name)
+        strayed = outside_mask(repo, mask, before, manifest, new_store=session)
+        if strayed:
+            tensor, count = next(iter(strayed.items()))
+            raise RepositoryError(
+                f"{sum(strayed.values())} values outside of mask {mask_id.short} changed ({count} of them in {tensor})",
+                hint="commit without `--mask`, or train again with `integrations.torch.freeze_outside`",
+            )
+        ids.append(mask_id)
+    return tuple(ids)

@@ -1,0 +1,147 @@
+"""The gate: what runs before a commit or a merge is recorded, on the model as rebuilt from what would be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelgit.errors import GateRefused, MgitError
+from modelgit.objects import CommitId, EvalRecord, Manifest, ManifestId, encode
+from modelgit.progress import SILENT, Progress
+from modelgit.store.base import ObjectStore
+from modelgit.store.metadata import read_record
+
+if TYPE_CHECKING:
+    from modelgit.evals.builtin import ManifestSide
+    from modelgit.repo.repository import Repository
+
+__all__ = ["builtin_record", "evaluate_manifest", "recorded_verdicts", "run_gate"]
+
+
+def run_gate(
+    repo: Repository,
+    store: ObjectStore,
+    manifest: Manifest,
+    parent: CommitId | None,
+    *,
+    mode: str = "block",
+    progress: Progress = SILENT,
+) -> list[EvalRecord]:
+    """The verdicts on a candidate against its parent.
+
+    Raises GateRefused in mode "block" unless every verdict is a pass (or the first baseline); the verdicts are then in
+    `refused.records`.  In mode "warn" a broken limit is kept in the records, with the override noted.
+    """
+    before = repo.manifest_of(parent)
+    records = [builtin_record(repo, store, manifest, before if parent is not None else None, progress=progress)]
+    if records[0].decision not in ("fail", "error"):
+        records += evaluate_manifest(repo, store, manifest, parent, progress=progress)
+    refused = [record for record in records if record.decision in ("fail", "error", "inconclusive")]
+    if not refused:
+        return records
+    if mode == "warn":
+        return [
+            _override(record) if record.decision in ("fail", "error", "inconclusive") else record for record in records
+        ]
+    broken = sum(
+        result.decision in ("fail", "error", "inconclusive") for record in refused for result in record.results
+    )
+    raise RefusedWithRecords(
+        f"commit refused: {broken} gate{'s' if broken != 1 else ''} failed; nothing was recorded",
+        hint="`--gate warn` records anyway and marks the commit",
+        records=tuple(records),
+    )
+
+
+class RefusedWithRecords(GateRefused):
+    """A refusal that carries the verdicts, for whoever shows them."""
+
+    def __init__(self, message: str, *, hint: str | None = None, records: Sequence[EvalRecord] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.records = tuple(records)
+
+
+def _override(record: EvalRecord) -> EvalRecord:
+    import msgspec
+
+    return msgspec.structs.replace(record, override="recorded all the same (--gate warn)")
+
+
+def builtin_record(
+    repo: Repository,
+    store: ObjectStore,
+    manifest: Manifest,
+    before: Manifest | None,
+    *,
+    progress: Progress = SILENT,
+) -> EvalRecord:
+    """The verdict of the gate that needs no configuration: finite values, schema, readable files."""
+    from modelgit.evals.builtin import run_builtin
+
+    return run_builtin(
+        _side(repo, manifest, store),
+        None if before is None else _side(repo, before, repo.store),
+        repo.reader(store),
+        progress=progress,
+    )
+
+
+def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> ManifestSide:
+    from modelgit.evals.builtin import ManifestSide
+
+    weights = {path for model in manifest.models for path in model.weights}
+    return ManifestSide(
+        manifest=ManifestId.of(encode(manifest)),
+        models=repo.models_of(manifest, store=store),
+        files={
+            entry.path: (lambda entry=entry: repo.file_bytes(repo.content_at(entry.digest, store=store), store=store))  # type: ignore[misc]
+            for entry in manifest.files
+            if entry.path not in weights
+        },
+    )
+
+
+def evaluate_manifest(
+    repo: Repository,
+    store: ObjectStore,
+    manifest: Manifest,
+    parent: CommitId | None,
+    *,
+    suites: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> list[EvalRecord]:
+    """Run the configured suites (or those named) on a manifest against the manifest of `parent`."""
+    if not repo.settings.eval and not suites:
+        return []
+    from modelgit.evals.gate import run_suite, unavailable
+    from modelgit.evals.suites import load_suites
+    from modelgit.repo.tasks import suite_candidate
+
+    before = repo.manifest_of(parent) if parent is not None else None
+    candidate_id = ManifestId.of(encode(manifest))
+    baseline_id = None if before is None else ManifestId.of(encode(before))
+    records = []
+    for suite in load_suites(repo.settings, names=suites or None):
+        try:
+            candidate = suite_candidate(repo, store, manifest, suite, progress=progress)
+            baseline = None
+            if before is not None and any(model.path == suite.task.model for model in before.models):
+                baseline = suite_candidate(
+                    repo, repo.store, before, suite, data_from=manifest, data_store=store, progress=progress
+                )
+            records.append(run_suite(suite.name, suite.settings, candidate, baseline, progress=progress))
+        except MgitError as error:
+            # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
+            records.append(unavailable(suite.name, candidate_id, baseline_id, error.message))
+    return records
+
+
+def recorded_verdicts(repo: Repository, commit: CommitId) -> list[EvalRecord]:
+    """The verdicts that let a commit in."""
+    from modelgit.objects import EvalRecordId
+
+    found = []
+    for name, text in repo.commit_at(commit).trailers.items():
+        if name.startswith("eval-"):
+            found.append(read_record(repo.store, EvalRecordId.parse(text.split(" ")[1]), EvalRecord))
+    return found

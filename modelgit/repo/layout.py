@@ -1,0 +1,46 @@
+"""Where things lie in a repository directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modelgit.errors import RepositoryError
+
+__all__ = ["FORMAT_LINE", "METADATA", "PROJECT_CONFIG", "RepositoryPaths", "discover"]
+
+METADATA = ".mgit"
+PROJECT_CONFIG = "mgit.toml"
+FORMAT_LINE = "mgit repository, format 1 (experimental)\n"
+
+
+class RepositoryPaths:
+    """Paths below `directory` (`.mgit`, or the directory itself for a bare repository)."""
+
+    def __init__(self, directory: Path, *, worktree: Path | None) -> None:
+        self.directory = directory
+        self.worktree = worktree
+        self.format = directory / "format"
+        self.config = directory / "config.toml"
+        self.cache = directory / "cache"
+        self.lookup = self.cache / "packs"
+        self.predictions = self.cache / "predictions"
+        self.contents = self.cache / "contents"
+        self.fisher = self.cache / "fisher"
+        self.stat_index = directory / "worktree" / "index"
+        self.journal = directory / "worktree" / "journal"
+        self.merge = directory / "worktree" / "merge"
+        self.lock = directory / "worktree" / "lock"
+        self.rescue = directory / "rescue"
+        self.masks = directory / "masks"
+
+
+def discover(start: Path) -> Path:
+    """The work tree that `start` lies in.  Raises RepositoryError when there is none up to the root."""
+    current = start.resolve()
+    for candidate in (current, *current.parents):
+        if (candidate / METADATA / "format").is_file():
+            return candidate
+    raise RepositoryError(
+        "not inside an mgit repository (looked from here up to /)",
+        hint="`mgit init` makes one here, `mgit clone URL` copies one",
+    )

@@ -1,0 +1,63 @@
+"""`log`: commits with what their patches and verdicts say, newest first; metadata only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.objects import Commit, CommitId, Patch
+from modelgit.objects.graph import topological
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["LogEntry", "log"]
+
+
+class LogEntry(NamedTuple):
+    """A commit of the log; `refs` are the short names that point at it, the current branch first."""
+
+    id: CommitId
+    commit: Commit
+    patch: Patch
+    refs: tuple[str, ...]
+    verdict: str | None
+
+
+def log(repo: Repository, revision: str | None = None, *, limit: int | None = None) -> Iterator[LogEntry]:
+    """Commits that `revision` (the current commit) reaches, children before parents, then by time."""
+    view = repo.view()
+    if revision is None and view.head is None:
+        return
+    tip = repo.resolve(revision or "HEAD")
+    names: dict[CommitId, list[str]] = {}
+    for ref, commit in sorted(view.refs.items()):
+        short = ref.split("/", 1)[1]
+        if ref.startswith("tags/"):
+            short = f"tag: {short}"
+        if ref == f"heads/{view.branch}":
+            names.setdefault(commit, []).insert(0, f"HEAD → {short}")
+        else:
+            names.setdefault(commit, []).append(short)
+    if view.detached is not None:
+        names.setdefault(view.detached, []).insert(0, "HEAD")
+    commits: dict[CommitId, Commit] = {}
+
+    def read(commit: CommitId) -> Commit:
+        if commit not in commits:
+            commits[commit] = repo.commit_at(commit)
+        return commits[commit]
+
+    order = topological([tip], lambda c: read(c).parents, lambda c: read(c).committer.time_s)
+    for number, found in enumerate(order):
+        if limit is not None and number >= limit:
+            return
+        entry = read(found)
+        yield LogEntry(found, entry, repo.patch_of(found), tuple(names.get(found, ())), _verdict(entry))
+
+
+def _verdict(commit: Commit) -> str | None:
+    """The worst word of the commit's verdicts, from its trailers: no record is read for a log."""
+    order = ("error", "fail", "inconclusive", "warn", "pass", "baseline")
+    words = {value.split(" ", 1)[0] for name, value in commit.trailers.items() if name.startswith("eval-")}
+    return next((word for word in order if word in words), None)

@@ -1,0 +1,38 @@
+"""A merge that waits for resolutions: written when it stops, gone when it is finished or given up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelgit.objects import CommitId, decode, encode
+from modelgit.objects.merges import MergeState
+from modelgit.store.durable import sync_directory, write_durably
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["clear_state", "read_state", "write_state"]
+
+
+def read_state(repo: Repository) -> MergeState | None:
+    """The merge under way; None when there is none, or when it is left over from a head that has moved on."""
+    try:
+        data = repo.paths.merge.read_bytes()
+    except FileNotFoundError:
+        return None
+    state = decode(MergeState, data, what="the state of the merge")
+    head: CommitId | None = repo.head()
+    return state if head == state.ours else None
+
+
+def write_state(repo: Repository, state: MergeState) -> None:
+    """Keep the merge."""
+    repo.paths.merge.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(repo.paths.merge, encode(state))
+
+
+def clear_state(repo: Repository) -> None:
+    """The merge is over."""
+    if repo.paths.merge.exists():
+        repo.paths.merge.unlink(missing_ok=True)
+        sync_directory(repo.paths.merge.parent)

@@ -1,0 +1,195 @@
+"""Recording files: their tensors go into the session's packs, their segments into content records."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.formats.base import ScannedFile
+from modelgit.formats.detect import FileReader, scan_reader
+from modelgit.formats.layouts import describe
+from modelgit.objects import (
+    BlobId,
+    ContentId,
+    FileContent,
+    FileEntry,
+    Literal,
+    Manifest,
+    ModelEntry,
+    TensorEntry,
+    encode,
+)
+from modelgit.patching.encode import SourceChangedError, Stored, StoreJob, TensorWriter
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.tree import WorkFile, work_files
+from modelgit.store.fs import PackSession
+from modelgit.store.metadata import write_metadata
+from modelgit.worktree.content import FileRange, assemble
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["RecordedTree", "previous_tensors", "record_file", "record_worktree", "write_content_record"]
+
+
+class RecordedTree(NamedTuple):
+    """What a recording found and stored: the manifest, and per file that was read what became of its tensors."""
+
+    manifest: Manifest
+    stored: dict[str, list[Stored]]
+
+
+def previous_tensors(repo: Repository, manifest: Manifest) -> dict[str, dict[str, TensorEntry]]:
+    """For each weights file of `manifest`, the tensors that a new version of it may be coded against, by name.
+
+    All files of a model share one mapping, so that a tensor that moved to another shard still finds its base.
+    """
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for model in manifest.models:
+        tensors = repo.tensors_of(manifest, model)
+        for path in model.weights:
+            found[path] = tensors
+    return found
+
+
+def record_worktree(
+    repo: Repository,
+    session: PackSession,
+    parent: Manifest,
+    *,
+    only: Mapping[str, bool] | None = None,
+    progress: Progress = SILENT,
+) -> RecordedTree:
+    """Store every tracked file that changed and return the new manifest.
+
+    `only` maps a path to whether its new state is taken; other paths keep the parent's.  Files that `stat` vouches for
+    and that the store holds are not read.
+    """
+    files = work_files(repo)
+    before = {entry.path: entry for entry in parent.files}
+    bases = previous_tensors(repo, parent)
+    model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
+    entries: dict[str, FileEntry] = {}
+    stored: dict[str, list[Stored]] = {}
+    changed = [file for file in files.values() if not _is_stored(session, file)]
+    progress.start("store", sum(file.status.st_size for file in changed))
+    taken = {path for path in {*files, *before} if only is None or only.get(path, False)}
+    for file in files.values():
+        if file.path not in taken:
+            continue
+        executable = bool(file.status.st_mode & 0o100) and os.name == "posix"
+        if file.known is not None and _is_stored(session, file):
+            digest, size = file.known, file.status.st_size
+        else:
+            base = bases.get(file.path) or _model_tensors(model_bases, file.path)
+            digest, size, stored[file.path] = record_file(
+                repo, session, file, before.get(file.path), base, progress=progress
+            )
+        entries[file.path] = FileEntry(path=file.path, size=size, digest=digest, executable=executable)
+    entries.update({path: entry for path, entry in before.items() if path not in taken})
+    progress.finish("store")
+    models = _models(repo, entries, parent)
+    return RecordedTree(Manifest(files=tuple(entries[path] for path in sorted(entries)), models=models), stored)
+
+
+def _is_stored(session: PackSession, file: WorkFile) -> bool:
+    return file.known is not None and session.has(file.known)
+
+
+def _model_tensors(models: Mapping[str, dict[str, TensorEntry]], path: str) -> dict[str, TensorEntry]:
+    """A file that is new in a tracked directory may hold tensors that the model had in another file."""
+    for model, tensors in models.items():
+        if path.startswith(model + "/"):
+            return tensors
+    return {}
+
+
+def _models(repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest) -> tuple[ModelEntry, ...]:
+    found = []
+    previous = {model.path: model for model in parent.models}
+    for path in sorted(set(repo.settings.track.paths)):
+        inside = {name for name in entries if name == path or name.startswith(path + "/")}
+        if not inside:
+            continue
+        if (repo.worktree / path).exists():
+            described = describe(repo.worktree, path, ignore=repo.settings.track.ignore)
+            weights = tuple(name for name in described.weights if name in entries)
+            layout: str = described.layout
+        else:
+            weights = tuple(name for name in previous[path].weights if name in entries) if path in previous else ()
+            layout = previous[path].layout if path in previous else "directory"
+        if weights:
+            found.append(ModelEntry(path=path, layout=layout, weights=weights))
+    return tuple(found)
+
+
+def record_file(
+    repo: Repository,
+    session: PackSession,
+    file: WorkFile,
+    before: FileEntry | None,
+    bases: Mapping[str, TensorEntry],
+    *,
+    progress: Progress,
+) -> tuple[ContentId, int, list[Stored]]:
+    """Store one file; returns its content id, its size and what became of its ranges.
+
+    Raises SourceChangedError, naming the file, when it changes meanwhile.
+    """
+    seen_ns = time.time_ns()
+    with ExitStack() as stack:
+        reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
+        scanned = scan_reader(reader)
+        old = repo.content_at(before.digest) if before is not None else None
+        writer = TensorWriter(session, threads=repo.threads, progress=progress)
+        stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
+        if not reader.is_unchanged():
+            raise SourceChangedError(
+                f"{file.path} changed while it was being committed",
+                hint="wait until nothing writes the file, then run `mgit commit` again",
+            )
+        content = assemble(scanned, [item.id for item in stored])
+        digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
+        repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
+        return digest, scanned.size, stored
+
+
+def _jobs(
+    path: str,
+    scanned: ScannedFile,
+    reader: FileReader,
+    old: FileContent | None,
+    bases: Mapping[str, TensorEntry],
+) -> Iterator[StoreJob]:
+    literals: list[BlobId] = [s.blob for s in old.segments if isinstance(s, Literal)] if old is not None else []
+    position = 0
+    for item in scanned.ranges:
+        if item.tensor is None:
+            parent = literals[position] if position < len(literals) else None
+            position += 1
+            yield StoreJob(f"{path} (header)", FileRange(reader, item.offset, None), None, item.length, parent)
+            continue
+        tensor = scanned.tensors[item.tensor]
+        base = bases.get(tensor.name)
+        usable = base is not None and base.spec.dtype == tensor.spec.dtype and base.spec.shape == tensor.spec.shape
+        yield StoreJob(
+            tensor.name,
+            FileRange(reader, item.offset, tensor.spec),
+            tensor.spec,
+            item.length,
+            base.id if usable and base is not None else None,
+        )
+
+
+def write_content_record(
+    session: PackSession, content: FileContent, base: tuple[ContentId, FileContent] | None
+) -> ContentId:
+    """Store a content record, compressed against the previous version of the file; returns its id."""
+    data = encode(content)
+    object_id = ContentId.of(data)
+    if not session.has(object_id):
+        write_metadata(session, object_id, data, base=None if base is None else (base[0], encode(base[1])))
+    return object_id

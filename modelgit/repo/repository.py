@@ -1,0 +1,387 @@
+"""A repository: the store, the root, the work tree and the settings, wired together.
+
+The verbs live in modules of their own and are imported when they are first used, so that `status` and `log` load
+neither numpy nor anything heavier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgit.environment import Environment
+from modelgit.errors import RepositoryError
+from modelgit.objects import (
+    BlobId,
+    Commit,
+    CommitId,
+    ContentId,
+    FileContent,
+    Manifest,
+    ManifestId,
+    ModelEntry,
+    OperationId,
+    Patch,
+    Signature,
+    TensorEntry,
+    View,
+)
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.layout import FORMAT_LINE, METADATA, RepositoryPaths, discover
+from modelgit.store.base import ObjectStore
+from modelgit.store.durable import write_durably
+from modelgit.store.fs import FileSystemStore, PackSession
+from modelgit.store.metadata import read_record
+from modelgit.store.oplog import OperationLog
+from modelgit.store.publish import initialise, publish
+from modelgit.store.root import FileRoot
+from modelgit.worktree.index import StatIndex
+from modelgit.worktree.journal import Journal
+from modelgit.worktree.lockfile import LockFile
+
+if TYPE_CHECKING:
+    from modelgit.config.load import LoadedSettings
+    from modelgit.config.schema import Settings
+    from modelgit.objects import EvalRecord
+    from modelgit.objects.diffs import ModelDiff
+    from modelgit.patching.materialise import TensorReader
+    from modelgit.repo.commit import CommitResult
+    from modelgit.repo.load import ModelState
+    from modelgit.repo.merge import MergeResult
+    from modelgit.repo.status import Status
+
+__all__ = ["Repository"]
+
+
+class Repository:
+    """An open repository.
+
+    Methods raise subclasses of MgitError only.  An instance may be used from several threads for reading; verbs that
+    write hold the work tree's lock.
+    """
+
+    def __init__(self, paths: RepositoryPaths, environment: Environment) -> None:
+        self.paths = paths
+        self.environment = environment
+        self.store = FileSystemStore(paths.directory, cache=paths.lookup)
+        self.roots = FileRoot(paths.directory)
+        self.operations = OperationLog(paths.directory)
+        self.index = StatIndex(paths.stat_index)
+        self.journal = Journal(paths.journal)
+        self.lock = LockFile(paths.lock, host=environment.host)
+
+    # -- opening
+
+    @classmethod
+    def open(cls, path: Path | str = ".", *, environment: Environment | None = None) -> Repository:
+        """Open the repository that `path` lies in, finishing what a crash left half-done.
+
+        Raises RepositoryError when there is none.
+        """
+        environment = environment or Environment.capture()
+        worktree = discover(environment.cwd / path)
+        paths = RepositoryPaths(worktree / METADATA, worktree=worktree)
+        found = paths.format.read_text(encoding="utf-8", errors="replace")
+        if found != FORMAT_LINE:
+            raise RepositoryError(
+                f"{worktree} has repository format {found.strip()[:60]!r}, which this mgit does not read",
+                hint="`pip install --upgrade modelgit`",
+            )
+        repo = cls(paths, environment)
+        if repo.journal.pending:
+            from modelgit.repo.update import finish_pending
+
+            finish_pending(repo)
+        return repo
+
+    @classmethod
+    def init(
+        cls, path: Path | str = ".", *, branch: str = "main", environment: Environment | None = None
+    ) -> Repository:
+        """Make an empty repository in `path`.  Raises RepositoryError when there is one already."""
+        environment = environment or Environment.capture()
+        worktree = (environment.cwd / path).resolve()
+        directory = worktree / METADATA
+        if (directory / "format").exists():
+            raise RepositoryError(f"{worktree} is an mgit repository already", hint="`mgit status` shows its state")
+        try:
+            (directory / "packs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot write {directory}: {error.strerror or error}") from error
+        paths = RepositoryPaths(directory, worktree=worktree)
+        repo = cls(paths, environment)
+        with contextlib.suppress(RepositoryError):
+            if repo.roots.read():  # an init that was killed before its last step
+                write_durably(paths.format, FORMAT_LINE.encode())
+                return repo
+        initialise(repo.roots, repo.operations, view=View(branch=branch), author=str(repo.signature()))
+        write_durably(paths.format, FORMAT_LINE.encode())
+        return repo
+
+    def close(self) -> None:
+        """Close all files."""
+        self.index.save()
+        if self.store.lookup.wants_cache:
+            self.store.lookup.write_cache()
+        self.store.close()
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what is configured
+
+    @cached_property
+    def loaded_settings(self) -> LoadedSettings:
+        """Settings with the origin of each value."""
+        from modelgit.repo.settings import load
+
+        return load(self)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.loaded_settings.settings
+
+    def forget_settings(self) -> None:
+        """Read the settings again when they are next asked for: a file changed."""
+        self.__dict__.pop("loaded_settings", None)
+
+    @property
+    def worktree(self) -> Path:
+        """The directory that the user works in."""
+        if self.paths.worktree is None:
+            raise RepositoryError(f"{self.paths.directory} is a bare repository: it has no work tree")
+        return self.paths.worktree
+
+    @property
+    def threads(self) -> int:
+        """How many threads hash, encode and decode."""
+        return self.settings.storage.threads or min(8, os.cpu_count() or 1)
+
+    def signature(self, *, author: str | None = None) -> Signature:
+        """Who acts now: the argument, MGIT_AUTHOR, the settings, or user@host."""
+        from modelgit.repo.settings import signature
+
+        return signature(self, author)
+
+    # -- reading
+
+    def view(self) -> View:
+        """The current view of all refs."""
+        return self.operations.read(self.roots.read().root.operation).view
+
+    def head(self) -> CommitId | None:
+        """The commit that the work tree follows."""
+        return self.view().head
+
+    def resolve(self, revision: str) -> CommitId:
+        """The commit that `revision` names: a branch, tag, remote branch, id prefix, HEAD, with `~N` and `^N`."""
+        from modelgit.repo.revisions import resolve
+
+        return resolve(self, revision)
+
+    def commit_at(self, commit: CommitId) -> Commit:
+        """Read a commit."""
+        return read_record(self.store, commit, Commit)
+
+    def manifest_of(self, commit: CommitId | None) -> Manifest:
+        """The manifest of a commit, empty for None."""
+        if commit is None:
+            return Manifest()
+        return self.manifest_at(self.commit_at(commit).manifest)
+
+    def manifest_at(self, manifest: ManifestId, *, store: ObjectStore | None = None) -> Manifest:
+        """Read a manifest."""
+        return read_record(store or self.store, manifest, Manifest)
+
+    def patch_of(self, commit: CommitId) -> Patch:
+        """The patch of a commit."""
+        return read_record(self.store, self.commit_at(commit).patch, Patch)
+
+    def content_at(self, content: ContentId, *, store: ObjectStore | None = None) -> FileContent:
+        """Read a file's content record."""
+        return read_record(store or self.store, content, FileContent)
+
+    def tensors_of(
+        self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
+    ) -> dict[str, TensorEntry]:
+        """The tensors of a model by logical name, across its files.
+
+        A name that occurs in several files is qualified by its file.
+        """
+        found: dict[str, TensorEntry] = {}
+        for path in model.weights:
+            entry = manifest.file(path)
+            if entry is None:
+                continue
+            for tensor in self.content_at(entry.digest, store=store).tensors:
+                name = tensor.name if tensor.name not in found else f"{path}:{tensor.name}"
+                found[name] = tensor
+        return found
+
+    def models_of(self, manifest: Manifest, *, store: ObjectStore | None = None) -> dict[str, dict[str, TensorEntry]]:
+        """All models of a manifest by path, each with its tensors by logical name."""
+        return {model.path: self.tensors_of(manifest, model, store=store) for model in manifest.models}
+
+    def reader(self, store: ObjectStore | None = None) -> TensorReader:
+        """A reader of tensors and blobs."""
+        from modelgit.patching.materialise import TensorReader
+
+        return TensorReader(store or self.store)
+
+    def file_bytes(self, content: FileContent, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
+        """A whole small file.  Raises IntegrityError for one over `limit` bytes."""
+        from modelgit.repo.contents import read_small_file
+
+        return read_small_file(self.reader(store), content, limit=limit)
+
+    def parents_of(self, commit: CommitId) -> Sequence[CommitId]:
+        """The parents of a commit."""
+        return self.commit_at(commit).parents
+
+    # -- writing
+
+    def session(self) -> PackSession:
+        """Begin to write objects."""
+        return self.store.session(epoch=self.roots.read().root.epoch)
+
+    def publish(
+        self,
+        change: Callable[[View], View],
+        description: str,
+        *,
+        session: PackSession | None = None,
+        moves_files: bool = False,
+        restores: OperationId | None = None,
+        redo: tuple[OperationId, ...] = (),
+        author: str | None = None,
+    ) -> View:
+        """Move the root (see `store.publish`)."""
+        return publish(
+            self.roots,
+            self.operations,
+            self.store,
+            change,
+            description=description,
+            author=author or str(self.signature()),
+            session=session,
+            moves_files=moves_files,
+            restores=restores,
+            redo=redo,
+        )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the work tree: one writer at a time, and nothing half-done from before."""
+        with self.lock:
+            if self.journal.pending:
+                from modelgit.repo.update import finish_pending
+
+                finish_pending(self, locked=True)
+            yield
+            self.index.save()
+
+    # -- verbs
+
+    def track(self, path: str) -> object:
+        """Record `path` in mgit.toml (see `repo.track`)."""
+        from modelgit.repo.track import track
+
+        return track(self, path)
+
+    def status(self, *, progress: Progress = SILENT) -> Status:
+        """What differs between the work tree and the current commit."""
+        from modelgit.repo.status import status
+
+        return status(self, progress=progress)
+
+    def commit(
+        self,
+        message: str,
+        *,
+        only: Sequence[str] = (),
+        gate: str = "block",
+        allow_empty: bool = False,
+        masks: Sequence[str] = (),
+        author: str | None = None,
+        progress: Progress = SILENT,
+    ) -> CommitResult:
+        """Record what changed (see `repo.commit`)."""
+        from modelgit.repo.commit import commit
+
+        return commit(
+            self,
+            message,
+            only=only,
+            gate=gate,
+            allow_empty=allow_empty,
+            masks=masks,
+            author=author,
+            progress=progress,
+        )
+
+    def load(self, revision: str = "HEAD", *, model: str | None = None) -> ModelState:
+        """Tensors of a model by name; nothing is read before it is asked for (see `repo.load`)."""
+        from modelgit.repo.load import load
+
+        return load(self, revision, model=model)
+
+    def diff(self, old: str | None = None, new: str | None = None, *, progress: Progress = SILENT) -> ModelDiff:
+        """Compare two revisions; `new` None is the work tree, `old` None the current commit (see `repo.diff`)."""
+        from modelgit.repo.diff import diff
+
+        return diff(self, old, new, progress=progress)
+
+    def switch(
+        self,
+        target: str,
+        *,
+        create: bool = False,
+        start: str | None = None,
+        detach: bool = False,
+        discard: bool = False,
+        progress: Progress = SILENT,
+    ) -> View:
+        """Make another branch current and bring its files (see `repo.switch`)."""
+        from modelgit.repo.switch import switch
+
+        return switch(self, target, create=create, start=start, detach=detach, discard=discard, progress=progress)
+
+    def merge(
+        self,
+        revision: str,
+        *,
+        strategy: str = "fisher",
+        options: Mapping[str, str] | None = None,
+        message: str | None = None,
+        progress: Progress = SILENT,
+    ) -> MergeResult:
+        """Merge a revision into the current branch; raises MergeConflicts with the list (see `repo.merge`)."""
+        from modelgit.repo.merge import merge
+
+        return merge(self, revision, strategy=strategy, options=options, message=message, progress=progress)
+
+    def evaluate(
+        self, revision: str | None = None, *, suites: Sequence[str] = (), progress: Progress = SILENT
+    ) -> list[EvalRecord]:
+        """Run suites on a revision, or on the work tree (see `repo.evaluate`)."""
+        from modelgit.repo.evaluate import evaluate
+
+        return evaluate(self, revision, suites=suites, progress=progress)
+
+    def read_blob(self, blob: BlobId, *, store: ObjectStore | None = None) -> bytes:
+        """A whole blob."""
+        return self.reader(store).read_blob(blob)
+
+
+def now_s() -> int:
+    """Seconds since the epoch."""
+    return int(time.time())

@@ -1,0 +1,98 @@
+"""From what a person types to a commit."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from modelgit.errors import UnknownRevision
+from modelgit.objects import CommitId, View
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["find_ref", "resolve"]
+
+_SUFFIX = re.compile(r"(.*?)((?:[~^][0-9]*)*)\Z", re.DOTALL)
+_STEP = re.compile(r"([~^])([0-9]*)")
+_HEX = re.compile(r"(?:b3:)?([0-9a-f]{4,64})\Z")
+_MAX_STEPS = 1_000_000
+
+
+def find_ref(view: View, name: str) -> str | None:
+    """The full ref that a short name means: a branch before a tag before a remote branch."""
+    for candidate in (f"heads/{name}", f"tags/{name}", f"remotes/{name}", name):
+        if candidate in view.refs:
+            return candidate
+    return None
+
+
+def resolve(repo: Repository, revision: str) -> CommitId:
+    """The commit that `revision` names.
+
+    Understands branch, tag, `remote/branch`, `HEAD` or `@`, an id or a unique prefix of at least four digits, each
+    followed by any number of `~N` (first parents) and `^N` (N-th parent).  Raises UnknownRevision with the nearest
+    name.
+    """
+    match = _SUFFIX.match(revision)
+    name, suffix = (match.group(1), match.group(2)) if match else (revision, "")
+    commit = _resolve_name(repo, name or "HEAD", revision)
+    for sign, digits in _STEP.findall(suffix):
+        count = int(digits or 1)
+        if sign == "~":
+            if count > _MAX_STEPS:
+                raise UnknownRevision(f"`{revision}` goes back further than any history")
+            for _ in range(count):
+                commit = _parent(repo, commit, 1, revision)
+        elif count:
+            commit = _parent(repo, commit, count, revision)
+    return commit
+
+
+def _parent(repo: Repository, commit: CommitId, number: int, revision: str) -> CommitId:
+    parents = repo.parents_of(commit)
+    if number > len(parents):
+        raise UnknownRevision(
+            f"`{revision}` asks for parent {number} of {commit.short}, which has {len(parents)}",
+            hint="`mgit log --oneline` shows the history",
+        )
+    return parents[number - 1]
+
+
+def _resolve_name(repo: Repository, name: str, revision: str) -> CommitId:
+    view = repo.view()
+    if name in ("HEAD", "@"):
+        if view.head is None:
+            raise UnknownRevision(
+                f"branch {view.branch} has no commit yet", hint="`mgit commit -m …` makes the first one"
+            )
+        return view.head
+    ref = find_ref(view, name)
+    if ref is not None:
+        return view.refs[ref]
+    match = _HEX.match(name)
+    if match:
+        found = _by_prefix(repo, match.group(1))
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            names = ", ".join(sorted(item.short for item in found)[:4])
+            raise UnknownRevision(f"`{name}` could be {len(found)} commits: {names}", hint="type more digits")
+    short = {ref.split("/", 1)[1] for ref in view.refs}
+    near = difflib.get_close_matches(name, short, n=1)
+    raise UnknownRevision(
+        f"no branch, tag or commit `{revision}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+        hint="`mgit branch` lists branches, `mgit log` commits",
+    )
+
+
+def _by_prefix(repo: Repository, digits: str) -> set[CommitId]:
+    if len(digits) == 64:
+        exact = CommitId(bytes.fromhex(digits))
+        return {exact} if repo.store.has(exact) else set()
+    return {
+        CommitId(item.digest)
+        for item in repo.store.objects()
+        if item.kind == "commit" and item.digest.hex().startswith(digits)
+    }

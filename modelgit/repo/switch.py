@@ -1,0 +1,183 @@
+"""`switch` and `restore`: bring recorded files back, bit for bit, and lose nothing that is not recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from modelgit.errors import RepositoryError, UnknownRevision, UsageError
+from modelgit.objects import Manifest, View
+from modelgit.objects.refs import check_ref_name
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.tree import hash_changed, work_files
+from modelgit.repo.update import check_clean, dirty_paths, move_worktree, rescue
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["refuse_during_merge", "restore", "switch"]
+
+
+def refuse_during_merge(repo: Repository, verb: str) -> None:
+    """Raise RepositoryError while a merge waits for resolutions."""
+    from modelgit.repo.merge_state import read_state
+
+    if repo.paths.merge.exists() and read_state(repo) is not None:
+        raise RepositoryError(
+            f"a merge is under way, and {verb} would lose it",
+            hint="`mgit merge --continue` finishes it, `mgit merge --abort` gives it up",
+        )
+
+
+def switch(
+    repo: Repository,
+    target: str,
+    *,
+    create: bool = False,
+    start: str | None = None,
+    detach: bool = False,
+    discard: bool = False,
+    progress: Progress = SILENT,
+) -> View:
+    """Make `target` current: a branch, with `create` a new one (at `start` or here), with `detach` any revision.
+
+    `discard` overwrites changes, after copying them to the rescue area.  Raises RepositoryError for a dirty work tree
+    and for a name that is no branch; the refs and the files are then as they were.
+    """
+    with repo.writing():
+        refuse_during_merge(repo, "switching")
+        view = repo.view()
+        if create:
+            check_ref_name(f"heads/{target}")
+            if f"heads/{target}" in view.refs:
+                raise RepositoryError(f"branch {target} exists already", hint=f"`mgit switch {target}`")
+            commit = repo.resolve(start) if start is not None else view.head
+            refs = dict(view.refs)
+            if commit is not None:
+                refs[f"heads/{target}"] = commit
+            after = View(refs=refs, branch=target)
+        elif detach:
+            commit = repo.resolve(target)
+            after = View(refs=view.refs, branch=None, detached=commit)
+        else:
+            if f"heads/{target}" not in view.refs and target != view.branch:
+                after = _remote_branch(view, target) or _not_a_branch(repo, target)
+            else:
+                after = View(refs=view.refs, branch=target)
+            commit = after.head
+        source = repo.manifest_of(view.head)
+        wanted = repo.manifest_of(commit)
+        if discard:
+            _put_aside(repo, source, wanted, progress)
+        elif source != wanted:
+            check_clean(
+                repo,
+                source,
+                wanted,
+                verb="switching",
+                hint=f"`mgit commit -m …`, or `mgit switch {target} --discard` (kept 7 days in .mgit/rescue)",
+                progress=progress,
+            )
+        name = after.branch or (commit.short if commit else "nothing")
+        description = f"switch: to {name}"
+        if source == wanted and not discard:
+            return repo.publish(
+                lambda now: View(refs={**now.refs, **after.refs}, branch=after.branch, detached=after.detached),
+                description,
+            )
+        move_worktree(
+            repo,
+            source,
+            wanted,
+            description=description,
+            view=view,
+            after=after,
+            progress=progress,
+            paths=_all_paths(source, wanted) if discard else None,
+        )
+        return repo.view()
+
+
+def _all_paths(source: Manifest, target: Manifest) -> set[str]:
+    return {entry.path for manifest in (source, target) for entry in manifest.files}
+
+
+def _remote_branch(view: View, name: str) -> View | None:
+    """A branch that exists on one remote only becomes a local one."""
+    found = [ref for ref in view.refs if ref.startswith("remotes/") and ref.split("/", 2)[2] == name]
+    if len(found) != 1:
+        return None
+    return View(refs={**view.refs, f"heads/{name}": view.refs[found[0]]}, branch=name)
+
+
+def _not_a_branch(repo: Repository, name: str) -> View:
+    try:
+        commit = repo.resolve(name)
+    except UnknownRevision as error:
+        raise UnknownRevision(
+            error.message.replace("no branch, tag or commit", "no branch"), hint=f"`mgit switch -c {name}` makes it"
+        ) from None
+    raise RepositoryError(
+        f"{name} is not a branch (it is commit {commit.short})",
+        hint=f"`mgit switch --detach {name}` looks at it, `mgit switch -c NAME {name}` starts a branch there",
+    )
+
+
+def _put_aside(repo: Repository, source: Manifest, target: Manifest, progress: Progress) -> None:
+    recorded = {entry.path: entry.digest for entry in source.files}
+    files = {path: file for path, file in work_files(repo).items() if path in _all_paths(source, target)}
+    now, _ = hash_changed(repo, files, progress=progress)
+    for path, digest in now.items():
+        if recorded.get(path) != digest:
+            rescue(repo, path)
+    for path in dirty_paths(repo, source, target):
+        if path not in now and (repo.worktree / path).exists():
+            rescue(repo, path)
+
+
+def restore(
+    repo: Repository,
+    patterns: Sequence[str],
+    *,
+    source: str | None = None,
+    progress: Progress = SILENT,
+) -> list[str]:
+    """Bring files back as they are in `source` (the current commit); returns the paths that were written.
+
+    What is overwritten is copied to the rescue area first.  Raises UsageError when no recorded file matches.
+    """
+    if not patterns:
+        raise UsageError("nothing named to restore", hint="`mgit restore PATH`; `mgit restore .` for everything")
+    with repo.writing():
+        commit = repo.resolve(source or "HEAD")
+        manifest = repo.manifest_of(commit)
+        head = repo.manifest_of(repo.head())
+        chosen = {entry.path for entry in manifest.files if any(_matches(entry.path, pattern) for pattern in patterns)}
+        if not chosen:
+            raise UsageError(
+                f"nothing in {commit.short} matches {', '.join(patterns)}",
+                hint="`mgit show` lists its files",
+            )
+        files = {path: file for path, file in work_files(repo).items() if path in chosen}
+        now, _ = hash_changed(repo, files, progress=progress)
+        wanted = {entry.path: entry.digest for entry in manifest.files if entry.path in chosen}
+        differing = sorted(path for path in chosen if now.get(path) != wanted[path])
+        recorded = {entry.path: entry.digest for entry in head.files}
+        for path in differing:
+            if (path in now and now[path] != recorded.get(path)) or (
+                path not in now and (repo.worktree / path).exists()
+            ):
+                rescue(repo, path)
+        if differing:
+            move_worktree(
+                repo, head, manifest, description="restore", view=None, after=None, paths=differing, progress=progress
+            )
+        return differing
+
+
+def _matches(path: str, pattern: str) -> bool:
+    pattern = pattern.rstrip("/")
+    if pattern.startswith("./"):
+        pattern = pattern[2:]
+    return pattern in (".", "") or path == pattern or path.startswith(pattern + "/") or fnmatchcase(path, pattern)

@@ -1,0 +1,118 @@
+"""`undo`, `redo` and `op log`: the view goes back to what it was, by one more operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from modelgit.errors import IntegrityError, NothingToDo
+from modelgit.objects import Operation, OperationId, View
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.switch import refuse_during_merge
+from modelgit.repo.update import check_clean, move_worktree
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["operation_log", "redo", "undo"]
+
+
+def operation_log(repo: Repository) -> Iterator[tuple[OperationId, Operation]]:
+    """Operations, newest first, as far as they are kept."""
+    return repo.operations.history(repo.roots.read().root.operation)
+
+
+def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
+    """Take back the last operation that is not taken back yet; returns it.
+
+    What a commit recorded stays in the work tree, as changes; what a switch, merge or pull brought is taken out again.
+    Raises NothingToDo at the beginning of the log, RepositoryError when files would be lost.
+    """
+    with repo.writing():
+        refuse_during_merge(repo, "undo")
+        current_id = repo.roots.read().root.operation
+        current = repo.operations.read(current_id)
+        position = current.restores or current_id
+        undone = repo.operations.read(position)
+        if undone.parent is None:
+            raise NothingToDo("there is nothing to undo", hint="`mgit op log` shows the operations")
+        # The state before an undo or redo is the one it restored from: follow it to the operation that made that state.
+        target = _state_of(repo, undone.parent)
+        _move(
+            repo,
+            current.view,
+            target[1].view,
+            moves_files=undone.moves_files,
+            description=f"undo: {undone.description}",
+            restores=target[0],
+            redo=(position, *current.redo),
+            verb="undoing",
+            progress=progress,
+        )
+        return undone
+
+
+def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
+    """Bring back the operation that was undone last; returns it.  Raises NothingToDo when there is none."""
+    with repo.writing():
+        refuse_during_merge(repo, "redo")
+        current = repo.operations.read(repo.roots.read().root.operation)
+        if not current.redo:
+            raise NothingToDo("there is nothing to redo", hint="`mgit op log` shows the operations")
+        target_id = current.redo[0]
+        target = repo.operations.read(target_id)
+        _move(
+            repo,
+            current.view,
+            target.view,
+            moves_files=target.moves_files,
+            description=f"redo: {target.description}",
+            restores=target_id,
+            redo=current.redo[1:],
+            verb="redoing",
+            progress=progress,
+        )
+        return target
+
+
+def _state_of(repo: Repository, operation_id: OperationId) -> tuple[OperationId, Operation]:
+    try:
+        operation = repo.operations.read(operation_id)
+    except IntegrityError:
+        raise NothingToDo(
+            "older operations were pruned: there is nothing further to undo", hint="`mgit op log` shows the operations"
+        ) from None
+    if operation.restores is not None:
+        return operation.restores, repo.operations.read(operation.restores)
+    return operation_id, operation
+
+
+def _move(
+    repo: Repository,
+    view: View,
+    after: View,
+    *,
+    moves_files: bool,
+    description: str,
+    restores: OperationId,
+    redo: tuple[OperationId, ...],
+    verb: str,
+    progress: Progress,
+) -> None:
+    source = repo.manifest_of(view.head)
+    target = repo.manifest_of(after.head)
+    if not moves_files or source == target:
+        repo.publish(lambda _: after, description, moves_files=moves_files, restores=restores, redo=redo)
+        return
+    check_clean(repo, source, target, verb=verb, hint="`mgit commit -m …` or `mgit restore .` first", progress=progress)
+    move_worktree(
+        repo,
+        source,
+        target,
+        description=description,
+        view=view,
+        after=after,
+        restores=restores,
+        redo=redo,
+        progress=progress,
+    )

@@ -1,0 +1,276 @@
+"""Moving the work tree to another manifest: intent first, files next, the root, and the intent cleared last.
+
+Whatever dies in between, the next command reads the intent and finishes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestId, OperationId, View, encode
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.tree import hash_changed, work_files
+from modelgit.store.base import ObjectStore
+from modelgit.store.durable import sync_directory
+from modelgit.store.fs import PackSession
+from modelgit.worktree.checkout import remove_file, resolve_path, write_files
+from modelgit.worktree.journal import Intent
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["apply_intent", "check_clean", "finish_pending", "manifest_id", "move_worktree", "rescue"]
+
+
+def manifest_id(manifest: Manifest) -> ManifestId:
+    """The id of a manifest."""
+    return ManifestId.of(encode(manifest))
+
+
+def check_clean(
+    repo: Repository, source: Manifest, target: Manifest, *, verb: str, hint: str, progress: Progress = SILENT
+) -> None:
+    """Refuse when a file that would be written or removed holds something that is not recorded.
+
+    Raises RepositoryError that names the model or file and counts what would be lost.
+    """
+    dirty = dirty_paths(repo, source, target, progress=progress)
+    if not dirty:
+        return
+    models = {path: model.path for model in source.models for path in model.weights}
+    model = next((models[path] for path in dirty if path in models), None)
+    if model is not None:
+        count = _changed_tensors(repo, model)
+        what = f"{model} has changes that {verb} would overwrite ({count} tensor{'s' if count != 1 else ''})"
+    else:
+        more = f" and {len(dirty) - 1} more" if len(dirty) > 1 else ""
+        what = f"{dirty[0]}{more} has changes that {verb} would overwrite"
+    raise RepositoryError(what, hint=hint)
+
+
+def _changed_tensors(repo: Repository, model: str) -> int:
+    from modelgit.repo.status import status
+
+    return sum(len(item.tensors) for item in status(repo).models if item.path == model)
+
+
+def dirty_paths(repo: Repository, source: Manifest, target: Manifest, *, progress: Progress = SILENT) -> list[str]:
+    """Files that differ between the manifests and whose work tree copy is not the source's (nor the target's)."""
+    before = {entry.path: entry.digest for entry in source.files}
+    after = {entry.path: entry.digest for entry in target.files}
+    touched = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+    files = {path: file for path, file in work_files(repo).items() if path in touched}
+    for path in touched - set(files):
+        # Not tracked under today's settings, but in the way.
+        if path not in before and (repo.worktree / path).exists():
+            return [path]
+    now, _ = hash_changed(repo, files, progress=progress)
+    return sorted(
+        path
+        for path in touched
+        if (path in now or path in before) and now.get(path) not in (before.get(path), after.get(path))
+    )
+
+
+def move_worktree(
+    repo: Repository,
+    source: Manifest,
+    target: Manifest,
+    *,
+    description: str,
+    view: View | None,
+    after: View | None,
+    paths: Iterable[str] | None = None,
+    session: PackSession | None = None,
+    restores: OperationId | None = None,
+    redo: tuple[OperationId, ...] = (),
+    progress: Progress = SILENT,
+) -> None:
+    """Bring the files from `source` to `target` and publish the step from `view` to `after` (None: files only).
+
+    The caller holds the lock, has checked that nothing is lost, and has sealed `session`, which must hold the target.
+    """
+    refs: dict[str, CommitId | None] = {}
+    expected: dict[str, CommitId | None] = {}
+    if view is not None and after is not None:
+        for ref in sorted({*view.refs, *after.refs}):
+            if view.refs.get(ref) != after.refs.get(ref):
+                refs[ref] = after.refs.get(ref)
+                expected[ref] = view.refs.get(ref)
+    intent = Intent(
+        source=manifest_id(source),
+        target=manifest_id(target),
+        description=description,
+        author=str(repo.signature()),
+        publishes=after is not None,
+        branch=after.branch if after else None,
+        detached=after.detached if after else None,
+        refs=refs,
+        expected=expected,
+        paths=None if paths is None else tuple(sorted(paths)),
+        restores=restores,
+        redo=redo,
+    )
+    repo.journal.write(intent)
+    apply_intent(repo, intent, source, target, session=session, progress=progress)
+
+
+def finish_pending(repo: Repository, *, locked: bool = False) -> None:
+    """Finish what a killed command began.  Files that are neither the old nor the new ones are put aside first."""
+    if not locked:
+        with repo.lock:
+            finish_pending(repo, locked=True)
+            return
+    intent = repo.journal.read()
+    if intent is None:
+        return
+    source = Manifest() if intent.source is None else _manifest_or_empty(repo, intent.source)
+    target = repo.manifest_at(intent.target)
+    _rescue_strangers(repo, intent, source, target)
+    apply_intent(repo, intent, source, target)
+    repo.index.save()
+
+
+def _manifest_or_empty(repo: Repository, source: ManifestId) -> Manifest:
+    return repo.manifest_at(source) if repo.store.has(source) else Manifest()
+
+
+def apply_intent(
+    repo: Repository,
+    intent: Intent,
+    source: Manifest,
+    target: Manifest,
+    *,
+    session: PackSession | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Do what an intent says, whatever part of it is done already."""
+    before = {entry.path: entry for entry in source.files}
+    after = {entry.path: entry for entry in target.files}
+    wanted = intent.paths
+    names = {path for path in {*before, *after} if wanted is None or path in wanted}
+    write, remove = [], []
+    for path in sorted(names):
+        entry = after.get(path)
+        if entry is None:
+            if path in before:
+                remove.append(path)
+        elif wanted is None and before.get(path) == entry and (repo.worktree / path).exists():
+            continue  # untouched files stay untouched
+        elif not _in_place(repo, entry):
+            write.append(entry)
+    store: ObjectStore = repo.store
+    reader = repo.reader(store)
+    write_files(
+        repo.worktree,
+        write,
+        lambda entry: repo.content_at(entry.digest),
+        reader,
+        repo.index,
+        threads=repo.threads,
+        progress=progress,
+    )
+    for path in remove:
+        remove_file(repo.worktree, path, repo.index)
+    if any(entry.path == PROJECT_CONFIG for entry in write) or PROJECT_CONFIG in remove:
+        repo.forget_settings()
+    if intent.publishes:
+        repo.publish(
+            _step(intent),
+            intent.description,
+            session=session,
+            moves_files=True,
+            restores=intent.restores,
+            redo=intent.redo,
+            author=intent.author,
+        )
+    repo.index.save()
+    repo.journal.clear()
+
+
+def _step(intent: Intent) -> Callable[[View], View]:
+    """The change of the view, applied to whatever the view is by then.
+
+    Refs that somebody else moved meanwhile stay where they moved them: the files are there already, and a ref is never
+    taken back.
+    """
+
+    def change(view: View) -> View:
+        refs = dict(view.refs)
+        for ref, commit in intent.refs.items():
+            if refs.get(ref) != intent.expected.get(ref):
+                continue
+            if commit is None:
+                refs.pop(ref, None)
+            else:
+                refs[ref] = commit
+        return View(refs=refs, branch=intent.branch, detached=intent.detached)
+
+    return change
+
+
+def _in_place(repo: Repository, entry: FileEntry) -> bool:
+    """Whether the work tree already holds the entry, by a stat that can be trusted."""
+    path = repo.worktree / entry.path
+    try:
+        status = path.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    if repo.index.lookup(entry.path, status) != entry.digest:
+        return False
+    executable = bool(status.st_mode & 0o100)
+    if executable != entry.executable:
+        path.chmod(status.st_mode & 0o666 | (0o111 if entry.executable else 0))
+    return True
+
+
+def _rescue_strangers(repo: Repository, intent: Intent, source: Manifest, target: Manifest) -> None:
+    before = {entry.path: entry.digest for entry in source.files}
+    after = {entry.path: entry.digest for entry in target.files}
+    names = {path for path in {*before, *after} if intent.paths is None or path in intent.paths}
+    for path in sorted(names):
+        if before.get(path) == after.get(path) and intent.paths is None:
+            continue
+        file = resolve_path(repo.worktree, path)
+        if not file.exists():
+            continue
+        found = _digest(repo, path)
+        if found not in (before.get(path), after.get(path)):
+            rescue(repo, path)
+
+
+def _digest(repo: Repository, path: str) -> ContentId | None:
+    from modelgit.errors import CheckpointFormatError
+    from modelgit.repo.tree import content_id
+    from modelgit.worktree.content import hash_file
+
+    try:
+        return content_id(hash_file(repo.worktree / path, shown=path, threads=repo.threads)[0])
+    except CheckpointFormatError:
+        return None
+
+
+def rescue(repo: Repository, path: str) -> str:
+    """Copy a file that is about to be overwritten into the rescue area; returns where to, for people."""
+    folder = repo.paths.rescue / time.strftime("%Y%m%d-%H%M%S")
+    target = folder / path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(repo.worktree / path, target)
+        with target.open("rb+") as file:
+            import os
+
+            os.fsync(file.fileno())
+        sync_directory(target.parent)
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot keep a copy of {path}: {error.strerror or error}", hint="free some space, then run it again"
+        ) from error
+    if target.stat().st_size != (repo.worktree / path).stat().st_size:
+        raise IntegrityError(f"{path} changed while it was being put aside")
+    return str(target)
