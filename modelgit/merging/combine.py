@@ -19,7 +19,15 @@ from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.numerics.floats import from_float64, to_float64
 from modelgit.objects import dtype_named
 
-__all__ = ["SPARSE_FRACTION", "Comparison", "combine_window", "compare_window", "element_bytes", "value_words"]
+__all__ = [
+    "RUN_ELEMENTS",
+    "SPARSE_FRACTION",
+    "Comparison",
+    "combine_window",
+    "compare_window",
+    "element_bytes",
+    "value_words",
+]
 
 SPARSE_FRACTION = 0.25
 """A side that changed at most this part of a tensor changed it sparsely: the rest is unchanged by intent.
@@ -27,8 +35,12 @@ SPARSE_FRACTION = 0.25
 A dense fine-tune in a 16-bit type leaves many values equal by rounding alone, which is not intent.
 """
 
+RUN_ELEMENTS = 1 << 15
+"""Elements that are computed at once: their float64 temporaries stay in the cache."""
+
 Buffer = bytes | bytearray | memoryview
 Words = npt.NDArray[Any]
+Diagonal = npt.NDArray[np.floating[Any]]
 _WORDS: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 
 
@@ -75,39 +87,47 @@ def compare_window(base: Buffer, sides: Sequence[Buffer], dtype: str) -> Compari
     """Count how `sides` differ from `base`, all being raw bytes of one length and of type `dtype`."""
     before = value_words(base, dtype)
     after = [value_words(side, dtype) for side in sides]
+    total = Comparison(changed=(0,) * len(after))
+    for start in range(0, before.size, RUN_ELEMENTS):
+        run = slice(start, start + RUN_ELEMENTS)
+        total += _compare_run(before[run], [words[run] for words in after], dtype)
+    return total
+
+
+def _compare_run(before: Words, after: Sequence[Words], dtype: str) -> Comparison:
     changed = [words != before for words in after]
-    votes = np.sum(changed, axis=0, dtype=np.uint8)
+    votes = np.sum(changed, axis=0, dtype=np.uint16)
     positions = np.flatnonzero(votes > 1)
     return Comparison(
         elements=before.size,
         changed=tuple(int(np.count_nonzero(mask)) for mask in changed),
         overlap=positions.size,
-        agree=_agreement(before, after, changed, positions, dtype),
+        agree=_agreement(before, after, changed, positions, dtype) if positions.size else 0,
     )
 
 
 def _agreement(
     before: Words, after: Sequence[Words], changed: Sequence[Words], positions: npt.NDArray[np.intp], dtype: str
 ) -> int:
-    """How many of `positions` all sides that changed them moved the same way (complex: in both parts)."""
-    if not positions.size:
-        return 0
+    """How many of `positions` all sides that changed them moved the same way (complex numbers: in both parts)."""
     if not dtype_named(dtype).is_float:
-        first = np.zeros(positions.size, dtype=before.dtype)
+        alike = np.ones(positions.size, dtype=bool)
+        first = before[positions]
         for words, mask in zip(after, changed, strict=True):
-            first = np.where(mask[positions], words[positions], first)
-        same = [(words[positions] == first) | ~mask[positions] for words, mask in zip(after, changed, strict=True)]
-        return int(np.count_nonzero(np.all(same, axis=0)))
+            here, moved = words[positions], mask[positions]
+            alike &= ~moved | (first == before[positions]) | (here == first)
+            first = np.where(moved, here, first)
+        return int(np.count_nonzero(alike))
     start = _values(before[positions], dtype)
     parts = start.size // positions.size
-    low, high = np.full(start.size, np.inf), np.full(start.size, -np.inf)
-    with np.errstate(all="ignore"):
+    up, down = np.ones(start.size, dtype=bool), np.ones(start.size, dtype=bool)
+    with np.errstate(invalid="ignore"):
         for words, mask in zip(after, changed, strict=True):
-            moved = np.repeat(mask[positions], parts)
-            sign = np.sign(_values(words[positions], dtype) - start)
-            low = np.where(moved, np.minimum(low, sign), low)
-            high = np.where(moved, np.maximum(high, sign), high)
-        return int(np.count_nonzero((low == high).reshape(-1, parts).all(axis=1)))
+            still = np.repeat(~mask[positions], parts)
+            value = _values(words[positions], dtype)
+            up &= (value > start) | still
+            down &= (value < start) | still
+    return int(np.count_nonzero((up | down).reshape(-1, parts).all(axis=1)))
 
 
 def combine_window(
@@ -118,7 +138,7 @@ def combine_window(
     *,
     where: Where,
     shape: tuple[int, ...] | None = None,
-    fisher: Sequence[Array | None] = (),
+    fisher: Sequence[Diagonal | None] = (),
     statistics: Mapping[str, float] | None = None,
     split: bool = False,
 ) -> bytes:
@@ -126,13 +146,45 @@ def combine_window(
 
     With `split` (and a base), elements that no side or one side changed are taken bit for bit, and the strategy
     makes the others; without it the strategy sees all elements that are not equal on all sides.  `fisher` holds
-    one float64 value an element or None per side.  `shape` is given for a strategy of scope "tensor", whose
+    one float value an element or None per side.  `shape` is given for a strategy of scope "tensor", whose
     window is the whole tensor.
 
     Raises UsageError when values that are not floats would have to be computed.
     """
     words = [value_words(side, dtype) for side in sides]
     before = value_words(base, dtype) if base is not None else None
+    if strategy.strategy.scope == "tensor":
+        return _combine_run(before, words, dtype, strategy, where, shape, fisher, statistics or {}, split).tobytes()
+    size = words[0].size
+    merged = np.empty(size, dtype=words[0].dtype)
+    for start in range(0, size, RUN_ELEMENTS):
+        run = slice(start, min(start + RUN_ELEMENTS, size))
+        merged[run] = _combine_run(
+            None if before is None else before[run],
+            [side[run] for side in words],
+            dtype,
+            strategy,
+            Where(name=where.name, start=where.start + start, count=run.stop - start),
+            None,
+            [None if diagonal is None else diagonal[run] for diagonal in fisher],
+            statistics or {},
+            split,
+        )
+    return merged.tobytes()
+
+
+def _combine_run(
+    before: Words | None,
+    words: Sequence[Words],
+    dtype: str,
+    strategy: BoundStrategy,
+    where: Where,
+    shape: tuple[int, ...] | None,
+    fisher: Sequence[Diagonal | None],
+    statistics: Mapping[str, float],
+    split: bool,
+) -> Words:
+    """The merged words of a run of elements that fits the cache, or of a whole tensor."""
     out = words[0].copy()
     undecided = np.zeros(out.size, dtype=bool)
     for other in words[1:]:
@@ -147,23 +199,23 @@ def combine_window(
         undecided &= votes > 1
     count = int(np.count_nonzero(undecided))
     if not count:
-        return out.tobytes()
+        return out
     if not strategy.strategy.exact and not dtype_named(dtype).is_float:
         raise UsageError(
             f"{where.name} holds {dtype} values, which `{strategy.name}` cannot combine",
             hint=f"`mgit resolve {where.name} --take ours` (or theirs) decides",
         )
-    whole = strategy.strategy.scope == "tensor"
     # Values are made only where they are needed, unless picking them out would cost more than making them all.
-    picked = None if whole or count > out.size // 2 else np.flatnonzero(undecided).astype(np.int64)
-    part = _part(before, words, dtype, where, picked, shape if whole else None, fisher, exact=strategy.strategy.exact)
-    merged = strategy.compute(part, statistics or {})
+    sparse = strategy.strategy.scope != "tensor" and count <= out.size // 4
+    picked = np.flatnonzero(undecided).astype(np.int64) if sparse else None
+    part = _part(before, words, dtype, where, picked, shape, fisher, strategy)
+    merged = strategy.compute(part, statistics)
     made = merged.reshape(-1) if strategy.strategy.exact else _rounded(np.asarray(merged, dtype=np.float64), dtype)
     if picked is not None:
         out[picked] = made
     else:
         np.copyto(out, made, where=undecided)
-    return out.tobytes()
+    return out
 
 
 def _part(
@@ -173,28 +225,27 @@ def _part(
     where: Where,
     picked: npt.NDArray[np.int64] | None,
     shape: tuple[int, ...] | None,
-    fisher: Sequence[Array | None],
-    *,
-    exact: bool,
+    fisher: Sequence[Diagonal | None],
+    strategy: BoundStrategy,
 ) -> Part:
-    def arranged(array: Words | Array) -> npt.NDArray[Any]:
+    def arranged(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array if picked is None else array[picked]
 
     def values(array: Words) -> npt.NDArray[Any]:
-        chosen = arranged(array) if exact else _values(arranged(array), dtype)
+        chosen = arranged(array) if strategy.strategy.exact else _values(arranged(array), dtype)
         return chosen.reshape(shape) if shape is not None and chosen.size == array.size else chosen
 
-    def importance(array: Array | None) -> Array | None:
+    def importance(array: Diagonal | None) -> Array | None:
         if array is None:
             return None
-        chosen = arranged(array)
+        chosen = arranged(array).astype(np.float64)
         if dtype == "C64":
             chosen = np.repeat(chosen, 2)
         return chosen.reshape(shape) if shape is not None and chosen.size == array.size else chosen
 
     return Part(
         where=Where(name=where.name, start=where.start, count=words[0].size, picked=picked),
-        base=None if before is None else values(before),
+        base=values(before) if before is not None and "base" in strategy.strategy.needs else None,
         sides=tuple(values(side) for side in words),
         fisher=tuple(importance(diagonal) for diagonal in fisher),
     )

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from modelgit.errors import BugError, UsageError
 from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.merging.combine import element_bytes
@@ -147,7 +149,7 @@ class _Material:
                     base=None if tensor.base is None else self._floats(tensor.base, start, stop, dtype),
                     sides=tuple(self._floats(side, start, stop, dtype) for side in tensor.sides),
                     fisher=tuple(
-                        None if diagonal is None else read_diagonal(self._reads, diagonal, first, last)
+                        None if diagonal is None else self._diagonal(diagonal, first, last)
                         for diagonal in tensor.fisher
                     ),
                 )
@@ -160,9 +162,12 @@ class _Material:
                 continue  # a resized tensor is not part of the body that the sides share
             for start, stop in windows(present[0][name].spec.size_bytes):
                 yield tuple(
-                    None if entries is None else read_diagonal(self._reads, entries[name].id, start // 4, stop // 4)
+                    None if entries is None else self._diagonal(entries[name].id, start // 4, stop // 4)
                     for entries in self._estimates
                 )
+
+    def _diagonal(self, tensor: TensorId, first: int, last: int) -> Array:
+        return read_diagonal(self._reads, tensor, first, last).astype(np.float64)
 
     def _floats(self, tensor: TensorId, start: int, stop: int, dtype: str) -> Array:
         return to_float64(self._reads.read(tensor, start, stop), dtype)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from modelgit.merging.base import Array, BoundStrategy, Where
+from modelgit.merging.base import BoundStrategy, Where
 from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
 from modelgit.objects import TensorId, TensorSpec
 from modelgit.patching.base import TensorReads
@@ -49,9 +50,9 @@ def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
     return total
 
 
-def read_diagonal(reads: TensorReads, tensor: TensorId, first: int, last: int) -> Array:
-    """Elements `first` to `last` of a float32 Fisher diagonal, as float64."""
-    return np.frombuffer(reads.read(tensor, first * 4, last * 4), dtype="<f4").astype(np.float64)
+def read_diagonal(reads: TensorReads, tensor: TensorId, first: int, last: int) -> npt.NDArray[np.float32]:
+    """Elements `first` to `last` of a float32 Fisher diagonal."""
+    return np.frombuffer(reads.read(tensor, first * 4, last * 4), dtype="<f4")
 
 
 class MergedTensor:
@@ -108,7 +109,7 @@ class MergedTensor:
             split=self._split,
         )
 
-    def _diagonals(self, first: int, last: int) -> Sequence[Array | None]:
+    def _diagonals(self, first: int, last: int) -> Sequence[npt.NDArray[np.float32] | None]:
         if "fisher" not in self._strategy.strategy.needs:
             return ()
         return [
