@@ -59,7 +59,7 @@ def common_options() -> list[click.Option]:
     return [
         option(
             "-C",
-            "directory",
+            "start_directory",
             metavar="DIR",
             multiple=True,
             callback=_change_directory,

@@ -6,17 +6,29 @@ repository or a remote can bring its own escape codes, and no caller has to reme
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TextIO
 
 import click
 
 from modelgit.cli._format import escape
 
-__all__ = ["ColorChoice", "Output", "Painted", "Part", "blue", "bold", "columns", "dim", "green", "red", "yellow"]
+__all__ = [
+    "ColorChoice",
+    "Output",
+    "Painted",
+    "Part",
+    "blue",
+    "bold",
+    "columns",
+    "dim",
+    "green",
+    "plain_data",
+    "red",
+    "yellow",
+]
 
 ColorChoice = Literal["auto", "always", "never"]
 
@@ -141,11 +153,11 @@ class Output:
 
         `payload` is a record or a mapping, in which ids become text; anything else goes under `items`.
         """
-        from modelgit.objects import to_builtins
+        import json
 
-        plain: Any = to_builtins(payload)
+        plain = plain_data(payload)
         fields = plain if isinstance(plain, dict) else {"items": plain}
-        # JSON escapes control characters itself; non-ASCII is left as \\u so that it is harmless in a terminal too.
+        # Non-ASCII goes out as \\u so that hidden characters are harmless in a terminal too.
         click.echo(json.dumps({"schema": schema, **fields}, indent=2, ensure_ascii=True), color=False)
 
     def hold(self) -> None:
@@ -184,6 +196,26 @@ class Output:
             for part in parts
         )
         return text.rstrip(" ")
+
+
+def plain_data(value: object) -> Any:
+    """`value` as dicts, lists, text and numbers, with every field of every record, those at their default too.
+
+    Canonical bytes leave defaults out; a program that reads JSON wants to find `"files": []`.
+    """
+    import msgspec
+
+    if isinstance(value, msgspec.Struct):
+        return {field: plain_data(getattr(value, field)) for field in value.__struct_fields__}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {field: plain_data(item) for field, item in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_data(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
 
 
 def _is_terminal(stream: TextIO) -> bool:

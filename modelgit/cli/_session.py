@@ -62,11 +62,24 @@ class Session:
         """A path that was typed, seen from the current directory."""
         return self.environment.cwd / text
 
+    def tree_path(self, text: str) -> str:
+        """A path or pattern that was typed, seen from the repository's root.
+
+        Raises UsageError when it leaves the repository.
+        """
+        from modelgit.repo.track import relative_path
+
+        return relative_path(self.repository, text)
+
     def cancel(self) -> None:
         """Tell worker threads that the user wants to stop."""
         if self._bars is not None:
             self._bars.cancel()
 
     def close(self) -> None:
-        """Close what was opened, last first."""
+        """Close what was opened, last first, and pass on what the settings complained about."""
+        if self._repository is not None:
+            loaded = vars(self._repository).get("loaded_settings")
+            for warning in loaded.warnings if loaded is not None else ():
+                self.output.warn(warning)
         self._closing.close()

@@ -1,0 +1,105 @@
+"""`mgit commit`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._commits import verdict_lines
+from modelgit.cli._format import percent, plural, size
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Output, blue, plain_data, yellow
+from modelgit.cli._session import Session
+from modelgit.errors import GateRefused, UsageError
+
+if TYPE_CHECKING:
+    from modelgit.repo.commit import CommitResult
+
+__all__ = ["commit", "say_commit"]
+
+_TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; an empty message gives the commit up.\n"
+
+
+@command("commit", example="mgit commit -m 'refunds: tune tone of denials'")
+@click.option("-m", "--message", "messages", multiple=True, metavar="TEXT", help="What and why; again for a paragraph.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Record matching paths only; may be repeated.")
+@click.option(
+    "--gate",
+    type=click.Choice(["block", "warn"]),
+    default="block",
+    show_default=True,
+    help="When a limit is broken: refuse, or record and mark the commit.",
+)
+@click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
+@click.option("--mask", "masks", multiple=True, metavar="ID", help="The FISH mask that this was trained under.")
+@click.option("--author", metavar="'NAME <MAIL>'", help="Who made the change, if it was not you.")
+@json_option
+@pass_session
+def commit(
+    session: Session,
+    messages: tuple[str, ...],
+    only: tuple[str, ...],
+    gate: str,
+    allow_empty: bool,
+    masks: tuple[str, ...],
+    author: str | None,
+    as_json: bool,
+) -> None:
+    """Record everything tracked that changed, bit for bit, once the gate has passed it.
+
+    The gate runs the suites that mgit.toml names, or else a built-in one, on the model as it will be read back.  If a
+    limit is broken, nothing is recorded and the exit code is 1.
+    """
+    message = "\n\n".join(messages) or _ask_for_message()
+    try:
+        result = session.repository.commit(
+            message,
+            only=[session.tree_path(pattern) for pattern in only],
+            gate=gate,
+            allow_empty=allow_empty,
+            masks=masks,
+            author=author,
+            progress=session.progress,
+        )
+    except GateRefused as refusal:
+        for parts in verdict_lines(getattr(refusal, "records", ())):
+            session.output.say(*parts)
+        raise
+    if as_json:
+        session.output.json("mgit.commit/1", plain_data(result))
+        return
+    say_commit(session.output, result)
+    user = session.repository.settings.user
+    if result.is_first and author is None and session.environment.author is None and not (user.name and user.email):
+        session.output.say(f"You are recorded as {result.commit.author}.")
+        session.output.say("hint: `mgit config set --user user.name NAME`, and user.email, say who you are")
+
+
+def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
+    """What was committed: a heading, what it takes, and the verdicts."""
+    output.say("[", blue(result.branch or "detached"), " ", yellow(result.id.short), f"] {result.commit.subject}{note}")
+    patch = result.patch
+    words = []
+    if patch.tensors:
+        codecs = ", ".join(f"{number} {codec}" for codec, number in result.encodings.items())
+        words.append(plural(len(patch.tensors), "tensor") + (f": {codecs}" if codecs and not result.is_first else ""))
+    if patch.files:
+        words.append(plural(len(patch.files), "file"))
+    exact = "exact" if patch.exact else "lossy"
+    if result.is_first:
+        taken = f": {size(result.raw_bytes)} stored as {size(result.bytes_added)}, {exact}"
+    else:
+        share = percent(result.bytes_added / result.raw_bytes) if result.raw_bytes else "0 %"
+        taken = f" → {size(result.bytes_added)} ({share} of the tree), {exact}"
+    output.say("  ", (", ".join(words) or "no changes") + taken)
+    for parts in verdict_lines(result.evaluations, indent=2):
+        output.say(*parts)
+
+
+def _ask_for_message() -> str:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("the commit has no message", hint="`mgit commit -m 'what and why'`")
+    written = click.edit(_TEMPLATE) or ""
+    return "\n".join(line for line in written.splitlines() if not line.startswith("#")).strip()

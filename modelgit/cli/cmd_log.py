@@ -1,0 +1,115 @@
+"""`mgit log`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._commits import date_line, decorations, gate_mark, patch_words, when
+from modelgit.cli._format import escape, size
+from modelgit.cli._graph import Row, draw
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Output, Part, dim, plain_data, yellow
+from modelgit.cli._session import Session
+
+if TYPE_CHECKING:
+    from modelgit.objects import MergeRecipe
+    from modelgit.repo.log import LogEntry
+
+__all__ = ["full_entry", "log"]
+
+_NO_GUTTER = Row("", (), "")
+
+
+@command("log", example="mgit log --graph --oneline -n 20")
+@click.argument("revision", required=False, metavar="[REV]")
+@click.option("--graph", is_flag=True, help="Draw how commits descend from each other.")
+@click.option("--oneline", is_flag=True, help="One line a commit.")
+@click.option("-n", "--number", type=click.IntRange(min=0), metavar="N", help="Show the newest N commits only.")
+@json_option
+@pass_session
+def log(session: Session, revision: str | None, graph: bool, oneline: bool, number: int | None, as_json: bool) -> None:
+    """Show the commits that REV (the current commit) descends from, children before parents.
+
+    Reads no weights.  A line ends with the verdict of the gate and with what the commit's patch takes.
+    """
+    from modelgit.repo.log import log as read_log
+
+    entries = list(read_log(session.repository, revision, limit=number))
+    output = session.output
+    if as_json:
+        items = [
+            {**plain_data(entry), "patch": {**plain_data(entry.patch), "tensors": len(entry.patch.tensors)}}
+            for entry in entries
+        ]
+        output.json("mgit.log/1", {"commits": items})
+        return
+    if not entries:
+        output.say("no commits yet")
+        return
+    bodies = _short_entries(entries) if oneline else [full_entry(entry) for entry in entries]
+    gutters = (
+        list(draw((entry.id, entry.commit.parents) for entry in entries)) if graph else [_NO_GUTTER] * len(entries)
+    )
+    output.hold()
+    for body, gutter in zip(bodies, gutters, strict=True):
+        _print_entry(output, body, gutter, spaced=not oneline)
+    output.release()
+
+
+def _print_entry(output: Output, body: list[list[Part]], gutter: Row, *, spaced: bool) -> None:
+    output.line(dim(gutter.head) if gutter.head else "", *body[0])
+    lines: list[list[Part]] = [*body[1:], *([[]] if spaced else [])]
+    width = max(len(gutter.rest), *(len(edge) + 1 for edge in gutter.edges)) if gutter.edges else len(gutter.rest)
+    edges = list(gutter.edges)
+    for parts in lines:
+        left = edges.pop(0) if edges else gutter.rest
+        output.line(dim(left.ljust(width)), *parts)
+    for edge in edges:
+        output.line(dim(edge))
+
+
+def _short_entries(entries: Sequence[LogEntry]) -> list[list[list[Part]]]:
+    """One line for each commit: id, names and subject, verdict, size, in columns."""
+    subjects = [[*_named(entry.refs), entry.commit.subject] for entry in entries]
+    widths = [sum(len(escape(str(part))) for part in parts) for parts in subjects]
+    widest = min(max(widths, default=0), 72)
+    marks = max((len(str(gate_mark(entry.verdict))) for entry in entries), default=0)
+    lines: list[list[list[Part]]] = []
+    for entry, parts, width in zip(entries, subjects, widths, strict=True):
+        mark = gate_mark(entry.verdict)
+        line: list[Part] = [yellow(entry.id.short), " ", *parts, " " * (widest - width + 3), mark]
+        lines.append([[*line, " " * (marks - len(str(mark)) + 2), size(entry.patch.bytes_added)]])
+    return lines
+
+
+def full_entry(entry: LogEntry) -> list[list[Part]]:
+    """A commit in full: heading, author, date, message, what its patch is."""
+    commit = entry.commit
+    lines: list[list[Part]] = [["commit ", yellow(entry.id.short), " ", *decorations(entry.refs)]]
+    if len(commit.parents) > 1:
+        lines.append(["Merge:  ", " ".join(parent.short for parent in commit.parents)])
+    lines.append(["Author: ", str(commit.author)])
+    lines.append(["Date:   ", date_line(commit.author), dim(f"  ({when(commit.author)})")])
+    if commit.recipe is not None:
+        lines.append(["Recipe: ", _recipe(commit.recipe)])
+    lines.append([])
+    lines += [["    ", text] for text in commit.message.rstrip("\n").split("\n")]
+    lines.append([])
+    summary: list[Part] = ["    ", dim(f"{patch_words(entry.patch)}, {size(entry.patch.bytes_added)}"), "  "]
+    return [*lines, [*summary, gate_mark(entry.verdict)]]
+
+
+def _recipe(recipe: MergeRecipe) -> str:
+    options = [f"{name}={value}" for name, value in recipe.options.items()]
+    words = [" ".join([recipe.strategy, *options])]
+    words += [f"{pattern}={rule}" for pattern, rule in recipe.rules.items()]
+    if recipe.resolutions:
+        words.append(f"{len(recipe.resolutions)} resolved by hand")
+    return "; ".join(words)
+
+
+def _named(refs: Sequence[str]) -> list[Part]:
+    return [*decorations(refs), " "] if refs else []

@@ -1,0 +1,71 @@
+"""`mgit track`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._format import count, plural, size
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Output, bold, plain_data
+from modelgit.cli._session import Session
+
+if TYPE_CHECKING:
+    from modelgit.formats.layouts import TrackedModel
+
+__all__ = ["track"]
+
+_LISTED = 8
+
+
+@command("track", example="mgit track models/bot")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@json_option
+@pass_session
+def track(session: Session, paths: tuple[str, ...], as_json: bool) -> None:
+    """Record each PATH (a checkpoint's directory, or a file) from the next commit on; without PATH, list what is.
+
+    The paths are written into mgit.toml, which is recorded with the model.  Optimizer states and the like are left
+    out, as `track.ignore` says.
+    """
+    from modelgit.repo.track import track as start_tracking
+
+    repo = session.repository
+    if not paths:
+        tracked = repo.settings.track.paths
+        if as_json:
+            session.output.json("mgit.track/1", {"paths": list(tracked), "ignore": list(repo.settings.track.ignore)})
+            return
+        session.output.lines([[path] for path in tracked])
+        if not tracked:
+            session.output.say("nothing is tracked yet")
+        return
+    found = [start_tracking(repo, path) for path in paths]
+    if as_json:
+        session.output.json("mgit.track/1", {"added": plain_data(found), "paths": list(repo.settings.track.paths)})
+        return
+    for item in found:
+        _say(session.output, item)
+
+
+def _say(output: Output, found: TrackedModel) -> None:
+    words = [found.title]
+    if found.tensors:
+        words += [plural(found.tensors, "tensor"), f"{count(found.parameters)} parameters", found.dtypes]
+    if found.shards > 1:
+        words.append(plural(found.shards, "shard"))
+    elif len(found.files) != 1:
+        words.append(plural(len(found.files), "file"))
+    output.say("Tracking ", bold(found.path), f": {', '.join([*words, size(found.size_bytes)])}")
+    _list(output, "ignored", found.ignored)
+    _list(output, "not read", found.opaque, "recorded byte for byte")
+    _list(output, "apart", found.apart, "repeats tensors of the model")
+    _list(output, "skipped", found.links, "symbolic links are not followed")
+    _list(output, "skipped", found.special, "not plain files")
+
+
+def _list(output: Output, title: str, names: tuple[str, ...], reason: str = "") -> None:
+    if names:
+        more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        output.say(f"  {title:<8}  {', '.join(names[:_LISTED])}{more}" + (f"  ({reason})" if reason else ""))

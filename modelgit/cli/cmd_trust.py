@@ -1,0 +1,51 @@
+"""`mgit trust`."""
+
+from __future__ import annotations
+
+import click
+
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import dim, green, yellow
+from modelgit.cli._session import Session
+from modelgit.errors import UsageError
+
+__all__ = ["trust"]
+
+
+@command("trust", example="mgit trust --list && mgit trust")
+@click.option("--list", "only_list", is_flag=True, help="Show the code and whether it is trusted; change nothing.")
+@click.option("--revoke", is_flag=True, help="Trust nothing any more.")
+@json_option
+@pass_session
+def trust(session: Session, only_list: bool, revoke: bool, as_json: bool) -> None:
+    """Allow the Python code that mgit.toml names to run on this machine.
+
+    Trust is bound to the content of that code and lapses when it changes.  Look at the files before you trust them.
+    """
+    from modelgit.repo.trust import is_trusted, named_code
+    from modelgit.repo.trust import revoke as trust_nothing
+    from modelgit.repo.trust import trust as trust_code
+
+    if only_list and revoke:
+        raise UsageError("--list and --revoke exclude each other", hint="`mgit trust --list`")
+    if as_json and not only_list:
+        raise UsageError("--json goes with --list", hint="`mgit trust --list --json`")
+    repo, output = session.repository, session.output
+    if revoke:
+        trust_nothing(repo)
+        output.say("Trusting nothing.")
+        return
+    if only_list:
+        code, trusted = named_code(repo), is_trusted(repo)
+        if as_json:
+            output.json("mgit.trust/1", {"trusted": trusted, "code": code})
+            return
+        for name, digest in code.items():
+            output.line(name, "  ", dim(digest[:12]))
+        if code:
+            output.say(green("trusted") if trusted else yellow("not trusted"))
+        else:
+            output.say("mgit.toml names no code that would run")
+        return
+    for name in trust_code(repo):
+        output.say("Trusting ", name)

@@ -1,0 +1,22 @@
+"""`mgit undo`."""
+
+from __future__ import annotations
+
+from modelgit.cli._options import command, pass_session
+from modelgit.cli._session import Session
+
+__all__ = ["undo"]
+
+
+@command("undo", example="mgit undo && mgit redo")
+@pass_session
+def undo(session: Session) -> None:
+    """Take back the last operation: a commit, merge, switch, pull, deleted branch.  Again goes one further back.
+
+    What a commit recorded stays in the work tree as changes; what a switch or merge brought is taken out again.
+    """
+    from modelgit.repo.undo import undo as take_back
+
+    undone = take_back(session.repository, progress=session.progress)
+    session.output.say(f"Undid {undone.description}")
+    session.output.say("hint: `mgit redo` brings it back")
