@@ -142,6 +142,7 @@ class _Material:
     def parts(self) -> Iterator[Part]:
         for tensor in self._tensors:
             dtype, unit = tensor.spec.dtype, element_bytes(tensor.spec.dtype)
+            copies = 2 if dtype == "C64" else 1  # the real and the imaginary part are as important as their number
             for start, stop in windows(tensor.spec.size_bytes):
                 first, last = start // unit, stop // unit
                 yield Part(
@@ -149,7 +150,7 @@ class _Material:
                     base=None if tensor.base is None else self._floats(tensor.base, start, stop, dtype),
                     sides=tuple(self._floats(side, start, stop, dtype) for side in tensor.sides),
                     fisher=tuple(
-                        None if diagonal is None else self._diagonal(diagonal, first, last)
+                        None if diagonal is None else np.repeat(self._diagonal(diagonal, first, last), copies)
                         for diagonal in tensor.fisher
                     ),
                 )

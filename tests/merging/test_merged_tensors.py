@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
-from modelgit.merging.base import STRATEGIES, Where, strategy
-from modelgit.merging.combine import Comparison, combine_window, compare_window
+from modelgit.merging.base import STRATEGIES, Prepared, Where, strategy
+from modelgit.merging.combine import RUN_ELEMENTS, Comparison, combine_window, compare_window
 from modelgit.merging.model import ModelMerge, matching_rule
 from modelgit.merging.resolve import Combined, Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import MergedTensor, TensorParts, compare, windows
@@ -351,3 +351,52 @@ def test_a_grown_tensor_uses_the_first_rows_of_each_sides_fisher():
     merge = ModelMerge(memory, [found.parts], bind("fisher"), fishers=fishers)
     assert values_of(found.source(memory, merge.source("embed"))).tolist() == [2, 4, 4]
     assert merge.notes == ()
+    # The resized table is no part of the body that the norms are taken over.
+    assert (merge.statistics["*:norm.0"], merge.statistics["*:norm.1"]) == ("1.0", "1.0")
+
+
+def test_positions_and_fishers_stay_in_step_over_runs_and_windows():
+    @strategy()
+    def place(sides: list, fisher: list, where: Where) -> np.ndarray:
+        return where.positions + fisher[0] * 2.0**30
+
+    memory, size = Memory(), 3 * RUN_ELEMENTS + 5
+    ours = np.zeros(size)
+    for theirs in (np.ones(size), (np.arange(size) % 9 == 0).astype(float)):  # all values made, or picked ones
+        diagonal = memory.put(np.arange(size))
+        source = MergedTensor(
+            memory,
+            parts("t", None, memory.put(ours, "F64"), memory.put(theirs, "F64"), fisher=(diagonal, None)),
+            place.bind({}),
+        )
+        expected = np.where(theirs != 0, np.arange(size) * (1 + 2.0**30), 0)
+        assert np.array_equal(values_of(source), expected)
+        middle = to_float64(bytes(source.read(8000, 8 * size - 80)), "F64")
+        assert np.array_equal(middle, expected[1000 : size - 10])
+
+
+def test_a_first_pass_sees_every_value_of_the_model_in_order():
+    def largest(material, *, scale: float) -> Prepared:
+        seen = list(material.parts())
+        assert [part.where.name for part in seen] == ["a", "b"]
+        assert all(part.fisher[0].size == part.sides[0].size and part.fisher[1] is None for part in seen)
+        top = max(float(np.abs(part.sides[1] - part.base).max()) for part in seen)
+        return Prepared(statistics={"top": top * scale}, notes=("looked",))
+
+    @strategy(scope="model", prepare=largest)
+    def capped(base: np.ndarray, sides: list, fisher: list, statistics: dict, *, scale: float = 0.5) -> np.ndarray:
+        return base + np.clip(sides[1] - base, -statistics["top"], statistics["top"])
+
+    memory = Memory()
+    zero, one, two = memory.put([0.0, 0, 0]), memory.put([1.0, -1, 0]), memory.put([2.0, -8, 1])
+    imaginary = [memory.put(np.array([z], np.complex64).tobytes(), "C64", (1,)) for z in (0j, 1j, 1 + 6j)]
+    merge = ModelMerge(
+        memory,
+        [parts("b", *imaginary), parts("a", zero, one, two)],
+        capped.bind({}),
+        fishers=[estimate(a=memory.put([1.0, 2, 3]), b=memory.put([1.0])), None],
+    )
+    assert values_of(merge.source("a")).tolist() == [2, -4, 1]
+    assert values_of(merge.source("b")).tolist() == [1, 4]
+    assert merge.statistics == {"*:top": "4.0"}
+    assert merge.notes == ("looked",)
