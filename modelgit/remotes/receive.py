@@ -1,0 +1,108 @@
+"""Taking in what comes from elsewhere: copied record by record, checked object by object, then made visible."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from modelgit.errors import IntegrityError
+from modelgit.objects import BlobId, ObjectId, TensorId, id_class
+from modelgit.patching.materialise import TensorReader
+from modelgit.progress import SILENT, Progress
+from modelgit.remotes.base import Needed
+from modelgit.store.base import Located, ObjectStore, RecordWriter
+from modelgit.store.metadata import MAX_METADATA_BYTES, read_metadata
+
+__all__ = ["CHUNK_BYTES", "copy_records", "verify_objects"]
+
+CHUNK_BYTES = 4 << 20
+
+ReadPart = Callable[[Located, int, int], bytes]
+
+
+def copy_records(
+    read: ReadPart, records: Sequence[Located], writer: RecordWriter, *, task: str, progress: Progress = SILENT
+) -> int:
+    """Append `records`, unchanged, to `writer`; returns the bytes copied.
+
+    Memory is bounded by one chunk and one header.
+    """
+    progress.start(task, sum(record.length for record in records))
+    for record in records:
+        progress.check()
+        kind = id_class(record.kind)
+        body = record.length - record.header
+        writer.append(
+            kind(record.digest),
+            start=record.start,
+            stop=record.stop,
+            total=record.total,
+            header=read(record, body, record.length),
+            payload=_chunks(read, record, body, task, progress),
+            base=None if record.base is None else kind(record.base),
+        )
+        progress.advance(task, record.header)
+    progress.finish(task)
+    return sum(record.length for record in records)
+
+
+def _chunks(read: ReadPart, record: Located, body: int, task: str, progress: Progress) -> Iterator[bytes]:
+    for start in range(0, body, CHUNK_BYTES):
+        stop = min(start + CHUNK_BYTES, body)
+        yield read(record, start, stop)
+        progress.advance(task, stop - start)
+        progress.check()
+
+
+def verify_objects(
+    store: ObjectStore, items: Sequence[Needed], *, threads: int, where: str, progress: Progress = SILENT
+) -> None:
+    """Rebuild every object from its records in `store` and compare it with its id, `threads` at a time.
+
+    Raises IntegrityError, naming the first object that differs and `where` its bytes came from.
+    """
+    reader = TensorReader(store)
+    progress.start("verify", len(items), unit="objects")
+
+    def verify(item: Needed) -> None:
+        try:
+            _verify(store, reader, item)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"refuses {item.id.KIND} {item.id} ({item.name}) from {where}: {error.message}",
+                hint=f"`mgit fsck` shows what is damaged in {where}; nothing was recorded",
+            ) from error
+
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-verify") as pool:
+        waiting: deque[Future[None]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(verify, item))
+                if len(waiting) > 4 * threads:
+                    waiting.popleft().result()
+                    progress.advance("verify", 1)
+                progress.check()
+            while waiting:
+                waiting.popleft().result()
+                progress.advance("verify", 1)
+        finally:
+            for future in waiting:
+                future.cancel()
+    progress.finish("verify")
+
+
+def _verify(store: ObjectStore, reader: TensorReader, item: Needed) -> None:
+    object_id: ObjectId = item.id
+    if isinstance(object_id, TensorId | BlobId):
+        size = reader.size(object_id)
+        if item.size is not None and size != item.size:
+            raise IntegrityError(f"it has {size} bytes, not {item.size}")
+        if isinstance(object_id, TensorId) and item.spec is None:
+            raise IntegrityError("no file says which dtype and shape it has")
+        reader.verify(object_id, item.spec if isinstance(object_id, TensorId) else None)
+        return
+    found = store.locate(object_id)
+    if any(record.total > MAX_METADATA_BYTES for record in found):
+        raise IntegrityError(f"it claims more than {MAX_METADATA_BYTES} bytes")
+    read_metadata(store, object_id)

@@ -1,0 +1,198 @@
+"""Push and fetch: the records that the other side lacks, children before parents, and the refs last.
+
+A failure at any point leaves the receiving side as it was, plus at worst packs that nothing refers to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
+from modelgit.objects import Commit, CommitId, ObjectId
+from modelgit.objects.graph import ancestors
+from modelgit.progress import SILENT, Progress
+from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Transport, Upload
+from modelgit.remotes.closure import closure, new_commits
+from modelgit.remotes.reading import CombinedStore
+from modelgit.remotes.receive import copy_records, verify_objects
+from modelgit.remotes.selection import batches, select_records
+from modelgit.remotes.updates import allowed_updates, contains_commit
+from modelgit.store.base import ObjectStore
+from modelgit.store.fs import PackSession
+from modelgit.store.metadata import read_record
+
+__all__ = ["FetchResult", "PushResult", "fetch", "push"]
+
+_TRIES = 16
+
+
+class PushResult(NamedTuple):
+    """What a push did: the refs that moved (`expected` is where they were), and what was sent."""
+
+    updates: tuple[RefUpdate, ...]
+    commits: int
+    objects: int
+    bytes_sent: int
+
+
+class FetchResult(NamedTuple):
+    """What a fetch brought: `commits` are new here, parents first.
+
+    `session` is sealed; publish the view that refers to the commits with it.
+    """
+
+    session: PackSession
+    commits: tuple[CommitId, ...]
+    objects: int
+    bytes_received: int
+
+
+class _Sent(NamedTuple):
+    commits: int = 0
+    objects: int = 0
+    size: int = 0
+
+
+def push(
+    local: ObjectStore,
+    transport: Transport,
+    updates: Sequence[RefUpdate],
+    *,
+    author: str,
+    remote: str = "origin",
+    branch: str = "main",
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> PushResult:
+    """Move refs of a remote, all or none, after sending what their commits need.
+
+    A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.  Raises
+    RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or damaged.
+    """
+    transport.create(branch=branch, author=author)
+    store = CombinedStore(local, transport, far_name=remote)
+    sent = _Sent()
+    for _ in range(_TRIES):
+        state = transport.root()
+        moves = allowed_updates(updates, state, store, local, remote=remote)
+        if not moves:
+            break
+        upload, more = _send(local, transport, moves, state, threads=threads, progress=progress)
+        sent = _Sent(max(sent.commits, more.commits), sent.objects + more.objects, sent.size + more.size)
+        try:
+            transport.swap(moves, upload=upload, description="push", author=author)
+        except (ConflictError, RemoteError) as error:
+            # The answer may be lost although the root moved: only the root can tell.
+            if not _landed(transport, store, moves):
+                if isinstance(error, ConflictError):
+                    continue
+                raise
+        return PushResult(tuple(moves), *sent)
+    else:
+        raise ConflictError(f"{remote} is being changed too often to get a word in", hint="run `mgit push` again")
+    return PushResult((), *sent)
+
+
+def _send(
+    local: ObjectStore,
+    transport: Transport,
+    moves: Sequence[RefUpdate],
+    state: RemoteRoot,
+    *,
+    threads: int,
+    progress: Progress,
+) -> tuple[Upload | None, _Sent]:
+    tips = [move.new for move in moves if move.new is not None]
+    if not tips:
+        return None, _Sent()
+    upload = transport.send(epoch=state.epoch)
+
+    def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
+        return transport.missing(ids, upload=upload)
+
+    try:
+        shared = {commit for commit in state.view.refs.values() if local.has(commit)}
+        stop = set(ancestors(shared - missing(shared), lambda commit: read_record(local, commit, Commit).parents))
+        commits = new_commits(local, tips, stop=stop)
+        missing([parent for commit in commits.values() for parent in commit.parents if parent in stop])
+        wanted: list[Needed] = []
+        for batch in batches(closure(local, commits)):
+            progress.check()
+            absent = missing([item.id for item in batch])
+            wanted += [item for item in batch if item.id in absent]
+        selection = select_records(
+            lambda ids: {object_id: local.locate(object_id) for object_id in ids},
+            wanted,
+            missing,
+            where="this repository",
+            lacking=IntegrityError,
+        )
+        size = copy_records(local.read_part, selection.records, upload, task="send", progress=progress)
+        upload.finish(selection.items, threads=threads, progress=progress)
+    except BaseException:
+        with contextlib.suppress(MgitError):
+            upload.abort()
+        raise
+    return upload, _Sent(len(commits), len(selection.items), size)
+
+
+def _landed(transport: Transport, store: CombinedStore, moves: Sequence[RefUpdate]) -> bool:
+    """Whether the refs are where the push wanted them, or where somebody took them from there."""
+    try:
+        refs = transport.root().view.refs
+    except RemoteError:
+        return False
+    for move in moves:
+        there = refs.get(move.name)
+        forward = move.new is not None and not move.force and contains_commit(store, there, move.new)
+        if there != move.new and not forward:
+            return False
+    return True
+
+
+def fetch(
+    session: PackSession,
+    transport: Transport,
+    wanted: Iterable[CommitId],
+    *,
+    have: Iterable[CommitId],
+    remote: str = "origin",
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> FetchResult:
+    """Bring the commits `wanted`, and what they need, into `session`, and seal it.
+
+    `have` are the commits that local refs name: what they reach is taken to be here.  Every object is checked against
+    its id before it becomes visible.  Raises RemoteError when the remote fails or lacks an object, IntegrityError when
+    it sends something else than what was asked for; nothing is kept then.
+    """
+    store = CombinedStore(session, transport, far_name=remote)
+    try:
+        shared = set(have)
+        stop = set(ancestors(shared, lambda commit: read_record(session, commit, Commit).parents))
+        session.relied_on |= shared
+        try:
+            commits = new_commits(store, wanted, stop=stop)
+            needed = [item for item in closure(store, commits) if not session.has(item.id)]
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"refuses what {remote} sent: {error.message}",
+                hint=f"`mgit fsck` in {remote} shows what is damaged; nothing was recorded",
+            ) from error
+        selection = select_records(
+            transport.locate,
+            needed,
+            lambda ids: {object_id for object_id in ids if not session.has(object_id)},
+            where=remote,
+            lacking=RemoteError,
+        )
+        size = copy_records(transport.fetch, selection.records, session, task="receive", progress=progress)
+        verify_objects(session, selection.items, threads=threads, where=remote, progress=progress)
+        session.seal()
+    except BaseException:
+        with contextlib.suppress(MgitError):
+            session.abort()
+        raise
+    return FetchResult(session, tuple(commits), len(selection.items), size)
