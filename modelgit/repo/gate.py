@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelgit.errors import GateRefused, MgitError
-from modelgit.objects import CommitId, EvalRecord, Manifest, ManifestId, encode
+from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
-    from modelgit.evals.builtin import ManifestSide
+    from modelgit.evals.builtin import Side
     from modelgit.repo.repository import Repository
 
 __all__ = ["builtin_record", "evaluate_manifest", "recorded_verdicts", "run_gate"]
@@ -86,18 +87,21 @@ def builtin_record(
     )
 
 
-def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> ManifestSide:
-    from modelgit.evals.builtin import ManifestSide
+def _bytes_of(repo: Repository, store: ObjectStore, entry: FileEntry) -> bytes:
+    return repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
+
+
+def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
+    from modelgit.evals.builtin import Side
 
     weights = {path for model in manifest.models for path in model.weights}
-    return ManifestSide(
+    return Side(
         manifest=ManifestId.of(encode(manifest)),
         models=repo.models_of(manifest, store=store),
         files={
-            entry.path: (lambda entry=entry: repo.file_bytes(repo.content_at(entry.digest, store=store), store=store))  # type: ignore[misc]
-            for entry in manifest.files
-            if entry.path not in weights
+            entry.path: partial(_bytes_of, repo, store, entry) for entry in manifest.files if entry.path not in weights
         },
+        weights={model.path: model.weights for model in manifest.models},
     )
 
 

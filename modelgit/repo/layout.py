@@ -25,13 +25,13 @@ class RepositoryPaths:
         self.lookup = self.cache / "packs"
         self.predictions = self.cache / "predictions"
         self.contents = self.cache / "contents"
-        self.fisher = self.cache / "fisher"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"
         self.lock = directory / "worktree" / "lock"
         self.rescue = directory / "rescue"
         self.masks = directory / "masks"
+        self.estimates = directory / "estimates"
 
 
 def discover(start: Path) -> Path:

@@ -1,0 +1,190 @@
+"""`fsck`: every byte of every pack, every object that anything reaches, rebuilt and compared with its id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from modelgit.errors import IntegrityError, MgitError
+from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.reach import children_of, commit_roots, kept_objects
+from modelgit.store.packs import verify_pack
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["Finding", "FsckReport", "fsck"]
+
+
+class Finding(Record, frozen=True, kw_only=True):
+    """Something that is wrong: the object or pack, what it is called where it is used, and how it was noticed."""
+
+    subject: str
+    problem: str
+    used_by: str = ""
+    commits: int = 0
+
+
+class FsckReport(Record, frozen=True, kw_only=True):
+    """What was looked at, and what was found."""
+
+    packs: int
+    objects: int
+    commits: int
+    operations: int
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) -> FsckReport:
+    """Check the repository; `quick` checks that everything is present without rebuilding tensors."""
+    findings: list[Finding] = []
+    repo.store.lookup.refresh()
+    packs = sorted(repo.store.lookup.packs())
+    progress.start("packs", len(packs), unit="packs")
+    for name in packs:
+        progress.check()
+        if not quick:
+            _collect(findings, f"pack {name[:16]}", "", lambda name=name: verify_pack(repo.store.packs_path / name))  # type: ignore[misc]
+        progress.advance("packs", 1)
+    progress.finish("packs")
+    roots = _roots(repo, findings)
+    operations = sum(1 for _ in repo.operations.history(repo.roots.read().root.operation))
+    walk = _walk(repo, roots, findings)
+    commits = sum(isinstance(object_id, CommitId) for object_id in walk)
+    leaves = [
+        (object_id, spec, label)
+        for object_id, (spec, label) in walk.items()
+        if isinstance(object_id, (TensorId, BlobId))
+    ]
+    progress.start("objects", len(leaves), unit="objects")
+    reader = repo.reader()
+
+    def check(leaf: tuple[ObjectId, TensorSpec | None, str]) -> Finding | None:
+        object_id, spec, label = leaf
+        progress.check()
+        try:
+            if not repo.store.has(object_id):
+                raise IntegrityError(f"object {object_id} is missing from the store")
+            if not quick and isinstance(object_id, (TensorId, BlobId)):
+                reader.verify(object_id, spec)
+        except MgitError as error:
+            return Finding(subject=str(object_id), problem=error.message, used_by=label)
+        finally:
+            progress.advance("objects", 1)
+        return None
+
+    with ThreadPoolExecutor(repo.threads, thread_name_prefix="mgit-fsck") as pool:
+        findings += [finding for finding in pool.map(check, leaves) if finding is not None]
+    progress.finish("objects")
+    return FsckReport(
+        packs=len(packs),
+        objects=len(walk),
+        commits=commits,
+        operations=operations,
+        findings=tuple(_with_users(repo, findings, roots)),
+    )
+
+
+def _collect(findings: list[Finding], subject: str, label: str, work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except MgitError as error:
+        findings.append(Finding(subject=subject, problem=error.message, used_by=label))
+        return False
+    return True
+
+
+def _roots(repo: Repository, findings: list[Finding]) -> set[ObjectId]:
+    roots: set[ObjectId] = set()
+    try:
+        roots |= commit_roots(repo)
+        roots |= kept_objects(repo)
+    except MgitError as error:
+        findings.append(Finding(subject="operations", problem=error.message))
+        roots |= set(repo.view().refs.values())
+    return roots
+
+
+def _walk(
+    repo: Repository, roots: set[ObjectId], findings: list[Finding]
+) -> dict[ObjectId, tuple[TensorSpec | None, str]]:
+    """Everything reachable, as far as records can be read; what cannot be read is a finding, not the end."""
+    seen: dict[ObjectId, tuple[TensorSpec | None, str]] = dict.fromkeys(roots, (None, ""))
+    pending = sorted(roots)
+    while pending:
+        object_id = pending.pop()
+        if isinstance(object_id, (TensorId, BlobId)):
+            continue
+        try:
+            children = list(children_of(repo, object_id))
+        except MgitError as error:
+            findings.append(Finding(subject=str(object_id), problem=error.message, used_by=seen[object_id][1]))
+            continue
+        names = _names(repo, object_id)
+        for child, spec in children:
+            if child not in seen:
+                seen[child] = (spec, names.get(child, seen[object_id][1]))
+                pending.append(child)
+    return seen
+
+
+def _names(repo: Repository, object_id: ObjectId) -> dict[ObjectId, str]:
+    """What people call the children of a manifest or file."""
+    from modelgit.objects import ContentId, FileContent, Manifest, ManifestId
+    from modelgit.store.metadata import read_record
+
+    if isinstance(object_id, ManifestId):
+        return {entry.digest: entry.path for entry in read_record(repo.store, object_id, Manifest).files}
+    if isinstance(object_id, ContentId):
+        return {tensor.id: tensor.name for tensor in read_record(repo.store, object_id, FileContent).tensors}
+    return {}
+
+
+def _with_users(repo: Repository, findings: list[Finding], roots: set[ObjectId]) -> list[Finding]:
+    """Count the commits that each damaged object is part of: people want to know what they lose."""
+    if not findings:
+        return []
+    import msgspec
+
+    wanted = {finding.subject for finding in findings}
+    counts = dict.fromkeys(wanted, 0)
+    for commit in _readable_commits(repo, roots):
+        try:
+            manifest = repo.manifest_of(commit)
+        except MgitError:
+            continue
+        inside: set[str] = set()
+        for entry in manifest.files:
+            inside.add(str(entry.digest))
+            try:
+                content = repo.content_at(entry.digest)
+            except MgitError:
+                continue
+            inside |= {str(tensor.id) for tensor in content.tensors}
+            inside |= {str(segment.blob) for segment in content.segments if not hasattr(segment, "index")}
+        for subject in wanted & inside:
+            counts[subject] += 1
+    return [msgspec.structs.replace(finding, commits=counts[finding.subject]) for finding in findings]
+
+
+def _readable_commits(repo: Repository, roots: set[ObjectId]) -> set[CommitId]:
+    seen: set[CommitId] = set()
+    pending = [root for root in roots if isinstance(root, CommitId)]
+    while pending:
+        commit = pending.pop()
+        if commit in seen:
+            continue
+        try:
+            parents = repo.parents_of(commit)
+        except MgitError:
+            continue
+        seen.add(commit)
+        pending += parents
+    return seen

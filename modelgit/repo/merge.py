@@ -1,0 +1,311 @@
+"""`merge`: what only one side changed resolves itself, a strategy makes the rest, and conflicts wait for a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError
+from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
+from modelgit.merging.files import merge_file
+from modelgit.merging.plan import plan as make_plan
+from modelgit.merging.resolve import find_conflicts
+from modelgit.objects import CommitId, Manifest, View
+from modelgit.objects.graph import merge_bases
+from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.commit import CommitResult
+from modelgit.repo.merge_files import OpenSide, open_side
+from modelgit.repo.merge_state import clear_state, read_state, write_state
+from modelgit.repo.switch import refuse_during_merge
+from modelgit.repo.update import check_clean, move_worktree
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["MergeResult", "abort_merge", "continue_merge", "merge", "plan_merge", "resolve_conflicts"]
+
+DEFAULT_STRATEGY = "fisher"
+
+
+class MergeResult(NamedTuple):
+    """What a merge did: "up-to-date", "fast-forward" or "merged".
+
+    `overlap` and `agree` count values that both sides changed, and those of them that moved in the same direction;
+    `notes` are sentences about fall-backs that were taken; `resolved` counts conflicts decided by hand.
+    """
+
+    kind: str
+    base: CommitId | None
+    ours: CommitId
+    theirs: CommitId
+    plan: MergePlan | None = None
+    strategy: str = ""
+    commit: CommitResult | None = None
+    overlap: int = 0
+    agree: int = 0
+    notes: tuple[str, ...] = ()
+    resolved: int = 0
+
+
+class Sides(NamedTuple):
+    """The three commits of a merge, opened."""
+
+    base_id: CommitId | None
+    base: OpenSide
+    ours: OpenSide
+    theirs: OpenSide
+
+
+def open_sides(repo: Repository, ours: CommitId, theirs: CommitId) -> Sides:
+    """Find the merge base and open the three manifests."""
+    bases = merge_bases(ours, theirs, repo.parents_of)
+    # Of several best common ancestors (a criss-cross) the newest is the closest to both sides.
+    base = max(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit)) if bases else None
+    return Sides(
+        base,
+        open_side(repo, repo.manifest_of(base), exists=base is not None),
+        open_side(repo, repo.manifest_of(ours)),
+        open_side(repo, repo.manifest_of(theirs)),
+    )
+
+
+def plan_merge(repo: Repository, revision: str) -> tuple[Sides, MergePlan]:
+    """What a merge of `revision` would do, from ids and small files alone; nothing is changed."""
+    head = _head(repo)
+    sides = open_sides(repo, head, repo.resolve(revision))
+    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+    _, conflicts = merge_small_files(repo, sides, plan, {})
+    return sides, _with_conflicts(plan, conflicts)
+
+
+def merge(
+    repo: Repository,
+    revision: str,
+    *,
+    strategy: str = DEFAULT_STRATEGY,
+    options: Mapping[str, str] | None = None,
+    rules: Mapping[str, str] | None = None,
+    message: str | None = None,
+    fast_forward: bool = True,
+    gate: str = "block",
+    progress: Progress = SILENT,
+) -> MergeResult:
+    """Merge `revision` into the current branch.
+
+    `strategy` makes the values that both sides changed; `rules` maps patterns of tensor names to other strategies
+    ("ours", "average weights=1,2").  Raises MergeConflicts, with the work tree untouched, when somebody has to decide;
+    `resolve_conflicts` and `continue_merge` go on from there.
+    """
+    with repo.writing():
+        refuse_during_merge(repo, "another merge")
+        ours = _head(repo)
+        theirs = repo.resolve(revision)
+        bound = STRATEGIES.get(strategy).bind(options or {})
+        for rule in (rules or {}).values():
+            parse_rule(rule)
+        bases = merge_bases(ours, theirs, repo.parents_of)
+        if bases == [theirs]:
+            return MergeResult("up-to-date", theirs, ours, theirs)
+        source, target = repo.manifest_of(ours), repo.manifest_of(theirs)
+        check_clean(repo, source, target, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
+        if bases == [ours] and fast_forward:
+            view = repo.view()
+            move_worktree(
+                repo,
+                source,
+                target,
+                description=f"merge: {revision} (fast-forward)",
+                view=view,
+                after=_moved(view, theirs),
+                progress=progress,
+            )
+            return MergeResult("fast-forward", ours, ours, theirs)
+        state = MergeState(
+            ours=ours,
+            theirs=theirs,
+            base=None,
+            message=message or f"Merge {_called(repo, revision)}",
+            strategy=strategy,
+            options=bound.recipe,
+            rules=dict(rules or {}),
+        )
+        return _go_on(repo, state, bound, gate, progress)
+
+
+def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> list[Conflict]:
+    """Decide the conflicts that `name` means (a tensor, `PATH:KEY`, or a path); returns those that are still open.
+
+    Raises UsageError when there is no such conflict or the resolution does not fit it.
+    """
+    with repo.writing():
+        state = _state(repo)
+        sides = open_sides(repo, state.ours, state.theirs)
+        chosen = find_conflicts(state.conflicts, name)
+        resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
+        plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+        _check_resolutions(repo, sides, chosen, resolution)
+        _, conflicts = merge_small_files(repo, sides, plan, resolutions)
+        open_conflicts = tuple(conflict for conflict in (*plan.conflicts, *conflicts) if conflict.id not in resolutions)
+        import msgspec
+
+        write_state(repo, msgspec.structs.replace(state, resolutions=resolutions, conflicts=open_conflicts))
+        return list(open_conflicts)
+
+
+def continue_merge(
+    repo: Repository, *, message: str | None = None, gate: str = "block", progress: Progress = SILENT
+) -> MergeResult:
+    """Finish the merge under way.  Raises MergeConflicts while conflicts are open."""
+    with repo.writing():
+        state = _state(repo)
+        if message is not None:
+            import msgspec
+
+            state = msgspec.structs.replace(state, message=message)
+        bound = STRATEGIES.get(state.strategy).bind(state.options)
+        source, target = repo.manifest_of(state.ours), repo.manifest_of(state.theirs)
+        check_clean(repo, source, target, verb="merging", hint="`mgit restore .` first, or `mgit merge --abort`")
+        return _go_on(repo, state, bound, gate, progress)
+
+
+def abort_merge(repo: Repository) -> None:
+    """Give the merge up.  The work tree was never touched.  Raises NothingToDo when there is none."""
+    with repo.writing():
+        _state(repo)
+        clear_state(repo)
+
+
+def merge_small_files(
+    repo: Repository, sides: Sides, plan: MergePlan, resolutions: Mapping[str, str]
+) -> tuple[dict[str, bytes | None], list[Conflict]]:
+    """Merge every file that both sides changed: the contents of those that are settled, and the conflicts."""
+    contents: dict[str, bytes | None] = {}
+    conflicts: list[Conflict] = []
+    for decision in plan.files:
+        if decision.action not in ("combine", "conflict"):
+            continue
+        path = decision.path
+        given = {
+            key[len(path) + 1 :]: Resolution.parse(text)
+            for key, text in resolutions.items()
+            if key == path or key.startswith(path + ":")
+        }
+        if decision.action == "conflict" and "" not in given:
+            continue
+        base, ours, theirs = (_bytes(repo, side.manifest, path) for side in (sides.base, sides.ours, sides.theirs))
+        merged = merge_file(path, base, ours, theirs, resolutions=given)
+        if merged.conflicts:
+            conflicts += merged.conflicts
+        else:
+            contents[path] = merged.content
+    return contents, conflicts
+
+
+def _bytes(repo: Repository, manifest: Manifest, path: str) -> bytes | None:
+    entry = manifest.file(path)
+    return None if entry is None else repo.file_bytes(repo.content_at(entry.digest))
+
+
+def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict], resolution: Resolution) -> None:
+    """Try the resolution on every tensor it is meant for, so that a wrong one is refused when it is typed."""
+    from modelgit.merging.resolve import resolve_tensor
+
+    reads = repo.reader()
+    for conflict in chosen:
+        if conflict.path not in {*sides.ours.side.models, *sides.theirs.side.models}:
+            continue
+        models = [side.side.models.get(conflict.path, {}) for side in (sides.base, sides.ours, sides.theirs)]
+        for name in [conflict.item] if conflict.item else []:
+            resolve_tensor(
+                name,
+                resolution,
+                reads=reads,
+                base=models[0].get(name),
+                ours=models[1].get(name),
+                theirs=models[2].get(name),
+            )
+
+
+def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str, progress: Progress) -> MergeResult:
+    sides = open_sides(repo, state.ours, state.theirs)
+    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+    contents, file_conflicts = merge_small_files(repo, sides, plan, state.resolutions)
+    full = _with_conflicts(plan, file_conflicts)
+    still_open = tuple(
+        conflict
+        for conflict in full.conflicts
+        if conflict.id not in state.resolutions and conflict.path not in state.resolutions
+    )
+    import msgspec
+
+    if still_open:
+        write_state(repo, msgspec.structs.replace(state, base=sides.base_id, conflicts=still_open))
+        models = ", ".join(sorted({*sides.ours.side.models})) or "the work tree"
+        count = len(still_open)
+        raise StoppedMerge(
+            f"merge stopped; {models} is untouched; {count} conflict{'s' if count != 1 else ''} to resolve",
+            hint=f"`mgit resolve {still_open[0].item or still_open[0].path} --take ours` (or theirs), "
+            "then `mgit merge --continue`",
+            conflicts=still_open,
+            plan=full,
+            sides=sides,
+        )
+    from modelgit.repo.merge_tensors import make_commit
+
+    made = make_commit(repo, state, sides, plan, contents, bound, gate=gate, progress=progress)
+    clear_state(repo)
+    return MergeResult(
+        "merged",
+        sides.base_id,
+        state.ours,
+        state.theirs,
+        full,
+        state.strategy,
+        made.result,
+        made.overlap,
+        made.agree,
+        made.notes,
+        len(state.resolutions),
+    )
+
+
+class StoppedMerge(MergeConflicts):
+    """A merge that waits, with what is needed to show why."""
+
+    def __init__(
+        self, message: str, *, hint: str, conflicts: tuple[Conflict, ...], plan: MergePlan, sides: Sides
+    ) -> None:
+        super().__init__(message, hint=hint, conflicts=conflicts)
+        self.plan = plan
+        self.sides = sides
+
+
+def _with_conflicts(plan: MergePlan, conflicts: Sequence[Conflict]) -> MergePlan:
+    import msgspec
+
+    return msgspec.structs.replace(plan, conflicts=(*plan.conflicts, *conflicts))
+
+
+def _state(repo: Repository) -> MergeState:
+    state = read_state(repo)
+    if state is None:
+        raise NothingToDo("no merge is under way", hint="`mgit merge BRANCH` starts one")
+    return state
+
+
+def _head(repo: Repository) -> CommitId:
+    head = repo.head()
+    if head is None:
+        raise RepositoryError("there is no commit to merge into", hint="`mgit commit -m …` makes the first one")
+    return head
+
+
+def _called(repo: Repository, revision: str) -> str:
+    return f"branch {revision}" if f"heads/{revision}" in repo.view().refs else revision
+
+
+def _moved(view: View, commit: CommitId) -> View:
+    if view.branch is None:
+        return View(refs=view.refs, branch=None, detached=commit)
+    return View(refs={**view.refs, f"heads/{view.branch}": commit}, branch=view.branch)

@@ -1,0 +1,152 @@
+"""From merged tensors back to files: whose segments a weights file has, and what its tensors are now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.errors import RepositoryError
+from modelgit.formats.safetensors_write import build_header, read_metadata
+from modelgit.merging.plan import Side, StoredTensor
+from modelgit.objects import (
+    ContentId,
+    FileContent,
+    FileEntry,
+    Literal,
+    Manifest,
+    ManifestId,
+    ModelEntry,
+    Segment,
+    TensorEntry,
+    TensorRef,
+    encode,
+)
+from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.repo.record import write_content_record
+from modelgit.store.fs import PackSession
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["OpenSide", "merged_weights", "open_side"]
+
+
+class OpenSide(NamedTuple):
+    """A manifest with everything that a merge asks of it.
+
+    `place` says for each model and logical tensor name in which file it lies and under which name.
+    """
+
+    manifest: Manifest
+    side: Side
+    place: Mapping[str, Mapping[str, tuple[str, str]]]
+    weights: frozenset[str]
+
+
+def open_side(repo: Repository, manifest: Manifest, *, exists: bool = True) -> OpenSide:
+    """Open one of the three manifests of a merge; `exists` is False for "no common ancestor"."""
+    models: dict[str, dict[str, StoredTensor]] = {}
+    place: dict[str, dict[str, tuple[str, str]]] = {}
+    weights = frozenset(path for model in manifest.models for path in model.weights)
+    for model in manifest.models:
+        tensors: dict[str, StoredTensor] = {}
+        where: dict[str, tuple[str, str]] = {}
+        for path in model.weights:
+            entry = manifest.file(path)
+            for tensor in repo.content_at(entry.digest).tensors if entry is not None else ():
+                name = tensor.name if tensor.name not in tensors else f"{path}:{tensor.name}"
+                tensors[name] = (tensor.spec, tensor.id)
+                where[name] = (path, tensor.name)
+        models[model.path] = tensors
+        place[model.path] = where
+    side = Side(
+        manifest=ManifestId.of(encode(manifest)) if exists else None,
+        models=models,
+        files={entry.path: entry.digest for entry in manifest.files if entry.path not in weights},
+    )
+    return OpenSide(manifest, side, place, weights)
+
+
+def merged_weights(
+    repo: Repository,
+    session: PackSession,
+    ours: OpenSide,
+    theirs: OpenSide,
+    tensors: Mapping[str, Mapping[str, StoredTensor]],
+) -> tuple[list[FileEntry], list[ModelEntry]]:
+    """The weights files and models that hold exactly `tensors` (by model and logical name).
+
+    A file keeps the segments of ours where its tensors have the names and specs of ours, else of theirs; where neither
+    fits, a safetensors file gets a new header.  Raises RepositoryError for other formats.
+    """
+    entries: list[FileEntry] = []
+    models: list[ModelEntry] = []
+    for model, found in sorted(tensors.items()):
+        if not found:
+            continue
+        per_file: dict[str, dict[str, StoredTensor]] = {}
+        for name, stored in found.items():
+            places = ours.place.get(model, {})
+            path, inner = places[name] if name in places else theirs.place[model][name]
+            per_file.setdefault(path, {})[inner] = stored
+        for path, wanted in sorted(per_file.items()):
+            entries.append(_file(repo, session, ours.manifest, theirs.manifest, path, wanted))
+        template = next(entry for side in (ours, theirs) for entry in side.manifest.models if entry.path == model)
+        models.append(ModelEntry(path=model, layout=template.layout, weights=tuple(sorted(per_file))))
+    return entries, models
+
+
+def _file(
+    repo: Repository,
+    session: PackSession,
+    ours: Manifest,
+    theirs: Manifest,
+    path: str,
+    wanted: Mapping[str, StoredTensor],
+) -> FileEntry:
+    sides = [(entry, repo.content_at(entry.digest)) for entry in (ours.file(path), theirs.file(path)) if entry]
+    for entry, content in sides:
+        if {tensor.name: tensor.spec for tensor in content.tensors} == {n: spec for n, (spec, _) in wanted.items()}:
+            made = FileContent(
+                format=content.format,
+                segments=content.segments,
+                tensors=tuple(
+                    TensorEntry(name=tensor.name, spec=tensor.spec, id=wanted[tensor.name][1])
+                    for tensor in content.tensors
+                ),
+            )
+            digest = write_content_record(session, made, (entry.digest, content))
+            return FileEntry(path=path, size=entry.size, digest=digest, executable=entry.executable)
+    return _rebuilt(repo, session, path, sides, wanted)
+
+
+def _rebuilt(
+    repo: Repository,
+    session: PackSession,
+    path: str,
+    sides: list[tuple[FileEntry, FileContent]],
+    wanted: Mapping[str, StoredTensor],
+) -> FileEntry:
+    if any(content.format != "safetensors" for _, content in sides):
+        raise RepositoryError(
+            f"{path} has other tensors on both sides, and only safetensors files can be put together anew",
+            hint=f"`mgit merge` with `--strategy '*=ours'`, or convert {path} to safetensors first",
+        )
+    order = list(dict.fromkeys(tensor.name for _, content in sides for tensor in content.tensors))
+    names = [name for name in order if name in wanted]
+    first = sides[0][1]
+    literal = next((segment for segment in first.segments if isinstance(segment, Literal)), None)
+    metadata = read_metadata(repo.read_blob(literal.blob)) if literal is not None else None
+    header = build_header([(name, wanted[name][0]) for name in names], metadata)
+    writer = TensorWriter(session, threads=1)
+    stored = next(iter(writer.store([StoreJob(f"{path} (header)", BlobSource(header), None, len(header))])))
+    segments: list[Segment] = [Literal(blob=stored.id, length=len(header))]  # type: ignore[arg-type]
+    segments += [TensorRef(index=index) for index in range(len(names))]
+    content = FileContent(
+        format="safetensors",
+        segments=tuple(segments),
+        tensors=tuple(TensorEntry(name=name, spec=wanted[name][0], id=wanted[name][1]) for name in names),
+    )
+    digest: ContentId = write_content_record(session, content, (sides[0][0].digest, first))
+    size = len(header) + sum(wanted[name][0].size_bytes for name in names)
+    return FileEntry(path=path, size=size, digest=digest)

@@ -1,0 +1,124 @@
+"""Everything that something still needs: what garbage collection keeps and what a check walks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgit.errors import IntegrityError
+from modelgit.objects import (
+    BlobId,
+    Commit,
+    CommitId,
+    EvalRecordId,
+    FileContent,
+    FisherEstimate,
+    FisherId,
+    Literal,
+    Manifest,
+    Mask,
+    MaskId,
+    ObjectId,
+    Patch,
+    TensorId,
+    TensorSpec,
+)
+from modelgit.store.metadata import read_record
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["Needed", "commit_roots", "kept_objects", "needed_objects"]
+
+Needed = tuple[ObjectId, TensorSpec | None]
+
+
+def commit_roots(repo: Repository, *, operations: int | None = None) -> set[CommitId]:
+    """Commits that a ref, a merge under way, or one of the last `operations` operations (all: None) points at."""
+    roots: set[CommitId] = set()
+    newest = repo.roots.read().root.operation
+    for number, (_, operation) in enumerate(repo.operations.history(newest)):
+        if operations is not None and number >= operations:
+            break
+        view = operation.view
+        roots |= set(view.refs.values())
+        if view.detached is not None:
+            roots.add(view.detached)
+    if repo.paths.merge.exists():
+        from modelgit.repo.merge_state import read_state
+
+        state = read_state(repo)
+        if state is not None:
+            roots |= {state.ours, state.theirs}
+    return roots
+
+
+def kept_objects(repo: Repository) -> set[ObjectId]:
+    """Masks and Fisher estimates that this clone keeps by name."""
+    kept: set[ObjectId] = set()
+    kinds: tuple[tuple[Path, type[ObjectId]], ...] = ((repo.paths.masks, MaskId), (repo.paths.estimates, FisherId))
+    for folder, kind in kinds:
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            text = file.read_text(encoding="ascii", errors="replace").strip()
+            if text.startswith("b3:") and len(text) == 67:
+                kept.add(kind.parse(text))
+    return kept
+
+
+def needed_objects(repo: Repository, commits: Iterable[CommitId], *, kept: Iterable[ObjectId] = ()) -> Iterator[Needed]:
+    """Every object that the commits and `kept` reach, once each, tensors with their specs.
+
+    Raises IntegrityError when a record on the way is missing or damaged.
+    """
+    seen: set[ObjectId] = set()
+    pending: list[ObjectId] = sorted({*commits, *kept})
+    while pending:
+        object_id = pending.pop()
+        if object_id in seen:
+            continue
+        seen.add(object_id)
+        yield object_id, None
+        for child, spec in children_of(repo, object_id):
+            if isinstance(child, (TensorId, BlobId)):
+                if child not in seen:
+                    seen.add(child)
+                    yield child, spec
+            elif child not in seen:
+                pending.append(child)
+
+
+def children_of(repo: Repository, object_id: ObjectId) -> Iterator[Needed]:
+    """What a record names directly."""
+    store = repo.store
+    if isinstance(object_id, CommitId):
+        commit = read_record(store, object_id, Commit)
+        yield from ((parent, None) for parent in commit.parents)
+        yield commit.manifest, None
+        yield commit.patch, None
+        for name, text in commit.trailers.items():
+            if name.startswith("eval-"):
+                yield EvalRecordId.parse(text.split(" ")[-1]), None
+        if commit.evaluation is not None:
+            yield commit.evaluation, None
+        return
+    match object_id.KIND:
+        case "manifest":
+            yield from ((entry.digest, None) for entry in read_record(store, object_id, Manifest).files)
+        case "patch":
+            yield from ((mask, None) for mask in read_record(store, object_id, Patch).masks)
+        case "content":
+            content = read_record(store, object_id, FileContent)
+            yield from ((tensor.id, tensor.spec) for tensor in content.tensors)
+            yield from ((segment.blob, None) for segment in content.segments if isinstance(segment, Literal))
+        case "mask":
+            mask = read_record(store, object_id, Mask)
+            yield from ((region.positions, None) for region in mask.regions if region.positions is not None)
+        case "fisher":
+            estimate = read_record(store, object_id, FisherEstimate)
+            yield from ((entry.id, entry.spec) for entry in estimate.diagonal)
+        case "eval":
+            if not store.has(object_id):
+                raise IntegrityError(f"eval {object_id} is missing from the store")
+        case _:
+            raise IntegrityError(f"a record names {object_id.KIND} {object_id}, which is no kind of record")
