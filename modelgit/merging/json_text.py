@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["JsonObject", "JsonValue", "Style", "adapt", "key_path", "parse_object", "parse_value"]
 
@@ -24,16 +24,14 @@ _DECODER = json.JSONDecoder(
 _KEYS = json.JSONDecoder()
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonValue:
+class JsonValue(NamedTuple):
     """A value: its text as written, and `plain`, which is equal for equal values however they are written."""
 
     text: str
     plain: Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonMember:
+class JsonMember(NamedTuple):
     """A member as written: the white space before its key, the key with its colon, and the value."""
 
     lead: str
@@ -41,8 +39,7 @@ class JsonMember:
     value: JsonValue | JsonObject
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonObject:
+class JsonObject(NamedTuple):
     """An object: its members by key, in order, and the white space before the closing brace."""
 
     text: str

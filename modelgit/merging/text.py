@@ -8,11 +8,15 @@ differently is a conflict.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 __all__ = ["TextMerge", "merge_lines"]
+
+
+MAX_EQUAL_PAIRS = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,12 @@ def _matches(base: Sequence[bytes], side: Sequence[bytes]) -> list[tuple[int, in
     tail = 0
     while tail < min(len(base), len(side)) - head and base[-1 - tail] == side[-1 - tail]:
         tail += 1
-    middle = SequenceMatcher(None, base[head : len(base) - tail], side[head : len(side) - tail], autojunk=False)
+    left, right = base[head : len(base) - tail], side[head : len(side) - tail]
+    counts = Counter(right)
+    # The search costs as much as there are pairs of equal lines.  Where these are too many, frequent lines do not
+    # start a match: at worst that is a conflict more, never a wrong merge.
+    repetitive = sum(counts[line] for line in left) > MAX_EQUAL_PAIRS
+    middle = SequenceMatcher(None, left, right, autojunk=repetitive)
     found = [(0, 0, head)] if head else []
     found += [(head + m.a, head + m.b, m.size) for m in middle.get_matching_blocks() if m.size]
     if tail:

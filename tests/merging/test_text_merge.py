@@ -1,3 +1,5 @@
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,7 +62,13 @@ def test_a_missing_last_line_feed_is_kept_and_markers_begin_a_line():
     assert outcome.content == b"<<<<<<< ours\nb\n=======\nc\n>>>>>>> theirs\n"
 
 
-def test_many_equal_lines_are_merged_quickly():
+def test_many_equal_lines_are_merged_quickly_and_at_worst_conflict():
     base = b"x\n" * 4000
     ours, theirs = b"first\n" + base, base + b"last\n"
     assert merge_lines(base, ours, theirs).content == b"first\n" + base + b"last\n"
+    base = b"{\n}\n" * 20000
+    ours, theirs = b"x\n" + base + b"y\n", base[:50000] + b"q\n" + base[50000:]
+    started = time.process_time()
+    outcome = merge_lines(base, ours, theirs)
+    assert time.process_time() - started < 10
+    assert outcome.conflicts or outcome.content == b"x\n" + theirs + b"y\n"
