@@ -185,9 +185,6 @@ def test_memory_is_bounded_by_the_window_and_not_by_the_tensor():
         def read(self, tensor, start, stop):
             return bytearray(stop - start) if tensor == zero else bytearray(b"\0\0\x80?") * ((stop - start) // 4)
 
-        def size(self, tensor):
-            return None
-
     zero, one = TensorId.of(b"0"), TensorId.of(b"1")
     spec = TensorSpec(dtype="F32", shape=(1 << 30,))
     source = MergedTensor(Endless(), TensorParts(name="t", spec=spec, base=None, sides=(zero, one)), bind("average"))
