@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from modelgit.cli._format import ago, count, duration, percent, plural
-from modelgit.cli._output import Part, blue, bold, columns, dim, green, red, yellow
+from modelgit.cli._format import ago, duration, plural
+from modelgit.cli._output import Painted, Part, blue, bold, columns, dim, green, red, yellow
+from modelgit.reporting.verdict_text import DECISION_WORDS, measurement
+from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, EvalRecord, Patch, Signature
@@ -22,6 +24,9 @@ _MARKS: dict[str, Part] = {
     "error": red("gates ✗"),
     "baseline": dim("baseline"),
 }
+
+
+_PAINTS: dict[str, Callable[[object], Painted]] = {"pass": green, "fail": red, "error": red, "baseline": dim}
 
 
 def gate_mark(verdict: str | None) -> Part:
@@ -64,7 +69,7 @@ def patch_words(patch: Patch) -> str:
         if known and patch.base is not None:
             changed = sum(change.values_changed or 0 for change in known)
             elements = sum(change.elements for change in known)
-            words.append(f"{count(changed)} of their {count(elements)} values ({percent(changed / max(1, elements))})")
+            words.append(f"{amount(changed)} of their {amount(elements)} values ({share(changed, elements)})")
     if patch.files:
         words.append(plural(len(patch.files), "file"))
     if not patch.exact:
@@ -88,36 +93,9 @@ def verdict_lines(records: Iterable[EvalRecord], *, indent: int = 0) -> list[lis
 
 
 def _check_row(check: CheckResult) -> list[Part]:
-    values, change = "", ""
-    if check.value is not None and check.baseline is not None:
-        values = f"{_measure(check.baseline, check.unit)} → {_measure(check.value, check.unit)}"
-        change = _change(check)
-    elif check.value is not None:
-        values = _measure(check.value, check.unit)
-    notes = ": ".join(note for note in (f"limit {check.limit}" if check.limit else "", check.detail) if note)
-    return [check.name, values, change, _decision(check.decision), f"({notes})" if notes else ""]
-
-
-def _decision(decision: str) -> Part:
-    if decision in ("fail", "error"):
-        return red(decision.upper())
-    if decision == "pass":
-        return green(decision)
-    return yellow(decision) if decision in ("warn", "inconclusive") else dim(decision)
-
-
-def _measure(value: float, unit: str) -> str:
-    if unit == "":
-        return f"{value * 100:.2f} %"
-    if unit == "count":
-        return count(int(value))
-    return f"{value:.4g} {unit}"
-
-
-def _change(check: CheckResult) -> str:
-    difference = (check.value or 0.0) - (check.baseline or 0.0)
-    if check.unit == "":
-        return f"{difference * 100:+.2f} pt"
-    if check.unit == "count":
-        return f"{int(difference):+d}"
-    return f"{difference:+.2g}"
+    before, after = measurement(check)
+    limit = check.limit.removeprefix("max ")
+    notes = ": ".join(note for note in (f"limit {limit}" if limit else "", check.detail) if note)
+    paint = _PAINTS.get(check.decision, yellow)
+    word = paint(DECISION_WORDS[check.decision])
+    return [check.name, f"{before} → {after}" if before else after, word, f"({notes})" if notes else ""]

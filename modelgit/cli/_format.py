@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["ago", "count", "duration", "escape", "percent", "plural", "size"]
+from modelgit.reporting.wording import amount
+
+__all__ = ["ago", "duration", "escape", "plural", "size"]
 
 # Control, format (zero width, direction), surrogate, private use, line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -43,34 +45,9 @@ def size(size_bytes: int) -> str:
     return f"{value:.1f} {units[0]}"
 
 
-def count(number: int) -> str:
-    """A count: `290`, `2 113`, `1.81 M`, `361.8 M`."""
-    if abs(number) < 10_000:
-        return f"{number:,}".replace(",", " ")
-    value, units = number / 1000, ["k", "M", "G", "T"]
-    while abs(value) >= 999.95 and len(units) > 1:
-        value /= 1000
-        del units[0]
-    return f"{value:.2f} {units[0]}" if abs(value) < 10 else f"{value:.1f} {units[0]}"
-
-
 def plural(number: int, noun: str, many: str | None = None) -> str:
-    """A count with its noun: `1 tensor`, `290 tensors`, `3 branches`."""
-    return f"{count(number)} {noun if number == 1 else many or noun + 's'}"
-
-
-def percent(value: float) -> str:
-    """A ratio in per cent with the digits that it deserves: `0.0021 %`, `0.31 %`, `9.1 %`, `61 %`."""
-    hundredfold = value * 100
-    magnitude = abs(hundredfold)
-    if magnitude == 0:
-        return "0 %"
-    if magnitude < 0.01:
-        return f"{hundredfold:.2g} %"
-    if magnitude < 1:
-        return f"{hundredfold:.2f} %"
-    # 99.97 % is not everything: only a whole is written as 100 %.
-    return f"{hundredfold:.1f} %" if magnitude < 10 or 99.5 <= magnitude < 100 else f"{hundredfold:.0f} %"
+    """A count with its noun: `1 tensor`, `2,113 values`, `3 branches`."""
+    return f"{amount(number)} {noun if number == 1 else many or noun + 's'}"
 
 
 def ago(seconds: float) -> str:

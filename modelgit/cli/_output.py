@@ -138,6 +138,11 @@ class Output:
         if not self.quiet:
             click.echo(self._render(parts, sys.stderr), err=True, color=True)
 
+    def say_lines(self, rows: Iterable[Sequence[Part]]) -> None:
+        """Several lines of words."""
+        for parts in rows:
+            self.say(*parts)
+
     def warn(self, *parts: Part) -> None:
         """One line that must be seen."""
         click.echo(self._render((Painted("warning: ", fg="yellow"), *parts), sys.stderr), err=True, color=True)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._commits import verdict_lines
-from modelgit.cli._format import percent, plural, size
+from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, blue, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.errors import GateRefused, UsageError
+from modelgit.reporting.wording import share
 
 if TYPE_CHECKING:
     from modelgit.repo.commit import CommitResult
@@ -64,8 +65,7 @@ def commit(
             progress=session.progress,
         )
     except GateRefused as refusal:
-        for parts in verdict_lines(getattr(refusal, "records", ())):
-            session.output.say(*parts)
+        session.output.say_lines(verdict_lines(getattr(refusal, "records", ())))
         raise
     if as_json:
         session.output.json("mgit.commit/1", plain_data(result))
@@ -91,11 +91,10 @@ def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
     if result.is_first:
         taken = f": {size(result.raw_bytes)} stored as {size(result.bytes_added)}, {exact}"
     else:
-        share = percent(result.bytes_added / result.raw_bytes) if result.raw_bytes else "0 %"
-        taken = f" → {size(result.bytes_added)} ({share} of the tree), {exact}"
+        part = share(result.bytes_added, result.raw_bytes)
+        taken = f" → {size(result.bytes_added)} ({part} of the tree), {exact}"
     output.say("  ", (", ".join(words) or "no changes") + taken)
-    for parts in verdict_lines(result.evaluations, indent=2):
-        output.say(*parts)
+    output.say_lines(verdict_lines(result.evaluations, indent=2))
 
 
 def _ask_for_message() -> str:

@@ -62,7 +62,7 @@ def log(session: Session, revision: str | None, graph: bool, oneline: bool, numb
 def _print_entry(output: Output, body: list[list[Part]], gutter: Row, *, spaced: bool) -> None:
     output.line(dim(gutter.head) if gutter.head else "", *body[0])
     lines: list[list[Part]] = [*body[1:], *([[]] if spaced else [])]
-    width = max(len(gutter.rest), *(len(edge) + 1 for edge in gutter.edges)) if gutter.edges else len(gutter.rest)
+    width = max([len(gutter.rest), *(len(edge) + 1 for edge in gutter.edges), 2 if gutter.head else 0])
     edges = list(gutter.edges)
     for parts in lines:
         left = edges.pop(0) if edges else gutter.rest

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelgit.cli._format import count, plural, size
+from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, bold, plain_data
 from modelgit.cli._session import Session
+from modelgit.reporting.wording import amount
 
 if TYPE_CHECKING:
     from modelgit.formats.layouts import TrackedModel
@@ -52,7 +53,7 @@ def track(session: Session, paths: tuple[str, ...], as_json: bool) -> None:
 def _say(output: Output, found: TrackedModel) -> None:
     words = [found.title]
     if found.tensors:
-        words += [plural(found.tensors, "tensor"), f"{count(found.parameters)} parameters", found.dtypes]
+        words += [plural(found.tensors, "tensor"), f"{amount(found.parameters)} parameters", found.dtypes]
     if found.shards > 1:
         words.append(plural(found.shards, "shard"))
     elif len(found.files) != 1:

@@ -1,0 +1,88 @@
+"""How a merge, its plan and its conflicts read in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelgit.cli._format import plural
+from modelgit.cli._output import Part, blue, columns, dim, red, yellow
+from modelgit.reporting.wording import amount, share
+
+if TYPE_CHECKING:
+    from modelgit.objects import CommitId
+    from modelgit.objects.merges import Action, Conflict, MergePlan
+    from modelgit.repo.repository import Repository
+
+__all__ = ["called", "conflict_lines", "heading", "plan_lines"]
+
+
+def called(repo: Repository, commit: CommitId) -> str:
+    """The branch whose tip a commit is, or its short id."""
+    refs = repo.view().refs
+    names = sorted(ref.partition("/")[2] for ref, tip in refs.items() if tip == commit and not ref.startswith("tags/"))
+    return names[0] if names else commit.short
+
+
+def heading(theirs: str, theirs_id: CommitId, ours: str | None, ours_id: CommitId, base: CommitId | None) -> list[Part]:
+    """`Merging tone (b71e5520c9aa) into main (91cd04e6b7aa), base 3f9c2a71d0be`."""
+    into: list[Part] = [blue(ours), f" ({ours_id.short})"] if ours else [yellow(ours_id.short)]
+    found = f", base {base.short}" if base is not None else ", no common ancestor"
+    return ["Merging ", blue(theirs), f" ({theirs_id.short}) into ", *into, found]
+
+
+def plan_lines(
+    plan: MergePlan, *, ours: str, theirs: str, strategy: str, overlap: int = 0, agree: int = 0
+) -> list[list[Part]]:
+    """How many tensors each rule decides, one line a rule."""
+    combined = strategy
+    if overlap:
+        combined += f"; {plural(overlap, 'value')} overlap, {share(agree, overlap)} agree in sign"
+    rules: tuple[tuple[Action, str, Part], ...] = (
+        ("keep", "unchanged on both sides", ""),
+        ("ours", f"changed on {ours} only", dim("keep")),
+        ("theirs", f"changed on {theirs} only", dim("take")),
+        ("both-same", "changed alike on both", dim("keep")),
+        ("combine", "changed on both", dim(combined)),
+        ("conflict", "conflict", ""),
+    )
+    rows: list[list[Part]] = []
+    for action, words, decision in rules:
+        number = plan.counts.get(action, 0)
+        if number:
+            rows.append([f"{amount(number)} {'tensor ' if number == 1 else 'tensors'}", words, decision])
+    open_paths = {conflict.path for conflict in plan.conflicts}
+    rows += [
+        ["1 file   ", file.path, dim(file.reason)]
+        for file in plan.files
+        if file.action not in ("keep", "both-same", "conflict") and file.path not in open_paths
+    ]
+    return columns(rows, right=[0], indent=2)
+
+
+def conflict_lines(conflicts: Sequence[Conflict], *, ours: str, theirs: str) -> list[list[Part]]:
+    """One line a conflict: what, and what the two sides say."""
+    rows: list[list[Part]] = []
+    for conflict in conflicts:
+        says = f": {ours} {conflict.ours}, {theirs} {conflict.theirs}" if conflict.ours or conflict.theirs else ""
+        rows.append([red("CONFLICT"), _name(conflict), _reason(conflict) + says])
+    return columns(rows, gap=1) if len(rows) == 1 else columns(rows)
+
+
+def _name(conflict: Conflict) -> str:
+    # A tensor's name says more than its model's path; a file's key says nothing without the file.
+    return conflict.path if conflict.kind in ("key", "text", "binary") or not conflict.item else conflict.item
+
+
+def _reason(conflict: Conflict) -> str:
+    reasons = {
+        "shape": "shapes differ",
+        "dtype": "dtypes differ",
+        "integer": "integers cannot be averaged",
+        "deleted-changed": "one side deleted it, the other changed it",
+        "added-added": "both added it, differently",
+        "text": "both changed the same lines",
+        "key": f"both changed {conflict.item}",
+        "binary": "both changed it",
+    }
+    return reasons.get(conflict.kind, conflict.kind)

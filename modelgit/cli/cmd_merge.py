@@ -1,0 +1,209 @@
+"""`mgit merge`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from modelgit.cli._commits import verdict_lines
+from modelgit.cli._complete import complete_revision
+from modelgit.cli._format import plural
+from modelgit.cli._merges import called, conflict_lines, heading, plan_lines
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import blue, columns, plain_data, yellow
+from modelgit.cli._session import Session
+from modelgit.cli.cmd_commit import say_commit
+from modelgit.errors import GateRefused, UsageError
+
+if TYPE_CHECKING:
+    from modelgit.repo.merge import MergeResult
+
+__all__ = ["merge"]
+
+_DEFAULT = "fisher"
+
+
+class _Strategy(NamedTuple):
+    """`--strategy` values, read: one for all tensors with its options, and rules for tensors of some names."""
+
+    name: str
+    options: dict[str, str]
+    rules: dict[str, str]
+
+
+@command("merge", example="mgit merge tone --strategy fisher --strategy 'lm_head.*=ours'")
+@click.argument("revision", required=False, shell_complete=complete_revision, metavar="[REV]")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would be merged how; change nothing.")
+@click.option("--continue", "go_on", is_flag=True, help="Finish the merge that waits for resolutions.")
+@click.option("--abort", is_flag=True, help="Give up the merge that waits.")
+@click.option(
+    "--strategy",
+    "strategies",
+    multiple=True,
+    metavar="NAME|PATTERN=NAME",
+    help=f"How values that both sides changed are combined ({_DEFAULT}), or those of tensors that match PATTERN; "
+    "options follow a space: 'average weights=2,1'.",
+)
+@click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")
+@click.option("-m", "--message", metavar="TEXT", help="The message of the merge commit.")
+@click.option("--no-ff", is_flag=True, help="Make a merge commit even if the branch could just move forward.")
+@click.option("--gate", type=click.Choice(["block", "warn"]), default="block", show_default=True, help="As for commit.")
+@json_option
+@pass_session
+def merge(
+    session: Session,
+    revision: str | None,
+    only_plan: bool,
+    go_on: bool,
+    abort: bool,
+    strategies: tuple[str, ...],
+    list_strategies: bool,
+    message: str | None,
+    no_ff: bool,
+    gate: str,
+    as_json: bool,
+) -> None:
+    """Combine REV with the current branch.
+
+    What only one side changed is taken; values that both changed are combined by a strategy; what nobody can decide
+    for you is a conflict: the work tree stays untouched, the exit code is 1, and `mgit resolve` goes on.
+    """
+    if list_strategies:
+        _list_strategies(session)
+        return
+    if sum((only_plan, go_on, abort)) > 1 or (revision is None) != (go_on or abort):
+        raise UsageError(
+            "give a REV, or one of --continue and --abort", hint="`mgit merge --help` shows how it is used"
+        )
+    if as_json and not only_plan:
+        raise UsageError("--json goes with --plan", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
+    if strategies and (go_on or abort or only_plan):
+        raise UsageError("--strategy belongs to a merge that starts", hint="`mgit merge REV --strategy NAME`")
+    chosen = _parse_strategies(strategies)
+    if abort:
+        from modelgit.repo.merge import abort_merge
+
+        abort_merge(session.repository)
+        session.output.say("Gave the merge up; the work tree is as it was.")
+    elif only_plan and revision is not None:
+        _plan(session, revision, as_json=as_json)
+    else:
+        _merge(session, revision, chosen, message=message, fast_forward=not no_ff, gate=gate)
+
+
+def _merge(
+    session: Session, revision: str | None, chosen: _Strategy, *, message: str | None, fast_forward: bool, gate: str
+) -> None:
+    from modelgit.repo.merge import StoppedMerge, continue_merge
+    from modelgit.repo.merge import merge as start_merge
+    from modelgit.repo.merge_state import read_state
+
+    repo, output = session.repository, session.output
+    ours = repo.view().branch or "HEAD"
+    state = read_state(repo) if revision is None else None
+    theirs = revision or (called(repo, state.theirs) if state else "theirs")
+    try:
+        if revision is None:
+            result = continue_merge(repo, message=message, gate=gate, progress=session.progress)
+        else:
+            result = start_merge(
+                repo,
+                revision,
+                strategy=chosen.name,
+                options=chosen.options,
+                rules=chosen.rules,
+                message=message,
+                fast_forward=fast_forward,
+                gate=gate,
+                progress=session.progress,
+            )
+    except StoppedMerge as stopped:
+        if revision is not None:
+            head = repo.resolve("HEAD")
+            output.say(*heading(revision, repo.resolve(revision), ours, head, stopped.sides.base_id))
+        output.say_lines(plan_lines(stopped.plan, ours=ours, theirs=theirs, strategy=chosen.name))
+        output.say_lines(conflict_lines(tuple(stopped.conflicts), ours=ours, theirs=theirs))  # type: ignore[arg-type]
+        raise
+    except GateRefused as refusal:
+        output.say_lines(verdict_lines(getattr(refusal, "records", ())))
+        raise
+    _say(session, result, ours=ours, theirs=theirs)
+
+
+def _say(session: Session, result: MergeResult, *, ours: str, theirs: str) -> None:
+    output = session.output
+    if result.kind == "up-to-date":
+        output.say("Already up to date with ", blue(theirs))
+        return
+    if result.kind == "fast-forward":
+        output.say(blue(ours), f" {result.ours.short} → ", yellow(result.theirs.short), " (fast-forward)")
+        return
+    output.say(*heading(theirs, result.theirs, ours, result.ours, result.base))
+    if result.plan is not None:
+        lines = plan_lines(
+            result.plan,
+            ours=ours,
+            theirs=theirs,
+            strategy=result.strategy,
+            overlap=result.overlap,
+            agree=result.agree,
+        )
+        output.say_lines(lines)
+    for sentence in result.notes:
+        output.warn(sentence)
+    if result.commit is not None:
+        combined = result.plan.counts.get("combine", 0) if result.plan else 0
+        words = [f"{plural(combined, 'tensor')} combined"] if combined else []
+        words += [f"{result.resolved} resolved by hand"] if result.resolved else []
+        note = f"   ({result.strategy}; {', '.join(words)})" if words else ""
+        say_commit(output, result.commit, note=note)
+
+
+def _plan(session: Session, revision: str, *, as_json: bool) -> None:
+    from modelgit.repo.merge import plan_merge
+
+    repo, output = session.repository, session.output
+    sides, plan = plan_merge(repo, revision)
+    if as_json:
+        output.json("mgit.merge-plan/1", {**plain_data(plan), "base_commit": sides.base_id, "counts": plan.counts})
+        return
+    view = repo.view()
+    head = repo.resolve("HEAD")
+    ours = view.branch or "HEAD"
+    output.line(*heading(revision, repo.resolve(revision), view.branch, head, sides.base_id))
+    output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine"))
+    output.lines(conflict_lines(plan.conflicts, ours=ours, theirs=revision))
+
+
+def _parse_strategies(texts: tuple[str, ...]) -> _Strategy:
+    name: str | None = None
+    options: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for text in texts:
+        first, *pairs = text.split() or [""]
+        pattern, equals, rule = first.partition("=")
+        if equals:
+            if not pattern or not rule:
+                raise UsageError(f"`{text}` is not PATTERN=NAME", hint="--strategy 'lm_head.*=ours'")
+            rules[pattern] = " ".join([rule, *pairs])
+            continue
+        if name is not None:
+            raise UsageError(f"two strategies for all tensors: {name} and {first}", hint="--strategy 'PATTERN=NAME'")
+        name = first
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UsageError(f"`{pair}` in `{text}` is not option=value", hint="--strategy 'average weights=2,1'")
+            options[key] = value
+    return _Strategy(_DEFAULT if name is None else name, options, rules)
+
+
+def _list_strategies(session: Session) -> None:
+    from modelgit.merging.base import STRATEGIES
+
+    for name in STRATEGIES:
+        strategy = STRATEGIES.get(name)
+        session.output.line(blue(name), "  ", strategy.summary)
+        rows = [[f"{option.name}={option.default}"] for option in strategy.options]
+        session.output.lines(columns(rows, indent=6))

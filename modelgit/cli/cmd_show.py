@@ -1,0 +1,87 @@
+"""`mgit show`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._commits import verdict_lines
+from modelgit.cli._complete import complete_revision
+from modelgit.cli._format import size
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Part, bold, columns, dim, green, plain_data, red, yellow
+from modelgit.cli._session import Session
+from modelgit.cli.cmd_log import full_entry
+from modelgit.reporting.wording import amount, share
+
+if TYPE_CHECKING:
+    from modelgit.objects import FileChange, Manifest, TensorChange
+
+__all__ = ["show"]
+
+_MARKS: dict[str, Part] = {
+    "added": green("A"),
+    "removed": red("D"),
+    "changed": yellow("M"),
+    "respecified": yellow("T"),
+}
+
+
+@command("show", example="mgit show main~1")
+@click.argument("revision", required=False, default="HEAD", shell_complete=complete_revision, metavar="[REV]")
+@json_option
+@pass_session
+def show(session: Session, revision: str, as_json: bool) -> None:
+    """Show a commit (the current one, if none is named): its message, verdicts, what it changed, and its files.
+
+    Reads no weights.
+    """
+    from modelgit.repo.gate import recorded_verdicts
+    from modelgit.repo.log import log
+
+    repo, output = session.repository, session.output
+    [entry] = log(repo, revision, limit=1)
+    manifest = repo.manifest_at(entry.commit.manifest)
+    verdicts = recorded_verdicts(repo, entry.id)
+    if as_json:
+        output.json(
+            "mgit.show/1", {**plain_data(entry), "evaluations": plain_data(verdicts), "tree": plain_data(manifest)}
+        )
+        return
+    output.hold()
+    output.lines(full_entry(entry))
+    output.lines(verdict_lines(verdicts, indent=4))
+    if entry.patch.base is not None and entry.patch.tensors:
+        _section(session, "tensors", [_tensor(change) for change in entry.patch.tensors])
+    if entry.patch.base is not None and entry.patch.files:
+        _section(session, "files", [_file(change) for change in entry.patch.files])
+    _section(session, "tree", _tree(manifest))
+    output.release()
+
+
+def _section(session: Session, title: str, rows: list[list[Part]]) -> None:
+    session.output.line()
+    session.output.line(bold(title))
+    session.output.lines(columns(rows, indent=2))
+
+
+def _tensor(change: TensorChange) -> list[Part]:
+    values = ""
+    if change.values_changed is not None:
+        part = share(change.values_changed, change.elements)
+        values = f"{amount(change.values_changed)} of {amount(change.elements)} values ({part})"
+    return [_MARKS.get(change.kind, "?"), f"{change.model}:{change.name}", values or dim(change.kind)]
+
+
+def _file(change: FileChange) -> list[Part]:
+    return [_MARKS.get(change.kind, "?"), change.path]
+
+
+def _tree(manifest: Manifest) -> list[list[Part]]:
+    layouts = {path: model for model in manifest.models for path in model.weights}
+    rows: list[list[Part]] = []
+    for entry in manifest.files:
+        model = layouts.get(entry.path)
+        rows.append([entry.path, size(entry.size), dim(f"weights of {model.path}") if model else ""])
+    return rows
