@@ -1,0 +1,95 @@
+"""A diff as lines of plain text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelgit.objects import TensorSpec
+from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff
+from modelgit.reporting.heatmap import heat_map
+from modelgit.reporting.wording import amount, change, printable, share, shortened
+
+__all__ = ["behaviour_lines", "diff_lines", "summary_line"]
+
+_MAX_LISTED = 20
+_MAX_VALUE = 60
+_SIGNS = {"added": "+", "removed": "-", "respecified": "!"}
+
+
+def diff_lines(diff: ModelDiff, *, width: int = 100) -> list[str]:
+    """The whole diff: per model a summary and a heat map, then files, then what it does to the outputs."""
+    lines: list[str] = []
+    for model in diff.models:
+        lines.append(summary_line(diff, model))
+        lines += heat_map(diff.of(model), sizes=diff.sizes.get(model)).render(width)
+        lines += _structure(diff.of(model))
+    lines += _files(diff.files)
+    if diff.behaviour is not None:
+        lines += behaviour_lines(diff, diff.behaviour)
+    return lines
+
+
+def summary_line(diff: ModelDiff, model: str) -> str:
+    """`models/bot  0b77f1ac9e21 → worktree      74 tensors, 1.12 M of 361.8 M values (0.31 %)   ‖Δ‖/‖W‖ 0.0041`."""
+    count, changed, total = len(diff.of(model)), diff.values_changed(model), diff.elements(model)
+    head = f"{printable(model)}  {printable(diff.old)} → {printable(diff.new)}"
+    tensors = f"{count:,} tensor{'' if count == 1 else 's'}"
+    line = f"{head}      {tensors}, {amount(changed)} of {amount(total)} values ({share(changed, total)})"
+    relative = diff.relative_norm(model)
+    return line if relative is None else f"{line}   ‖Δ‖/‖W‖ {change(relative)}"
+
+
+def _structure(tensors: tuple[TensorDiff, ...]) -> Iterator[str]:
+    """Tensors that came, went, or changed their shape or type."""
+    listed = [tensor for tensor in tensors if tensor.kind in _SIGNS]
+    for tensor in listed[:_MAX_LISTED]:
+        specs = [_spec(spec) for spec in (tensor.spec_old, tensor.spec_new) if spec is not None]
+        yield f"  {_SIGNS[tensor.kind]} {printable(tensor.name)}  {' → '.join(specs)}"
+    if len(listed) > _MAX_LISTED:
+        yield f"  … and {len(listed) - _MAX_LISTED:,} more tensors added, removed or re-shaped"
+
+
+def _spec(spec: TensorSpec) -> str:
+    return f"{printable(spec.dtype)} {list(spec.shape)}"
+
+
+def _files(files: tuple[FileDiff, ...]) -> Iterator[str]:
+    """`files: generation_config.json  temperature 0.7 → 0.2`, one line per key."""
+    lead = "files: "
+    for file in files:
+        path = printable(file.path)
+        if not file.keys:
+            yield f"{lead}{path}  {file.kind}"
+            lead = " " * len("files: ")
+            continue
+        for index, key in enumerate(file.keys):
+            if index == _MAX_LISTED:
+                yield f"{' ' * len('files: ')}{path}  and {len(file.keys) - index:,} more keys"
+                break
+            yield f"{lead}{path}  {printable(key.key)} {_value(key.old)} → {_value(key.new)}"
+            lead = " " * len("files: ")
+
+
+def _value(text: str | None) -> str:
+    return "(none)" if text is None else shortened(printable(text), _MAX_VALUE)
+
+
+def behaviour_lines(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
+    """What the change does to the outputs: divergence, Fisher mass, the tensors that matter."""
+    old = printable(diff.old)
+    parts = []
+    if behaviour.predicted_kl is not None:
+        parts.append(f"predicted {change(behaviour.predicted_kl)} nats")
+    if behaviour.measured_kl is not None:
+        parts.append(f"measured {change(behaviour.measured_kl)} nats on {behaviour.examples:,} examples")
+    if parts:
+        yield f"KL(old‖new) {', '.join(parts)}"
+    if behaviour.predicted_kl is not None and not behaviour.reliable:
+        yield "the change is too large for the prediction: trust what was measured"
+    if behaviour.fisher_share is not None:
+        changed = share(diff.values_changed(), diff.elements())
+        mass = share(behaviour.fisher_share, 1.0)
+        yield f"the {changed} of values that changed carry {mass} of the diagonal Fisher mass of {old}"
+    if behaviour.top:
+        tops = ", ".join(f"{printable(name)} {share(part, 1.0)}" for name, part in behaviour.top)
+        yield f"most of the change: {tops}"

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from modelgit.objects import ManifestId, TensorSpec, decode, encode
+from modelgit.objects.diffs import BehaviourDiff, FileDiff, KeyChange, ModelDiff, TensorDiff, key_changes
+from modelgit.reporting.diff_text import diff_lines
+from modelgit.reporting.html import diff_fragment, diff_html
+from modelgit.reporting.markdown import diff_markdown
+
+NASTY = "</title><script>alert(\"x\")</script><img src=x onerror='y'>&amp;"
+
+
+def changed(name: str, *, delta: float = 0.03, elements: int = 1000, values: int = 31) -> TensorDiff:
+    spec = TensorSpec(dtype="BF16", shape=(elements,))
+    return TensorDiff(
+        model="models/bot",
+        name=name,
+        kind="changed",
+        spec_old=spec,
+        spec_new=spec,
+        elements=elements,
+        values_changed=values,
+        norm_delta=delta,
+        norm_old=10.0,
+        max_abs=0.01,
+        rms=0.001,
+    )
+
+
+def example() -> ModelDiff:
+    wide = TensorSpec(dtype="BF16", shape=(49160, 960))
+    narrow = TensorSpec(dtype="BF16", shape=(49152, 960))
+    return ModelDiff(
+        old="0b77f1ac9e21",
+        new="worktree",
+        tensors=(
+            changed("model.layers.0.self_attn.v_proj.weight"),
+            changed("model.layers.1.self_attn.v_proj.weight", delta=0.04, values=9),
+            TensorDiff(
+                model="models/bot",
+                name="embed",
+                kind="respecified",
+                spec_old=narrow,
+                spec_new=wide,
+                elements=wide.elements,
+            ),
+        ),
+        files=(
+            FileDiff(
+                path="models/bot/generation_config.json",
+                kind="changed",
+                keys=(KeyChange(key="temperature", old="0.7", new="0.2"), KeyChange(key="top_k", old=None, new="40")),
+            ),
+            FileDiff(path="models/bot/README.md", kind="added"),
+        ),
+        behaviour=BehaviourDiff(
+            task="intents",
+            predicted_kl=0.0031,
+            measured_kl=0.0032,
+            examples=512,
+            fisher_share=0.42,
+            top=(("model.layers.1.self_attn.v_proj.weight", 0.091),),
+        ),
+        sizes={
+            "models/bot": {
+                "model.layers.0.self_attn.v_proj.weight": 1000,
+                "model.layers.1.self_attn.v_proj.weight": 1000,
+                "embed": wide.elements,
+                "head": 500,
+            }
+        },
+    )
+
+
+def test_totals() -> None:
+    diff = example()
+    assert diff.models == ("models/bot",)
+    assert diff.elements() == 2500 + 49160 * 960
+    assert diff.values_changed() == 40 + 49160 * 960
+    relative = diff.relative_norm()
+    assert relative is not None
+    assert abs(relative - 0.05 / 200**0.5) < 1e-12
+    assert decode(ModelDiff, encode(diff)) == diff
+    assert not ModelDiff(old="a", new="b")
+
+
+def test_text_of_a_diff() -> None:
+    assert diff_lines(example()) == [
+        "models/bot  0b77f1ac9e21 → worktree      3 tensors, 47.2 M of 47.2 M values (>99.9 %)   ‖Δ‖/‖W‖ 0.0035",
+        "               v    changed",
+        "  layers.0  ▇▇▇▇     3.10 %",
+        "  layers.1  ████     0.90 %",
+        "  █ is a ‖Δ‖/‖W‖ of 0.004; heights by square root",
+        "  ! embed  BF16 [49152, 960] → BF16 [49160, 960]",
+        "files: models/bot/generation_config.json  temperature 0.7 → 0.2",
+        "       models/bot/generation_config.json  top_k (none) → 40",
+        "       models/bot/README.md  added",
+        "KL(old‖new) predicted 0.0031 nats, measured 0.0032 nats on 512 examples",
+        "the >99.9 % of values that changed carry 42.0 % of the diagonal Fisher mass of 0b77f1ac9e21",
+        "most of the change: model.layers.1.self_attn.v_proj.weight 9.10 %",
+    ]
+
+
+def test_an_unreliable_prediction_is_called_so() -> None:
+    diff = ModelDiff(old="a", new="b", behaviour=BehaviourDiff(task="t", predicted_kl=3.0, reliable=False))
+    assert diff_lines(diff)[-1] == "the change is too large for the prediction: trust what was measured"
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.open: list[str] = []
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def nasty() -> ModelDiff:
+    return ModelDiff(
+        old=NASTY,
+        new=NASTY,
+        tensors=(changed(NASTY), changed(f"h.0.{NASTY}"), changed(f"{NASTY}.1.q_proj")),
+        files=(FileDiff(path=NASTY, kind="changed", keys=(KeyChange(key=NASTY, old=NASTY, new=NASTY),)),),
+        behaviour=BehaviourDiff(task=NASTY, fisher_share=0.5, top=((NASTY, 0.5),)),
+    )
+
+
+def test_html_escapes_every_name() -> None:
+    document = diff_html(nasty())
+    tags = Tags()
+    tags.feed(document)
+    assert not tags.open
+    assert not tags.seen & {"script", "img", "link", "iframe"}
+    assert not {name for name in tags.attributes if name.startswith("on") or name in {"src", "href"}}
+    assert "&lt;script&gt;" in document
+    assert "default-src 'none'" in document
+
+
+def test_html_is_self_contained_and_tells_the_numbers() -> None:
+    document = diff_html(example())
+    assert not re.search(r"https?://|url\(|@import", document)
+    for text in ("0.0031 nats", "temperature", "v_proj", "[49152, 960]", "<rect", "3.10 %"):
+        assert text in document
+    assert diff_fragment(example()) in document
+
+
+def test_markdown_keeps_the_block_closed() -> None:
+    spec = TensorSpec(dtype="F32", shape=(1,))
+    name = "a\n```\n# injected ````"
+    diff = ModelDiff(
+        old="a",
+        new="b",
+        tensors=(TensorDiff(model="m", name=name, kind="added", spec_old=None, spec_new=spec, elements=1),),
+    )
+    lines = diff_markdown(diff).splitlines()
+    assert (lines[0], lines[-1]) == ("`````text", "`````")
+    assert not any(line.startswith(("```\n", "# ")) for line in lines[1:-1])
+
+
+def test_key_changes() -> None:
+    old = b'{"temperature": 0.7, "rope": {"theta": 1, "kind": "x"}, "gone": [1], "kept": null}'
+    new = b'{"temperature": 0.2, "rope": {"theta": 2, "kind": "x"}, "kept": null, "come": true, "zero": 1}'
+    assert key_changes(old, new) == (
+        KeyChange(key="come", old=None, new="true"),
+        KeyChange(key="gone", old="[1]", new=None),
+        KeyChange(key="rope.theta", old="1", new="2"),
+        KeyChange(key="temperature", old="0.7", new="0.2"),
+        KeyChange(key="zero", old=None, new="1"),
+    )
+    assert key_changes(b"[1]", b"{}") == ()
+    assert key_changes(b"[" * 100_000, b"{}") == ()
+    assert key_changes(b"\xff", b"{}") == ()
+    assert key_changes(b'{"a": 1}', b'{"a": true}') == (KeyChange(key="a", old="1", new="true"),)
+
+
+def test_labels_may_be_any_text() -> None:
+    assert (
+        ManifestId.of(b"x").short
+        in diff_lines(ModelDiff(old=ManifestId.of(b"x").short, new="worktree", tensors=(changed("w"),)))[0]
+    )
