@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from modelgit.environment import Environment
-from modelgit.errors import ConflictError, RemoteError, RepositoryError, RootMoved
+from modelgit.errors import ConflictError, IntegrityError, RemoteError, RepositoryError, RootMoved
 from modelgit.objects import ObjectId, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
@@ -88,6 +88,8 @@ class DirectoryTransport:
         with _translated(self.url):
             side = self._side()
             root = side.roots.read()
+            side.condemned = frozenset(root.root.condemned)
+            side.store.lookup.refresh()  # packs may have been collected since we looked last
             view = side.operations.read(root.root.operation).view
         checked_out = f"heads/{view.branch}" if side.has_worktree and view.branch is not None else None
         return RemoteRoot(root, view, checked_out)
@@ -109,13 +111,21 @@ class DirectoryTransport:
     def locate(self, ids: Collection[ObjectId]) -> Mapping[ObjectId, list[Located]]:
         """The records of each object."""
         with _translated(self.url):
-            store = self._side().store
-            return {object_id: store.locate(object_id) for object_id in ids}
+            side = self._side()
+            return {object_id: side.lasting(side.store.locate(object_id)) for object_id in ids}
 
     def fetch(self, located: Located, start: int, stop: int) -> bytes:
         """A range of a record."""
         with _translated(self.url):
-            return self._side().store.read_part(located, start, stop)
+            store = self._side().store
+            try:
+                return store.read_part(located, start, stop)
+            except IntegrityError as error:
+                if (store.packs_path / located.pack).exists():
+                    raise
+                raise RemoteError(
+                    f"garbage collection ran on {self.url} while it was being read", hint="run the command again"
+                ) from error
 
     def send(self, *, epoch: int) -> DirectoryUpload:
         """Begin to write packs into the directory."""
@@ -185,6 +195,12 @@ class _Opened:
         self.store = FileSystemStore(path)
         self.roots = FileRoot(path)
         self.operations = OperationLog(path)
+        self.condemned: frozenset[str] = frozenset()
+
+    def lasting(self, records: list[Located]) -> list[Located]:
+        """Records in packs that will stay, if these are enough."""
+        kept = [item for item in records if item.pack not in self.condemned]
+        return kept if covers(kept) else records
 
 
 class DirectoryUpload:
