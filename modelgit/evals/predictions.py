@@ -78,6 +78,7 @@ def predict(
     seen = np.zeros(len(examples), dtype=bool)
     training = model.module.training
     model.module.eval()
+    progress.start("predict", len(examples), unit="examples")
     try:
         with torch.inference_mode():
             for batch in examples.batches(batch_size):
@@ -95,6 +96,7 @@ def predict(
                 seen[list(batch.indices)] = True
                 progress.advance("predict", len(batch.indices))
     finally:
+        progress.finish("predict")
         model.module.train(training)
     if not seen.all():
         raise BugError(f"{int((~seen).sum())} of {len(seen)} examples were in no batch")
