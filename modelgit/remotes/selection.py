@@ -55,9 +55,16 @@ def select_records(
     try:
         return _Choice(locate, missing, where, lacking, cautious=False).of(wanted)
     except _TangledError:
+        pass
+    try:
         # Two objects are each coded against the other somewhere, and whole elsewhere.  Taking whole ones first is the
         # order in which the source itself reads them.
         return _Choice(locate, missing, where, lacking, cautious=True).of(wanted)
+    except _TangledError as error:
+        raise lacking(
+            f"{where} does not hold {error}: it is coded against what is rebuilt from it",
+            hint="`mgit fsck` there shows what else is missing",
+        ) from None
 
 
 class _TangledError(Exception):
@@ -111,14 +118,16 @@ class _Choice:
                 )
             free = [row for row in usable if not self._comes_back(object_id, _base(object_id, row))]
             if not free:
-                raise _TangledError
+                raise _TangledError(f"{object_id.KIND} {object_id} ({item.name}) whole")
             best = min(free, key=lambda row: self._cost(object_id, row, absent))
             base = _base(object_id, best)
             if base is not None:
                 self._bases.setdefault(object_id, set()).add(base)
                 if base in absent and base not in self._items:
                     # Nothing but this record names the base: it has the form of what is coded against it.
-                    self._items[base] = Needed(base, f"base of {item.name}", item.spec, item.size)
+                    self._items[base] = Needed(
+                        base, f"base of {item.name.removeprefix('base of ')}", item.spec, item.size
+                    )
                     following.append(base)
             chosen.append(best)
             position = best.stop
