@@ -126,7 +126,7 @@ class TaskCandidate:
     ) -> None:
         self.manifest = manifest
         self.data = data
-        self.versions = dict(versions or {})
+        self.versions: Mapping[str, str] = dict(versions or {})
         self._key = key
         self._examples = examples
         self._load = load

@@ -1,0 +1,342 @@
+"""`diff`: which tensors, how many values, how far; and what the change does to the model's behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelgit.errors import UsageError
+from modelgit.formats.detect import FileReader, scan_reader
+from modelgit.formats.layouts import describe
+from modelgit.numerics.stats import PairStatistics, compare
+from modelgit.objects import Manifest, TensorEntry
+from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
+from modelgit.objects.patches import ChangeKind
+from modelgit.patching.base import TensorReads, TensorSource
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.changes import compare_manifests
+from modelgit.repo.load import find_model
+from modelgit.repo.record import record_worktree
+from modelgit.store.base import ObjectStore
+from modelgit.worktree.content import FileRange
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["diff", "diff_files"]
+
+_WINDOW_BYTES = 8 << 20
+_MAX_JSON_BYTES = 16 << 20
+_TOP = 5
+
+
+def diff(
+    repo: Repository,
+    old: str | None = None,
+    new: str | None = None,
+    *,
+    behaviour: bool = False,
+    task: str | None = None,
+    examples: int = 512,
+    progress: Progress = SILENT,
+) -> ModelDiff:
+    """Compare two revisions; `new` None is the work tree, `old` None the current commit.
+
+    Manifests are compared first; only tensors that differ are read.  With `behaviour` both models run on the task's
+    test data: the KL divergence, predicted by the directional quadratic form and measured, and the share of the
+    diagonal Fisher mass that lies on changed values.
+    """
+    old_commit = repo.resolve(old or "HEAD")
+    before = repo.manifest_of(old_commit)
+    if new is not None:
+        new_commit = repo.resolve(new)
+        return _diff(
+            repo,
+            before,
+            repo.manifest_of(new_commit),
+            repo.store,
+            old_commit.short,
+            new_commit.short,
+            behaviour,
+            task,
+            examples,
+            progress,
+        )
+    with repo.writing():
+        session = repo.session()
+        try:
+            after = record_worktree(repo, session, before, progress=progress).manifest
+            return _diff(
+                repo, before, after, session, old_commit.short, "worktree", behaviour, task, examples, progress
+            )
+        finally:
+            session.abort()
+
+
+def _diff(
+    repo: Repository,
+    before: Manifest,
+    after: Manifest,
+    store: ObjectStore,
+    old_label: str,
+    new_label: str,
+    behaviour: bool,
+    task: str | None,
+    examples: int,
+    progress: Progress,
+) -> ModelDiff:
+    changes = compare_manifests(repo, before, after, new_store=store)
+    old_models = repo.models_of(before)
+    new_models = repo.models_of(after, store=store)
+    old_reader, new_reader = repo.reader(), repo.reader(store)
+    total = sum(
+        new_models[change.model][change.name].spec.size_bytes for change in changes.tensors if change.kind == "changed"
+    )
+    progress.start("compare", total)
+    tensors = []
+    positions: dict[str, NDArray[np.int64] | None] = {}
+    for change in changes.tensors:
+        progress.check()
+        entry = new_models.get(change.model, {}).get(change.name)
+        previous = old_models.get(change.model, {}).get(change.name)
+        if change.kind == "changed" and entry is not None and previous is not None:
+            tensors.append(
+                compare_pair(
+                    change.model,
+                    change.name,
+                    _Stored(old_reader, previous),
+                    _Stored(new_reader, entry),
+                    progress=progress,
+                    positions=positions if behaviour else None,
+                )
+            )
+        else:
+            if behaviour:
+                positions[change.name] = None
+            tensors.append(
+                TensorDiff(
+                    model=change.model,
+                    name=change.name,
+                    kind=change.kind,
+                    spec_old=previous.spec if previous else None,
+                    spec_new=entry.spec if entry else None,
+                    elements=change.elements,
+                )
+            )
+    progress.finish("compare")
+    files = tuple(_file_diff(repo, before, after, store, item.path, item.kind) for item in changes.files)
+    found = None
+    if behaviour:
+        found = _behaviour(repo, before, after, store, task, examples, positions, progress)
+    return ModelDiff(
+        old=old_label,
+        new=new_label,
+        tensors=tuple(tensors),
+        files=files,
+        behaviour=found,
+        sizes={
+            model: {name: entry.spec.elements for name, entry in entries.items()}
+            for model, entries in new_models.items()
+        },
+    )
+
+
+class _Stored:
+    """A stored tensor as a source."""
+
+    def __init__(self, reader: TensorReads, entry: TensorEntry) -> None:
+        self.spec = entry.spec
+        self._reader = reader
+        self._entry = entry
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Raw bytes of a range."""
+        return self._reader.read(self._entry.id, start, stop)
+
+
+def compare_pair(
+    model: str,
+    name: str,
+    old: TensorSource,
+    new: TensorSource,
+    *,
+    progress: Progress = SILENT,
+    positions: dict[str, NDArray[np.int64] | None] | None = None,
+) -> TensorDiff:
+    """Compare two tensors of one spec, window by window; `positions` collects the indices of changed elements."""
+    spec = new.spec
+    total = PairStatistics()
+    changed: list[NDArray[np.int64]] = []
+    unit = max(1, spec.kind.bits // 8)
+    size = spec.size_bytes
+    for start in range(0, size, _WINDOW_BYTES):
+        stop = min(start + _WINDOW_BYTES, size)
+        left, right = old.read(start, stop), new.read(start, stop)
+        total = total.merge(compare(left, right, spec.dtype))
+        if positions is not None:
+            word = np.dtype(f"<u{unit}")
+            found = np.flatnonzero(np.frombuffer(left, word) != np.frombuffer(right, word))
+            changed.append(found + start // unit)
+        progress.check()
+        progress.advance("compare", stop - start)
+    if positions is not None:
+        positions[name] = np.concatenate(changed) if changed else np.empty(0, np.int64)
+    has_values = total.squared_old or total.squared_difference
+    return TensorDiff(
+        model=model,
+        name=name,
+        kind="changed",
+        spec_old=old.spec,
+        spec_new=spec,
+        elements=spec.elements,
+        values_changed=min(total.changed, spec.elements),
+        norm_delta=total.difference_norm if has_values else None,
+        norm_old=total.squared_old**0.5 if has_values else None,
+        max_abs=total.largest_difference if has_values else None,
+        rms=(total.squared_difference / max(1, spec.elements)) ** 0.5 if has_values else None,
+    )
+
+
+def _file_diff(
+    repo: Repository, before: Manifest, after: Manifest, store: ObjectStore, path: str, kind: ChangeKind
+) -> FileDiff:
+    old, new = before.file(path), after.file(path)
+    if old is None or new is None or max(old.size, new.size) > _MAX_JSON_BYTES or not path.endswith(".json"):
+        return FileDiff(path=path, kind=kind)
+    left = repo.file_bytes(repo.content_at(old.digest))
+    right = repo.file_bytes(repo.content_at(new.digest, store=store), store=store)
+    return FileDiff(path=path, kind=kind, keys=key_changes(left, right))
+
+
+def _behaviour(
+    repo: Repository,
+    before: Manifest,
+    after: Manifest,
+    store: ObjectStore,
+    task: str | None,
+    examples: int,
+    positions: Mapping[str, NDArray[np.int64] | None],
+    progress: Progress,
+) -> BehaviourDiff:
+    from modelgit.fisher.kl import behaviour as measure
+    from modelgit.fisher.kl import fisher_share
+    from modelgit.repo.fisher import diagonal_of, list_estimates, weights_key
+    from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
+
+    name, settings = task_settings(repo, task)
+    data = settings.test or settings.train
+    if data is None:
+        raise UsageError(f"task `{name}` has no data", hint=f'write `test = "data/test.jsonl"` under [task.{name}]')
+    find_model(before, settings.model)
+    rows, fingerprint = task_examples(repo, settings, data)
+    old_model = open_task(repo, before, settings)
+    new_model = open_task(repo, after, settings, store=store)
+    inputs = encoded(repo, after, settings, rows, fingerprint, store=store)
+    found = measure(old_model, new_model, inputs, limit=examples, progress=progress)
+    share = None
+    top: tuple[tuple[str, float], ...] = ()
+    kept = [
+        stored
+        for stored in list_estimates(repo, weights=weights_key(repo, before, settings.model))
+        if stored.estimate.task == name
+    ]
+    if kept:
+        mass = fisher_share(diagonal_of(repo, kept[0].estimate), positions)
+        share = mass.total
+        top = tuple(sorted(mass.by_tensor.items(), key=lambda item: (-item[1], item[0]))[:_TOP])
+    return BehaviourDiff(
+        task=name,
+        predicted_kl=found.predicted_kl,
+        measured_kl=found.measured_kl,
+        examples=found.examples,
+        reliable=found.reliable,
+        fisher_share=share,
+        top=top,
+    )
+
+
+def diff_files(left: Path, right: Path, *, cwd: Path, progress: Progress = SILENT) -> ModelDiff:
+    """Compare two checkpoint files or directories without a repository."""
+    sides = [_open_path(cwd / path, str(path)) for path in (left, right)]
+    try:
+        (old, old_files), (new, new_files) = ((side.tensors, side.files) for side in sides)
+        tensors = []
+        sizes = {"": {name: source.spec.elements for name, source in new.items()}}
+        progress.start("compare", sum(source.spec.size_bytes for source in new.values()))
+        for name in dict.fromkeys([*new, *old]):
+            progress.check()
+            a, b = old.get(name), new.get(name)
+            if a is not None and b is not None and a.spec == b.spec:
+                item = compare_pair("", name, a, b, progress=progress)
+                if item.values_changed:
+                    tensors.append(item)
+                continue
+            kind: ChangeKind = "added" if a is None else "removed" if b is None else "respecified"
+            present = b or a
+            tensors.append(
+                TensorDiff(
+                    model="",
+                    name=name,
+                    kind=kind,
+                    spec_old=a.spec if a else None,
+                    spec_new=b.spec if b else None,
+                    elements=present.spec.elements if present else 0,
+                )
+            )
+        progress.finish("compare")
+        files = []
+        for name in sorted({*old_files, *new_files}):
+            x, y = old_files.get(name), new_files.get(name)
+            if x != y:
+                change: ChangeKind = "added" if x is None else "removed" if y is None else "changed"
+                keys = key_changes(x, y) if x is not None and y is not None else ()
+                files.append(FileDiff(path=name, kind=change, keys=keys))
+        return ModelDiff(old=str(left), new=str(right), tensors=tuple(tensors), files=tuple(files), sizes=sizes)
+    finally:
+        for side in sides:
+            side.close()
+
+
+class _OpenPath:
+    """A checkpoint outside of any repository, opened for reading."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorSource] = {}
+        self.files: dict[str, bytes] = {}
+        self._readers: list[FileReader] = []
+
+    def add(self, path: Path, shown: str, name: str) -> None:
+        reader = FileReader(path, shown=shown)
+        self._readers.append(reader)
+        scanned = scan_reader(reader)
+        if not scanned.tensors and reader.size <= _MAX_JSON_BYTES:
+            self.files[name] = reader.read(0, reader.size)
+        for item in scanned.ranges:
+            if item.tensor is not None:
+                found = scanned.tensors[item.tensor]
+                self.tensors[found.name] = FileRange(reader, item.offset, found.spec)
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
+
+
+def _open_path(path: Path, shown: str) -> _OpenPath:
+    opened = _OpenPath()
+    if not path.exists():
+        raise UsageError(f"there is nothing at {shown}", hint="`mgit diff --no-index A B` takes two paths")
+    try:
+        if path.is_dir():
+            described = describe(path, ".")
+            for name in described.files:
+                opened.add(path / name, f"{shown}/{name}", name)
+        else:
+            opened.add(path, shown, path.name)
+    except BaseException:
+        opened.close()
+        raise
+    return opened

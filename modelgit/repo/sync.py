@@ -1,0 +1,341 @@
+"""`remote`, `push`, `fetch`, `pull`, `clone`: refs and what they need, between this repository and others."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.config.edit import set_value, unset_value
+from modelgit.environment import Environment
+from modelgit.errors import ConflictError, MgitError, NothingToDo, RemoteError, RepositoryError, UsageError
+from modelgit.objects import CommitId, View
+from modelgit.objects.graph import is_ancestor
+from modelgit.objects.refs import check_ref_name
+from modelgit.progress import SILENT, Progress
+from modelgit.remotes.base import RefUpdate, Transport, open_transport
+from modelgit.remotes.sync import PushResult
+from modelgit.remotes.sync import fetch as fetch_objects
+from modelgit.remotes.sync import push as push_objects
+from modelgit.repo.repository import Repository
+from modelgit.store.durable import write_durably
+
+if TYPE_CHECKING:
+    from modelgit.repo.merge import MergeResult
+
+__all__ = [
+    "FetchedRefs",
+    "PullResult",
+    "add_remote",
+    "clone",
+    "fetch",
+    "open_remote",
+    "pull",
+    "push",
+    "remotes",
+    "remove_remote",
+]
+
+DEFAULT_REMOTE = "origin"
+
+
+class FetchedRefs(NamedTuple):
+    """What a fetch changed here: remote-tracking refs by name as (old, new), and what came over."""
+
+    remote: str
+    moved: dict[str, tuple[CommitId | None, CommitId | None]]
+    commits: tuple[CommitId, ...]
+    objects: int
+    bytes_received: int
+
+
+class PullResult(NamedTuple):
+    """A fetch and the merge that followed it (None when there was nothing to merge)."""
+
+    fetched: FetchedRefs
+    merged: MergeResult | None
+    before: CommitId | None
+    after: CommitId | None
+
+
+def remotes(repo: Repository) -> dict[str, str]:
+    """URLs by name."""
+    return {name: remote.url for name, remote in sorted(repo.settings.remote.items())}
+
+
+def add_remote(repo: Repository, name: str, url: str) -> None:
+    """Remember a remote.  Raises UsageError for a bad name or URL, RepositoryError when the name is taken."""
+    check_ref_name(f"remotes/{name}/x", what="remote")
+    if "/" in name:
+        raise UsageError(f"a remote's name cannot hold a slash: {name}")
+    if name in repo.settings.remote:
+        raise RepositoryError(
+            f"remote {name} exists already ({repo.settings.remote[name].url})", hint=f"`mgit remote remove {name}`"
+        )
+    open_transport(url, environment=repo.environment, relative_to=repo.worktree).close()  # refuses malformed URLs
+    _edit(repo, lambda text: set_value(text, f"remote.{name}.url", _quoted(url), name=".mgit/config.toml"))
+
+
+def _quoted(value: str) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def remove_remote(repo: Repository, name: str) -> None:
+    """Forget a remote and its remote-tracking refs."""
+    _remote_url(repo, name)
+    _edit(repo, lambda text: unset_value(text, f"remote.{name}.url", name=".mgit/config.toml"))
+    prefix = f"remotes/{name}/"
+    repo.publish(
+        lambda view: View(
+            refs={ref: commit for ref, commit in view.refs.items() if not ref.startswith(prefix)},
+            branch=view.branch,
+            detached=view.detached,
+        ),
+        f"remote: remove {name}",
+    )
+
+
+def _edit(repo: Repository, edit: Callable[[str], str]) -> None:
+    text = repo.paths.config.read_text(encoding="utf-8") if repo.paths.config.exists() else ""
+    write_durably(repo.paths.config, edit(text).encode())
+    repo.forget_settings()
+
+
+def _remote_url(repo: Repository, name: str) -> str:
+    remote = repo.settings.remote.get(name)
+    if remote is None:
+        known = ", ".join(sorted(repo.settings.remote))
+        raise UsageError(
+            f"no remote `{name}`", hint=f"known: {known}" if known else "`mgit remote add origin URL` adds one"
+        )
+    return remote.url
+
+
+def open_remote(repo: Repository, name: str) -> Transport:
+    """A transport to the remote called `name`."""
+    return open_transport(_remote_url(repo, name), environment=repo.environment, relative_to=repo.worktree)
+
+
+def push(
+    repo: Repository,
+    remote: str = DEFAULT_REMOTE,
+    branches: Sequence[str] = (),
+    *,
+    tags: bool = False,
+    delete: bool = False,
+    force_with_lease: bool = False,
+    progress: Progress = SILENT,
+) -> PushResult:
+    """Send branches (the current one) and, with `tags`, all tags, and move the remote's refs, all or none.
+
+    `force_with_lease` lets a branch go back or aside, provided that the remote's is where the last fetch saw it.
+    Raises RemoteError, with nothing changed, when the remote has commits that are not here.
+    """
+    view = repo.view()
+    names = list(branches)
+    if not names and not (tags and view.branch is None):
+        if view.branch is None:
+            raise UsageError("no branch is checked out, so say which one", hint=f"`mgit push {remote} BRANCH`")
+        names = [view.branch]
+    updates = []
+    for name in names:
+        source, _, target = name.partition(":")
+        target = target or source
+        seen = view.refs.get(f"remotes/{remote}/{target}")
+        if delete:
+            updates.append(RefUpdate(f"heads/{target}", None, seen, True))
+            continue
+        commit = view.refs.get(f"heads/{source}")
+        if commit is None:
+            raise RepositoryError(f"no branch `{source}` to push", hint="`mgit branch` lists them")
+        check_ref_name(f"heads/{target}")
+        updates.append(RefUpdate(f"heads/{target}", commit, seen, force_with_lease))
+    if tags:
+        updates += [RefUpdate(ref, commit) for ref, commit in sorted(view.refs.items()) if ref.startswith("tags/")]
+    transport = open_remote(repo, remote)
+    try:
+        result = push_objects(
+            repo.store,
+            transport,
+            updates,
+            author=str(repo.signature()),
+            remote=remote,
+            branch=view.branch or "main",
+            threads=repo.threads,
+            progress=progress,
+        )
+    finally:
+        transport.close()
+    moved = {update.name: update.new for update in updates if update.name.startswith("heads/")}
+    _track(repo, remote, moved, f"push: {remote}")
+    return result
+
+
+def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], description: str) -> None:
+    """Note where the remote's branches are now."""
+
+    def change(view: View) -> View:
+        refs = dict(view.refs)
+        for ref, commit in moved.items():
+            name = f"remotes/{remote}/{ref.removeprefix('heads/')}"
+            if commit is None:
+                refs.pop(name, None)
+            else:
+                refs[name] = commit
+        return View(refs=refs, branch=view.branch, detached=view.detached)
+
+    repo.publish(change, description)
+
+
+def fetch(
+    repo: Repository, remote: str = DEFAULT_REMOTE, *, prune: bool = False, progress: Progress = SILENT
+) -> FetchedRefs:
+    """Bring all branches and tags of a remote; local branches stay where they are.
+
+    Every object is checked against its id before it becomes visible.  A tag that exists here is never moved.
+    """
+    transport = open_remote(repo, remote)
+    try:
+        return _fetch(repo, transport, remote, prune=prune, progress=progress)
+    finally:
+        transport.close()
+
+
+def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, progress: Progress) -> FetchedRefs:
+    state = transport.root()
+    heads = {ref: commit for ref, commit in state.view.refs.items() if ref.startswith("heads/")}
+    tags = {ref: commit for ref, commit in state.view.refs.items() if ref.startswith("tags/")}
+    for ref in (*heads, *tags):
+        check_ref_name(ref)
+    view = repo.view()
+    have = set(view.refs.values()) | ({view.detached} if view.detached is not None else set())
+    session = repo.session()
+    result = fetch_objects(
+        session,
+        transport,
+        [*heads.values(), *tags.values()],
+        have=have,
+        remote=remote,
+        threads=repo.threads,
+        progress=progress,
+    )
+    prefix = f"remotes/{remote}/"
+    wanted = {prefix + ref.removeprefix("heads/"): commit for ref, commit in heads.items()}
+
+    def change(now: View) -> View:
+        refs = dict(now.refs)
+        if prune:
+            refs = {ref: commit for ref, commit in refs.items() if not ref.startswith(prefix) or ref in wanted}
+        refs.update(wanted)
+        for ref, commit in tags.items():
+            refs.setdefault(ref, commit)
+        return View(refs=refs, branch=now.branch, detached=now.detached)
+
+    after = repo.publish(change, f"fetch: {remote}", session=result.session)
+    moved = {
+        ref: (view.refs.get(ref), after.refs.get(ref))
+        for ref in sorted({*view.refs, *after.refs})
+        if view.refs.get(ref) != after.refs.get(ref) and ref.startswith((prefix, "tags/"))
+    }
+    return FetchedRefs(remote, moved, result.commits, result.objects, result.bytes_received)
+
+
+def pull(
+    repo: Repository,
+    remote: str = DEFAULT_REMOTE,
+    branch: str | None = None,
+    *,
+    strategy: str | None = None,
+    progress: Progress = SILENT,
+) -> PullResult:
+    """Fetch, then merge the remote's branch of that name into the current one."""
+    view = repo.view()
+    name = branch or view.branch
+    if name is None:
+        raise UsageError("no branch is checked out, so say which one", hint=f"`mgit pull {remote} BRANCH`")
+    fetched = fetch(repo, remote, progress=progress)
+    ref = f"remotes/{remote}/{name}"
+    tip = repo.view().refs.get(ref)
+    if tip is None:
+        raise RemoteError(f"{remote} has no branch {name}", hint=f"`mgit push {remote} {name}` makes it")
+    before = repo.head()
+    if before == tip or (before is not None and is_ancestor(tip, before, repo.parents_of)):
+        return PullResult(fetched, None, before, before)
+    if before is None:
+        _adopt(repo, tip, f"pull: {remote}/{name}", progress)
+        return PullResult(fetched, None, None, tip)
+    from modelgit.repo.merge import DEFAULT_STRATEGY, merge
+
+    merged = merge(repo, f"{remote}/{name}", strategy=strategy or DEFAULT_STRATEGY, progress=progress)
+    return PullResult(fetched, merged, before, repo.head())
+
+
+def _adopt(repo: Repository, tip: CommitId, description: str, progress: Progress) -> None:
+    """Check out a commit on a branch that has none yet."""
+    from modelgit.objects import Manifest
+    from modelgit.repo.update import check_clean, move_worktree
+
+    with repo.writing():
+        view = repo.view()
+        if view.head is not None or view.branch is None:
+            raise ConflictError("the branch got a commit meanwhile", hint="run it again")
+        target = repo.manifest_of(tip)
+        check_clean(repo, Manifest(), target, verb="checking out", hint="move the files away first")
+        after = View(refs={**view.refs, f"heads/{view.branch}": tip}, branch=view.branch)
+        move_worktree(repo, Manifest(), target, description=description, view=view, after=after, progress=progress)
+
+
+def clone(
+    url: str,
+    path: Path | str | None = None,
+    *,
+    branch: str | None = None,
+    environment: Environment,
+    progress: Progress = SILENT,
+) -> Repository:
+    """Copy a remote repository into `path` (named after the URL) and check out its branch.
+
+    Nothing that the remote holds is run.  A failed clone leaves no half-made repository behind.
+    """
+    name = str(path) if path is not None else Path(url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".mgit")).name
+    target = (environment.cwd / (name or "clone")).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RepositoryError(f"{target} exists already and is not empty", hint="`mgit clone URL OTHER_DIRECTORY`")
+    existed = target.exists()
+    transport = open_transport(url, environment=environment, relative_to=environment.cwd)
+    try:
+        state = transport.root()  # before anything is made here: most failures show now
+        wanted = branch or state.view.branch or "main"
+        if f"heads/{wanted}" not in state.view.refs and branch is not None:
+            known = ", ".join(sorted(ref[6:] for ref in state.view.refs if ref.startswith("heads/"))) or "none"
+            raise RemoteError(f"{url} has no branch {branch}", hint=f"its branches: {known}")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            repo = Repository.init(target, branch=wanted, environment=environment)
+            shown = url if "://" in url or url.startswith("file:") else str((environment.cwd / url).resolve())
+            add_remote(repo, DEFAULT_REMOTE, shown)
+            _fetch(repo, transport, DEFAULT_REMOTE, prune=False, progress=progress)
+            tip = repo.view().refs.get(f"remotes/{DEFAULT_REMOTE}/{wanted}")
+            if tip is not None:
+                _adopt(repo, tip, f"clone: {shown}", progress)
+            elif state.view.refs:
+                raise NothingToDo(f"{url} has no branch {wanted}", hint="`mgit clone URL --branch NAME`")
+        except (MgitError, KeyboardInterrupt, OSError):
+            _discard(target, existed)
+            raise
+    finally:
+        transport.close()
+    return repo
+
+
+def _discard(target: Path, existed: bool) -> None:
+    if existed:
+        for entry in target.iterdir():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    else:
+        shutil.rmtree(target, ignore_errors=True)
