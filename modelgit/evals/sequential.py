@@ -53,10 +53,11 @@ class FlipTest:
         self._threshold_fail = -np.log(alpha_fail)
         self._factorials = _log_factorials(max(self.sizes))
         first, second = self._padded(self.sizes)
-        # One stratum: uniform on 0..allowed and 1/k above, which balances quick passes against quick fails.  Two
-        # strata: 1/(k+1) each, because a uniform weight on pairs would leave too little on "no flips at all".
+        # One stratum: uniform on 0..allowed, and 1/(k+1)^2 above, which spends most on moderate regressions, for gross
+        # ones show at once under any weight.  Two strata: 1/(k+1) each, because uniform weights on pairs would leave
+        # too little on "no flips at all".  Any choice is valid; this one only decides where examples are saved.
         self._weights_pass = (_harmonic(first), np.ones(second + 1) if not first else _harmonic(second))
-        self._weights_fail = (_harmonic(first), _harmonic(second))
+        self._weights_fail = (_harmonic(first), _harmonic(second) if first else _harmonic(second) ** 2)
         ones = (np.zeros(first + 1), np.zeros(second + 1))
         if 0 <= allowed < self.total:
             self._norm_pass = self._log_mixture(ones, self._weights_pass, inside=True)

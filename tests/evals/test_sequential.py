@@ -78,7 +78,7 @@ def test_early_verdicts_agree_with_exact_rational_arithmetic(total: int, data: s
         return Fraction(perm(k, flipped) * perm(total - k, drawn - flipped), perm(total, drawn))
 
     below, above = range(allowed + 1), range(allowed + 1, total + 1)
-    weights = {k: Fraction(1, k + 1) for k in above}
+    weights = {k: Fraction(1, (k + 1) ** 2) for k in above}
     mixture_below = sum((likelihood(k) for k in below), Fraction(0)) / len(below)
     mixture_above = sum((weights[k] * likelihood(k) for k in above), Fraction(0)) / sum(weights.values())
     peaks = (max(map(likelihood, above)), max(map(likelihood, below)))
