@@ -288,7 +288,7 @@ class TensorWriter:
             return np.concatenate([read(start, stop) for start, stop in runs])
 
         readers = [
-            (lambda index=index: sample(lambda start, stop: base_words(index)[start:stop]))  # type: ignore[misc]
+            (lambda index=index: sample(lambda start, stop: base_words(index)[start:stop]))
             for index in range(len(bases))
         ]
         return self._admissible(estimate_choices(sample(words), readers, layout), bases)

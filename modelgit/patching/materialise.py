@@ -13,6 +13,7 @@ from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec,
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore
+from modelgit.store.fs import PackGoneError
 
 __all__ = ["WINDOW_BYTES", "TensorReader", "windows"]
 
@@ -44,7 +45,10 @@ class TensorReader:
         Raises IntegrityError when the object is missing, damaged, or coded against a chain that is too deep.
         """
         out = bytearray(stop - start)
-        self._fill(tensor, start, stop, memoryview(out), 0)
+        try:
+            self._fill(tensor, start, stop, memoryview(out), 0)
+        except PackGoneError:  # garbage collection moved it meanwhile: look again, once
+            self._fill(tensor, start, stop, memoryview(out), 0)
         return out
 
     def read_blob(self, blob: BlobId, *, limit: int = 1 << 30) -> bytes:

@@ -24,11 +24,10 @@ from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
-from modelgit.store.root import FORMAT, FileRoot
+from modelgit.store.root import FORMAT_LINE, FileRoot
 
-__all__ = ["FORMAT_LINE", "DirectoryTransport", "initialise_bare", "open_directory"]
+__all__ = ["DirectoryTransport", "initialise_bare", "open_directory"]
 
-FORMAT_LINE = f"mgit repository, format {FORMAT} (experimental)\n"
 _WORKTREE_DIRECTORY = ".mgit"
 _OURS = frozenset({"format", "packs", "root", "operations", "incoming"})
 
@@ -130,7 +129,9 @@ class DirectoryTransport:
     def send(self, *, epoch: int) -> DirectoryUpload:
         """Begin to write packs into the directory."""
         with _translated(self.url):
-            return DirectoryUpload(self._side().store.session(epoch=epoch), self.url)
+            side = self._side()
+            condemned = side.roots.read().root.condemned
+            return DirectoryUpload(side.store.session(epoch=epoch, condemned=condemned), self.url)
 
     def swap(self, updates: Iterable[RefUpdate], *, upload: Upload | None, description: str, author: str) -> View:
         """Move the refs by moving the directory's root."""

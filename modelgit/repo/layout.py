@@ -6,11 +6,10 @@ from pathlib import Path
 
 from modelgit.errors import RepositoryError
 
-__all__ = ["FORMAT_LINE", "METADATA", "PROJECT_CONFIG", "RepositoryPaths", "discover"]
+__all__ = ["METADATA", "PROJECT_CONFIG", "RepositoryPaths", "discover"]
 
 METADATA = ".mgit"
 PROJECT_CONFIG = "mgit.toml"
-FORMAT_LINE = "mgit repository, format 1 (experimental)\n"
 
 
 class RepositoryPaths:

@@ -32,14 +32,14 @@ from modelgit.objects import (
     View,
 )
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.layout import FORMAT_LINE, METADATA, RepositoryPaths, discover
+from modelgit.repo.layout import METADATA, RepositoryPaths, discover
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.metadata import read_record
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
-from modelgit.store.root import FileRoot
+from modelgit.store.root import FORMAT_LINE, FileRoot
 from modelgit.worktree.index import StatIndex
 from modelgit.worktree.journal import Journal
 from modelgit.worktree.lockfile import LockFile
@@ -251,7 +251,8 @@ class Repository:
 
     def session(self) -> PackSession:
         """Begin to write objects."""
-        return self.store.session(epoch=self.roots.read().root.epoch)
+        root = self.roots.read().root
+        return self.store.session(epoch=root.epoch, condemned=root.condemned)
 
     def publish(
         self,

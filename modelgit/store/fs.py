@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from modelgit.errors import IntegrityError, RepositoryError
@@ -16,7 +16,7 @@ from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.store.index import PackLookup
 from modelgit.store.packs import PackWriter, read_at
 
-__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackSession", "covers"]
+__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackGoneError", "PackSession", "covers"]
 
 PACK_TARGET_BYTES = 64 << 20
 _OPEN_PACKS = 32
@@ -32,6 +32,12 @@ def covers(records: Iterable[Located]) -> bool:
             return False
         reach = max(reach, item.stop)
     return total is not None and reach >= total
+
+
+class PackGoneError(IntegrityError):
+    """A pack vanished between look-up and reading; garbage collection may have put its objects into another one."""
+
+    code = "pack-gone"
 
 
 class FileSystemStore:
@@ -75,12 +81,13 @@ class FileSystemStore:
             descriptor = self._open_locked(located.pack)
             return read_at(descriptor, located.offset + start, stop - start, located.pack)
 
-    def session(self, *, epoch: int) -> PackSession:
+    def session(self, *, epoch: int, condemned: Collection[str] = ()) -> PackSession:
         """Begin to write; nothing is visible before `PackSession.seal`.
 
-        `epoch` is the root's count of garbage collections, read before anything is looked up.
+        `epoch` is the root's count of garbage collections, read before anything is looked up, and `condemned` its packs
+        that may vanish: what only they hold counts as missing.
         """
-        return PackSession(self, epoch)
+        return PackSession(self, epoch, frozenset(condemned))
 
     def delete(self, pack: str) -> None:
         """Remove a pack that the root has condemned."""
@@ -89,6 +96,7 @@ class FileSystemStore:
             if descriptor is not None:
                 os.close(descriptor)
         (self.packs_path / pack).unlink(missing_ok=True)
+        self.lookup.refresh()
 
     def close(self) -> None:
         """Close all files."""
@@ -110,7 +118,8 @@ class FileSystemStore:
         try:
             descriptor = os.open(self.packs_path / pack, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
-            raise IntegrityError(f"pack {pack[:16]} is missing", hint="`mgit fsck` shows what is affected") from None
+            self.lookup.refresh()
+            raise PackGoneError(f"pack {pack[:16]} is missing", hint="`mgit fsck` shows what is affected") from None
         self._descriptors[pack] = descriptor
         # Old descriptors are only closed once they are far behind: another thread may be about to read from one.
         while len(self._descriptors) > 8 * _OPEN_PACKS:
@@ -125,8 +134,9 @@ class PackSession:
     publisher must make sure that no garbage collection took them.
     """
 
-    def __init__(self, store: FileSystemStore, epoch: int) -> None:
+    def __init__(self, store: FileSystemStore, epoch: int, condemned: frozenset[str]) -> None:
         self._store = store
+        self._condemned = condemned
         self.capabilities = Capabilities(durable=False)
         self._folder = store.incoming_path / temporary_name()
         self._writers: list[PackWriter] = []
@@ -178,7 +188,10 @@ class PackSession:
                 item._replace(pack=f"+{self._writers.index(writer)}")
                 for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
             ]
-        return own or self._store.locate(object_id)
+        return own or self._safe(object_id)
+
+    def _safe(self, object_id: ObjectId) -> list[Located]:
+        return [item for item in self._store.locate(object_id) if item.pack not in self._condemned]
 
     def has(self, object_id: ObjectId) -> bool:
         """Whether the object is here whole; remembers that the caller now relies on it."""
@@ -186,7 +199,7 @@ class PackSession:
             own = [item for _, item in self._own.get((object_id.KIND, object_id.digest), ())]
         if own and covers(own):
             return True
-        if self._store.has(object_id):
+        if covers(self._safe(object_id)):
             self.relied_on.add(object_id)
             return True
         return False
@@ -215,11 +228,9 @@ class PackSession:
         with self._lock:
             if not self._writers:
                 return []
-            names = []
             try:
                 self._store.packs_path.mkdir(parents=True, exist_ok=True)
-                for writer in self._writers:
-                    names.append((writer.path, f"{writer.close()}-{secrets.token_hex(8)}.pack"))
+                names = [(writer.path, f"{writer.close()}-{secrets.token_hex(8)}.pack") for writer in self._writers]
                 for path, name in names:
                     path.rename(self._store.packs_path / name)
                 sync_directory(self._store.packs_path)

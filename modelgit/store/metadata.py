@@ -14,6 +14,7 @@ import zstandard
 from modelgit.errors import IntegrityError
 from modelgit.objects import ObjectId, decode, encode
 from modelgit.store.base import ObjectStore, RecordWriter
+from modelgit.store.fs import PackGoneError
 
 __all__ = ["MAX_METADATA_BYTES", "read_metadata", "read_record", "write_metadata", "write_record"]
 
@@ -54,6 +55,13 @@ def read_metadata(store: ObjectStore, object_id: ObjectId, *, depth: int = 0) ->
 
     Raises IntegrityError when it is missing or damaged, or coded against a chain that is too deep.
     """
+    try:
+        return _read_any(store, object_id, depth)
+    except PackGoneError:  # garbage collection moved it meanwhile: look again, once
+        return _read_any(store, object_id, depth)
+
+
+def _read_any(store: ObjectStore, object_id: ObjectId, depth: int) -> bytes:
     found = store.locate(object_id)
     if not found:
         raise IntegrityError(

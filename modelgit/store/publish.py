@@ -46,7 +46,7 @@ def publish(
     """Apply `change` to the current view and publish the result; returns the new view.
 
     `change` is called again when another writer was first, and raises ConflictError itself when a ref that it moves
-    is not where it was.  Packs of `session` must be sealed; all that they rely on is checked against garbage collection.
+    is not where it was.  Packs of `session` must be sealed; what they rely on is checked against garbage collection.
     """
     write_id = secrets.token_hex(16)
     for _ in range(_TRIES):

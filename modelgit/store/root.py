@@ -19,9 +19,10 @@ from modelgit.objects import Root, decode, encode
 from modelgit.store.base import VersionedRoot
 from modelgit.store.durable import sync_directory, temporary_name, write_all
 
-__all__ = ["FORMAT", "RECENT_WRITES", "FileRoot"]
+__all__ = ["FORMAT", "FORMAT_LINE", "RECENT_WRITES", "FileRoot"]
 
 FORMAT = 1
+FORMAT_LINE = "mgit repository, format 1 (experimental)\n"
 RECENT_WRITES = 64
 _KEPT = 64
 _NAME = re.compile(r"[0-9]{12}\Z")
@@ -73,7 +74,8 @@ class FileRoot:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        sync_directory(self._folder)
+        with contextlib.suppress(OSError):  # it has landed: a failure to flush the name cannot take it back
+            sync_directory(self._folder)
         if self._newest() - expected > _KEPT:
             # We slept through so many versions that our number had been tidied away and could be created again.
             newest = self.read()

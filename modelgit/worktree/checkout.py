@@ -1,4 +1,4 @@
-"""Putting a manifest's files into the work tree: beside the target, flushed, renamed; untouched files stay as they are."""
+"""Putting a manifest's files into the work tree: beside the target, flushed, renamed; the others stay as they are."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ __all__ = ["FileRange", "assemble", "hash_file"]
 class FileRange:
     """A range of an open file as a source of raw bytes."""
 
-    def __init__(self, file: FileReader, offset: int, spec: TensorSpec) -> None:
-        self.spec = spec
+    def __init__(self, file: FileReader, offset: int, spec: TensorSpec | None) -> None:
+        self.spec = spec or TensorSpec(dtype="U8")
         self._file = file
         self._offset = offset
 

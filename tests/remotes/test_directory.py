@@ -13,9 +13,8 @@ import pytest
 from modelgit.environment import Environment
 from modelgit.errors import RemoteError, UsageError
 from modelgit.remotes.base import TRANSPORTS, open_transport
-from modelgit.remotes.directory import FORMAT_LINE, DirectoryTransport, initialise_bare
+from modelgit.remotes.directory import DirectoryTransport, initialise_bare
 from modelgit.remotes.url import parse_url
-from modelgit.repo import layout
 
 
 @pytest.fixture
@@ -72,7 +71,6 @@ def test_unknown_schemes_name_the_known_ones(url: str, environment: Environment,
 
 
 def test_a_bare_repository_has_the_format_of_one_with_a_work_tree(tmp_path: Path) -> None:
-    assert FORMAT_LINE == layout.FORMAT_LINE
     initialise_bare(tmp_path / "x", branch="trunk", author="a")
     transport = DirectoryTransport(tmp_path / "x")
     assert transport.root().view.branch == "trunk"
