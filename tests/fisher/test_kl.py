@@ -55,7 +55,7 @@ def test_the_diagonal_predicts_noise_but_not_a_coherent_change(bert, sentences) 
     old, data = bert(4, scale=3.0), sentences(60)
     diagonal = estimate(old, data).values
     predicted, measured = [], []
-    for seed in range(30):
+    for seed in range(12):
         new = moved(old, 3e-3, seed=seed)
         predicted.append(diagonal_kl(diagonal, weights(old), weights(new)))
         measured.append(behaviour(old, new, data).measured_kl)
