@@ -6,6 +6,7 @@ repository or a remote can bring its own escape codes, and no caller has to reme
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -218,7 +219,9 @@ def plain_data(value: object) -> Any:
         return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain_data(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON has no word for infinity
+    if value is None or isinstance(value, (str, int, bool)):
         return value
     return str(value)
 

@@ -65,7 +65,10 @@ def commit(
             progress=session.progress,
         )
     except GateRefused as refusal:
-        session.output.say_lines(verdict_lines(getattr(refusal, "records", ())))
+        from modelgit.repo.gate import RefusedWithRecords
+
+        if isinstance(refusal, RefusedWithRecords):
+            session.output.say_lines(verdict_lines(refusal.records))
         raise
     if as_json:
         session.output.json("mgit.commit/1", plain_data(result))

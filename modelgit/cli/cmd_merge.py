@@ -11,15 +11,15 @@ from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural
 from modelgit.cli._merges import called, conflict_lines, heading, plan_lines
 from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import blue, columns, plain_data, yellow
+from modelgit.cli._output import Output, blue, columns, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_commit import say_commit
-from modelgit.errors import GateRefused, UsageError
+from modelgit.errors import NegativeAnswer, UsageError
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import MergeResult
 
-__all__ = ["merge"]
+__all__ = ["merge", "say_merge", "show_refusal"]
 
 _DEFAULT = "fisher"
 
@@ -95,7 +95,7 @@ def merge(
 def _merge(
     session: Session, revision: str | None, chosen: _Strategy, *, message: str | None, fast_forward: bool, gate: str
 ) -> None:
-    from modelgit.repo.merge import StoppedMerge, continue_merge
+    from modelgit.repo.merge import continue_merge
     from modelgit.repo.merge import merge as start_merge
     from modelgit.repo.merge_state import read_state
 
@@ -118,21 +118,35 @@ def _merge(
                 gate=gate,
                 progress=session.progress,
             )
-    except StoppedMerge as stopped:
+    except NegativeAnswer as refusal:
+        show_refusal(session, refusal, revision=revision, ours=ours, theirs=theirs, strategy=chosen.name)
+        raise
+    say_merge(output, result, ours=ours, theirs=theirs)
+
+
+def show_refusal(
+    session: Session, refusal: NegativeAnswer, *, revision: str | None, ours: str, theirs: str, strategy: str
+) -> None:
+    """What a merge that stopped has to say: its plan and conflicts, or the verdicts of the gate.
+
+    `revision` names what is merged, where that has not been said before.
+    """
+    from modelgit.repo.gate import RefusedWithRecords
+    from modelgit.repo.merge import StoppedMerge
+
+    repo, output = session.repository, session.output
+    if isinstance(refusal, RefusedWithRecords):
+        output.say_lines(verdict_lines(refusal.records))
+    if isinstance(refusal, StoppedMerge):
         if revision is not None:
-            head = repo.resolve("HEAD")
-            output.say(*heading(revision, repo.resolve(revision), ours, head, stopped.sides.base_id))
-        output.say_lines(plan_lines(stopped.plan, ours=ours, theirs=theirs, strategy=chosen.name))
-        output.say_lines(conflict_lines(tuple(stopped.conflicts), ours=ours, theirs=theirs))  # type: ignore[arg-type]
-        raise
-    except GateRefused as refusal:
-        output.say_lines(verdict_lines(getattr(refusal, "records", ())))
-        raise
-    _say(session, result, ours=ours, theirs=theirs)
+            base = refusal.sides.base_id
+            output.say(*heading(revision, repo.resolve(revision), ours, repo.resolve("HEAD"), base))
+        output.say_lines(plan_lines(refusal.plan, ours=ours, theirs=theirs, strategy=strategy))
+        output.say_lines(conflict_lines(refusal.plan.conflicts, ours=ours, theirs=theirs))
 
 
-def _say(session: Session, result: MergeResult, *, ours: str, theirs: str) -> None:
-    output = session.output
+def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) -> None:
+    """What a merge did."""
     if result.kind == "up-to-date":
         output.say("Already up to date with ", blue(theirs))
         return

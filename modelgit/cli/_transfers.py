@@ -1,0 +1,38 @@
+"""How refs that moved read in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from modelgit.cli._format import plural, size
+from modelgit.cli._output import Part, blue, columns, yellow
+
+if TYPE_CHECKING:
+    from modelgit.objects import CommitId
+
+__all__ = ["move_lines", "short_ref", "transferred"]
+
+
+def short_ref(ref: str) -> str:
+    """`heads/main` as `main`, `tags/v1` as `tag v1`, `remotes/origin/main` as `origin/main`."""
+    kind, _, name = ref.partition("/")
+    return f"tag {name}" if kind == "tags" else name
+
+
+def move_lines(moves: Iterable[tuple[str, CommitId | None, CommitId | None]]) -> list[list[Part]]:
+    """One line a ref: `main  3f9c2a71d0be → c0ffee12ab34`."""
+    rows: list[list[Part]] = []
+    for ref, old, new in moves:
+        if new is None:
+            rows.append([blue(short_ref(ref)), f"{old.short} → deleted" if old is not None else "deleted"])
+        elif old is None:
+            rows.append([blue(short_ref(ref)), f"new → {new.short}"])
+        else:
+            rows.append([blue(short_ref(ref)), f"{old.short} → {new.short}"])
+    return columns([[name, yellow(what)] for name, what in rows], indent=2)
+
+
+def transferred(commits: int, objects: int, size_bytes: int) -> str:
+    """`2 patches, 14 objects, 3.3 MiB`."""
+    return f"{plural(commits, 'patch', 'patches')}, {plural(objects, 'object')}, {size(size_bytes)}"

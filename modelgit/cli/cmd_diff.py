@@ -1,0 +1,149 @@
+"""`mgit diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._complete import complete_revision
+from modelgit.cli._errors import Quit
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Output, Part, columns, dim, plain_data
+from modelgit.cli._session import Session
+from modelgit.errors import UsageError
+from modelgit.reporting.wording import amount, change, share
+
+if TYPE_CHECKING:
+    from modelgit.objects.diffs import ModelDiff
+
+__all__ = ["diff"]
+
+
+@command("diff", example="mgit diff main~1 main --html diff.html")
+@click.argument("old", required=False, shell_complete=complete_revision, metavar="[A]")
+@click.argument("new", required=False, shell_complete=complete_revision, metavar="[B]")
+@click.option("--stat", is_flag=True, help="One line for each tensor, in place of the map.")
+@click.option("--fisher", is_flag=True, help="Say what the change does to the outputs: KL divergence, Fisher mass.")
+@click.option("--task", metavar="NAME", help="With --fisher: the task of mgit.toml to measure on (the only one).")
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="With --fisher: how many examples.",
+)
+@click.option("--html", metavar="FILE", help="Write the report as one self-contained file, too.")
+@click.option("--no-index", is_flag=True, help="A and B are checkpoint files or directories; no repository is needed.")
+@click.option("--exit-code", is_flag=True, help="End with 1 if anything differs.")
+@json_option
+@pass_session
+def diff(
+    session: Session,
+    old: str | None,
+    new: str | None,
+    stat: bool,
+    fisher: bool,
+    task: str | None,
+    examples: int,
+    html: str | None,
+    no_index: bool,
+    exit_code: bool,
+    as_json: bool,
+) -> None:
+    """Compare A with B, tensor by tensor; without B, with the work tree; without A, the current commit.
+
+    Only tensors whose ids differ are read.  The map shows where in the model the change lies; a block is as high as
+    the change.  `A..B` is A and B.
+    """
+    if old is not None and new is None and ".." in old and not no_index:
+        old, _, new = (part or "HEAD" for part in old.partition(".."))
+    if task is not None and not fisher:
+        raise UsageError("--task goes with --fisher", hint="`mgit diff --fisher --task NAME`")
+    if no_index:
+        found = _compare_paths(session, old, new, fisher=fisher)
+    else:
+        found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples)
+    output = session.output
+    if as_json:
+        output.json("mgit.diff/1", _document(found))
+    else:
+        output.hold()
+        _print(output, found, stat=stat)
+        output.release()
+    if html is not None:
+        from modelgit.reporting.html import diff_html
+
+        session.path(html).write_text(diff_html(found), encoding="utf-8")
+        output.say(f"wrote {html} (self-contained)")
+    if exit_code and found:
+        raise Quit(1)
+
+
+def _compare_revisions(
+    session: Session, old: str | None, new: str | None, *, fisher: bool, task: str | None, examples: int
+) -> ModelDiff:
+    from modelgit.repo.diff import diff as compare
+
+    repo = session.repository
+    if fisher:
+        from modelgit.repo.fisher import estimate_fisher
+
+        # Kept for the next time; the share of the Fisher mass is read from it.
+        estimate_fisher(repo, task=task, revision=old or "HEAD", examples=examples, progress=session.progress)
+    return compare(repo, old, new, behaviour=fisher, task=task, examples=examples, progress=session.progress)
+
+
+def _compare_paths(session: Session, old: str | None, new: str | None, *, fisher: bool) -> ModelDiff:
+    from modelgit.repo.diff import diff_files
+
+    if old is None or new is None:
+        raise UsageError("--no-index compares two paths", hint="`mgit diff --no-index A B`")
+    if fisher:
+        raise UsageError("--fisher needs a task of a repository", hint="leave out --no-index, or --fisher")
+    return diff_files(Path(old), Path(new), cwd=session.environment.cwd, progress=session.progress)
+
+
+def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
+    from modelgit.reporting.diff_text import behaviour_lines, diff_lines, summary_line
+
+    if not stat:
+        for line in diff_lines(found, width=output.width):
+            output.line(line)
+        return
+    for model in found.models:
+        output.line(summary_line(found, model))
+        output.lines(columns(_rows(found, model), right=[1, 2, 3], indent=2))
+    output.lines([[f"{file.path}  ", dim(file.kind)] for file in found.files])
+    if found.behaviour is not None:
+        for line in behaviour_lines(found, found.behaviour):
+            output.line(line)
+
+
+def _rows(found: ModelDiff, model: str) -> list[list[Part]]:
+    rows: list[list[Part]] = []
+    for tensor in found.of(model):
+        if tensor.values_changed is None:
+            rows.append([tensor.name, amount(tensor.elements), "", "", dim(tensor.kind)])
+            continue
+        part = share(tensor.values_changed, tensor.elements)
+        rows.append([tensor.name, amount(tensor.values_changed), part, change(tensor.relative_norm), dim(tensor.kind)])
+    return rows
+
+
+def _document(found: ModelDiff) -> dict[str, object]:
+    """The diff without the sizes of untouched tensors, and with the totals that they are for."""
+    document: dict[str, object] = {name: value for name, value in plain_data(found).items() if name != "sizes"}
+    document["models"] = [
+        {
+            "path": model,
+            "tensors_changed": len(found.of(model)),
+            "values_changed": found.values_changed(model),
+            "elements": found.elements(model),
+            "relative_norm": found.relative_norm(model),
+        }
+        for model in found.models
+    ]
+    return document

@@ -1,0 +1,48 @@
+"""`mgit fetch`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._complete import complete_remote
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Output, blue, plain_data
+from modelgit.cli._session import Session
+from modelgit.cli._transfers import move_lines, transferred
+
+if TYPE_CHECKING:
+    from modelgit.repo.sync import FetchedRefs
+
+__all__ = ["fetch", "say_fetched"]
+
+
+@command("fetch", example="mgit fetch origin --prune")
+@click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
+@click.option("-p", "--prune", is_flag=True, help="Forget branches that the remote no longer has.")
+@json_option
+@pass_session
+def fetch(session: Session, remote: str, prune: bool, as_json: bool) -> None:
+    """Get the branches and tags of REMOTE (origin); your branches and files stay as they are.
+
+    Every object is checked against its id before it is used.
+    """
+    from modelgit.repo.sync import fetch as receive
+
+    fetched = receive(session.repository, remote, prune=prune, progress=session.progress)
+    if as_json:
+        moved = [{"ref": ref, "old": old, "new": new} for ref, (old, new) in fetched.moved.items()]
+        session.output.json("mgit.fetch/1", {**plain_data(fetched), "moved": plain_data(moved)})
+        return
+    say_fetched(session.output, fetched)
+
+
+def say_fetched(output: Output, fetched: FetchedRefs) -> None:
+    """What came over, and what moved."""
+    if not fetched.moved and not fetched.commits:
+        output.say("Nothing new on ", blue(fetched.remote))
+        return
+    what = transferred(len(fetched.commits), fetched.objects, fetched.bytes_received)
+    output.say("From ", blue(fetched.remote), f": {what}")
+    output.say_lines(move_lines((ref, old, new) for ref, (old, new) in fetched.moved.items()))

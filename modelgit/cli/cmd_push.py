@@ -1,0 +1,68 @@
+"""`mgit push`."""
+
+from __future__ import annotations
+
+import click
+
+from modelgit.cli._complete import complete_branch, complete_remote
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import blue, plain_data
+from modelgit.cli._session import Session
+from modelgit.cli._transfers import move_lines, transferred
+from modelgit.errors import UsageError
+
+__all__ = ["push"]
+
+
+@command("push", example="mgit push origin main --tags")
+@click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
+@click.argument("branches", nargs=-1, shell_complete=complete_branch, metavar="[BRANCH]...")
+@click.option("--tags", is_flag=True, help="Send all tags, too.")
+@click.option("-d", "--delete", is_flag=True, help="Delete each BRANCH on the remote.")
+@click.option(
+    "--force-with-lease",
+    is_flag=True,
+    help="Let a branch go back or aside, if the remote's is still where the last fetch saw it.",
+)
+@json_option
+@pass_session
+def push(
+    session: Session,
+    remote: str,
+    branches: tuple[str, ...],
+    tags: bool,
+    delete: bool,
+    force_with_lease: bool,
+    as_json: bool,
+) -> None:
+    """Send branches (the current one) to REMOTE (origin), and move the remote's, all or none.
+
+    Sends the patches that the remote lacks.  If it has commits that are not here, nothing is changed.  `HERE:THERE`
+    sends a branch under another name.
+    """
+    from modelgit.repo.sync import push as send
+
+    if delete and not branches:
+        raise UsageError("which branch is to be deleted?", hint=f"`mgit push {remote} --delete BRANCH`")
+    if delete and (tags or force_with_lease):
+        raise UsageError(
+            "--delete goes with neither --tags nor --force-with-lease", hint=f"`mgit push {remote} --delete BRANCH`"
+        )
+    result = send(
+        session.repository,
+        remote,
+        branches,
+        tags=tags,
+        delete=delete,
+        force_with_lease=force_with_lease,
+        progress=session.progress,
+    )
+    output = session.output
+    if as_json:
+        output.json("mgit.push/1", plain_data(result))
+        return
+    if not result.updates:
+        output.say(blue(remote), " is up to date")
+        return
+    output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")
+    output.say_lines(move_lines((update.name, update.expected, update.new) for update in result.updates))
