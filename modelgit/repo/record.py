@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -80,7 +79,9 @@ def record_worktree(
     for file in files.values():
         if file.path not in taken:
             continue
-        executable = bool(file.status.st_mode & 0o100) and os.name == "posix"
+        executable = file.executable
+        if executable is None:
+            executable = file.path in before and before[file.path].executable
         if file.known is not None and _is_stored(session, file):
             digest, size = file.known, file.status.st_size
         else:

@@ -63,8 +63,10 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
     now, read = hash_changed(repo, files, progress=progress)
     before = {entry.path: entry.digest for entry in manifest.files}
     changed: list[ChangedFile] = []
+    modes = {entry.path: entry.executable for entry in manifest.files}
     for path in sorted({*before, *now}):
-        if before.get(path) != now.get(path):
+        mode = files[path].executable if path in files and path in modes else None
+        if before.get(path) != now.get(path) or mode not in (None, modes.get(path)):
             change = "added" if path not in before else "deleted" if path not in now else "modified"
             changed.append(ChangedFile(path=path, change=change))
     models, explained = _models(repo, manifest, before, now, read)

@@ -30,6 +30,11 @@ class WorkFile(NamedTuple):
     status: os.stat_result
     known: ContentId | None
 
+    @property
+    def executable(self) -> bool | None:
+        """Whether its owner may run it; None where files have no such bit."""
+        return bool(self.status.st_mode & 0o100) if os.name == "posix" else None
+
 
 def content_of(repo: Repository, digest: ContentId) -> FileContent | None:
     """The content record of a file that was recorded, or hashed by an earlier command; None when it is forgotten."""

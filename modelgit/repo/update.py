@@ -257,8 +257,12 @@ def _digest(repo: Repository, path: str) -> ContentId | None:
 
 def rescue(repo: Repository, path: str) -> str:
     """Copy a file that is about to be overwritten into the rescue area; returns where to, for people."""
-    folder = repo.paths.rescue / time.strftime("%Y%m%d-%H%M%S")
-    target = folder / path
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    target = repo.paths.rescue / stamp / path
+    number = 1
+    while target.exists():  # two rescues of one file within a second
+        number += 1
+        target = repo.paths.rescue / f"{stamp}.{number}" / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(repo.worktree / path, target)

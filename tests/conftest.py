@@ -1,0 +1,132 @@
+"""Small repositories and checkpoint files, made without the code under test wherever that is possible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import modelgit
+from modelgit.environment import Environment
+from modelgit.repo import Repository
+
+Bytes = tuple[str, tuple[int, ...], bytes]
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Bytes], *, metadata: Mapping[str, str] | None = None, padding: int = 0
+) -> bytes:
+    """A safetensors file of (dtype, shape, raw bytes) by name, in the order given."""
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape, raw) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(raw)]}
+        offset += len(raw)
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8 + padding)
+    return struct.pack("<Q", len(header)) + header + b"".join(raw for _, _, raw in tensors.values())
+
+
+class Files(NamedTuple):
+    """What the tests need to make and look at files."""
+
+    safetensors: Callable[..., bytes]
+
+    def floats(self, seed: int = 0, *, layers: int = 3, rows: int = 24, columns: int = 32) -> dict[str, np.ndarray]:
+        """Weights that look like weights: F32 arrays by name."""
+        random = np.random.default_rng(seed)
+        return {
+            f"layers.{number}.weight": (0.02 * random.standard_normal((rows, columns))).astype("<f4")
+            for number in range(layers)
+        }
+
+    def of_arrays(self, arrays: Mapping[str, np.ndarray], **options: object) -> bytes:
+        """A safetensors file of F32 arrays."""
+        tensors = {name: ("F32", array.shape, array.astype("<f4").tobytes()) for name, array in arrays.items()}
+        return self.safetensors(tensors, **options)
+
+    def sharded(self, folder: Path, tensors: Mapping[str, Bytes], shards: int) -> None:
+        """A Hugging Face directory with `shards` weight files and their index; other weights there are removed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
+            old.unlink()
+        names = list(tensors)
+        weight_map = {}
+        for number in range(shards):
+            part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+            name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
+            (folder / name).write_bytes(
+                self.safetensors({key: tensors[key] for key in part}, metadata={"format": "pt"})
+            )
+            weight_map.update(dict.fromkeys(part, name))
+        if shards > 1:
+            index = {"metadata": {}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "config.json").write_text('{"model_type": "none"}')
+
+    def digests(self, root: Path) -> dict[str, str]:
+        """sha256 of every file below `root`, without the repository's own directory."""
+        return {
+            path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and ".mgit" not in path.parts
+        }
+
+
+@pytest.fixture(scope="session")
+def files() -> Files:
+    return Files(safetensors_bytes)
+
+
+def environment_at(folder: Path, worktree: Path) -> Environment:
+    """Surroundings that have nothing of the real home in them."""
+    home = folder / "home"
+    return Environment(
+        home=home,
+        config_home=home / ".config",
+        cache_home=home / ".cache",
+        cwd=worktree,
+        author="Ada <ada@example.org>",
+        login="ada",
+        host="testhost",
+        offline=True,
+    )
+
+
+@pytest.fixture
+def make_repo(tmp_path: Path) -> Iterator[Callable[..., Repository]]:
+    """Makes (or opens again, with `existing`) repositories below the test's folder."""
+    opened: list[Repository] = []
+
+    def make(name: str = "work", *, existing: bool = False) -> Repository:
+        path = tmp_path / name
+        path.mkdir(exist_ok=True)
+        start = modelgit.open if existing else modelgit.init
+        repo = start(path, environment=environment_at(tmp_path, path))
+        opened.append(repo)
+        return repo
+
+    yield make
+    for repo in opened:
+        repo.close()
+
+
+@pytest.fixture
+def repo(make_repo: Callable[..., Repository]) -> Repository:
+    """An empty repository in `<tmp_path>/work`."""
+    return make_repo()
+
+
+@pytest.fixture
+def bot(repo: Repository, files: Files) -> Repository:
+    """A repository with one commit of one small model, `bot.safetensors`."""
+    (repo.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats()))
+    repo.track("bot.safetensors")
+    repo.commit("base")
+    return repo
