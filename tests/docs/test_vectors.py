@@ -1,0 +1,147 @@
+"""docs/test-vectors.json against modelgit and against a reader that shares no code with it."""
+
+import json
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import xxhash
+from blake3 import blake3
+
+from modelgit import objects
+from modelgit.codecs.base import CODECS, Layout, word_dtype
+from modelgit.numerics.sparse import decode_positions
+from modelgit.objects import LEAF_BYTES, TensorSpec, blob_id, id_class, leaf_digest, tensor_id
+from modelgit.patching.records import encode_header
+
+VECTORS: dict[str, Any] = json.loads(
+    (Path(__file__).resolve().parents[2] / "docs" / "test-vectors.json").read_text(encoding="utf-8")
+)
+RECORDS = {
+    "content": objects.FileContent,
+    "manifest": objects.Manifest,
+    "patch": objects.Patch,
+    "commit": objects.Commit,
+    "mask": objects.Mask,
+    "fisher": objects.FisherEstimate,
+    "eval": objects.EvalRecord,
+    "operation": objects.Operation,
+}
+
+
+def data_of(vector: dict[str, Any]) -> bytes:
+    if "bytes" in vector:
+        return bytes.fromhex(vector["bytes"])
+    piece = bytes.fromhex(vector["repeat"])
+    return (piece * (vector["size"] // len(piece) + 1))[: vector["size"]]
+
+
+def leaves_of(data: bytes) -> list[bytes]:
+    return [leaf_digest(data[at : at + LEAF_BYTES]) for at in range(0, len(data), LEAF_BYTES) or (0,)]
+
+
+def from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return bytes.fromhex(value["hex"]) if set(value) == {"hex"} else {k: from_json(v) for k, v in value.items()}
+    return [from_json(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("vector", VECTORS["tensors"], ids=lambda v: f"{v['dtype']}{v['shape']}")
+def test_tensor_ids(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    data = data_of(vector)
+    leaves = leaves_of(data)
+    assert [leaf.hex() for leaf in leaves] == vector["leaves"]
+    assert tensor_id(TensorSpec(dtype=vector["dtype"], shape=tuple(vector["shape"])), leaves).hex == vector["id"]
+    assert second_reader.tensor_id(vector["dtype"], vector["shape"], data).hex() == vector["id"]
+
+
+def test_shape_and_dtype_are_part_of_an_id() -> None:
+    assert len({vector["id"] for vector in VECTORS["tensors"]}) == len(VECTORS["tensors"])
+
+
+def test_an_id_by_hand() -> None:
+    """The first vector, a float32 scalar of 1.0, without a line of anybody's code."""
+    vector = VECTORS["tensors"][0]
+    leaf = blake3(b"mgit:leaf:v1\0" + struct.pack("<f", 1.0)).digest()
+    content = b"\x03F32" + struct.pack("<I", 0) + leaf
+    assert blake3(b"mgit:tensor:v1\0" + content).hexdigest() == vector["id"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["blobs"], ids=lambda v: f"{len(v['bytes']) // 2} bytes")
+def test_blob_ids(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    data = data_of(vector)
+    assert blob_id(len(data), leaves_of(data)).hex == vector["id"]
+    assert second_reader.blob_id(data).hex() == vector["id"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda v: v["kind"])
+def test_records(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    canonical = bytes.fromhex(vector["canonical"])
+    fields = from_json(vector["fields"])
+    assert second_reader.pack(fields) == canonical
+    assert second_reader.unpack(canonical) == fields == msgspec.msgpack.decode(canonical)
+    assert second_reader.record_id(vector["kind"], canonical).hex() == vector["id"]
+    record = objects.decode(RECORDS[vector["kind"]], canonical)
+    assert objects.encode(record) == canonical
+    assert id_class(vector["kind"]).of(canonical).hex == vector["id"]
+
+
+def test_there_is_a_vector_for_every_kind_of_record() -> None:
+    assert {vector["kind"] for vector in VECTORS["records"]} == set(RECORDS)
+
+
+@pytest.mark.parametrize("number", range(len(VECTORS["payloads"])))
+def test_payloads(number: int, second_reader: ModuleType) -> None:
+    vector = VECTORS["payloads"][number]
+    raw, payload = bytes.fromhex(vector["raw"]), bytes.fromhex(vector["payload"])
+    base = None if vector["base"] is None else bytes.fromhex(vector["base"])
+    word_bytes, is_float = vector["word_bytes"], vector["is_float"]
+    assert second_reader.decode_unit(vector["codec"], payload, word_bytes, is_float, len(raw), base) == raw
+    kind = word_dtype(Layout(word_bytes, is_float))
+    out = np.zeros(len(raw) // word_bytes, kind)
+    old = None if base is None else np.frombuffer(base, kind)
+    CODECS.get(vector["codec"]).decode(payload, Layout(word_bytes, is_float), out, base=old)
+    assert out.tobytes() == raw
+
+
+@pytest.mark.parametrize("number", range(len(VECTORS["payloads"])))
+def test_what_is_encoded_now_is_what_the_documents_say(number: int, second_reader: ModuleType) -> None:
+    vector = VECTORS["payloads"][number]
+    layout = Layout(vector["word_bytes"], vector["is_float"])
+    raw = bytes.fromhex(vector["raw"])
+    base = None if vector["base"] is None else bytes.fromhex(vector["base"])
+    old = None if base is None else np.frombuffer(base, word_dtype(layout))
+    payload = CODECS.get(vector["codec"]).encode(np.frombuffer(raw, word_dtype(layout)), layout, base=old)
+    assert second_reader.decode_unit(vector["codec"], payload, *layout, len(raw), base) == raw
+
+
+def test_payloads_show_every_codec_and_every_kind_of_stream() -> None:
+    assert {vector["codec"] for vector in VECTORS["payloads"]} == {"raw", "planes", "delta", "sparse"}
+    frames = [vector for vector in VECTORS["payloads"] if "28b52ffd" in vector["payload"]]
+    assert len(frames) >= 2  # a zstd frame begins with these four bytes
+
+
+@pytest.mark.parametrize("vector", VECTORS["positions"], ids=lambda v: f"{len(v['positions'])} of {v['span']}")
+def test_positions(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    assert decode_positions(data, vector["span"]).tolist() == vector["positions"]
+    cursor, found = second_reader.Cursor(data), []
+    for start in range(0, vector["span"], 1 << 32):
+        block = second_reader.read_positions(cursor, min(vector["span"] - start, 1 << 32))
+        found += [start + position for position in block]
+    assert cursor.at == len(data)
+    assert found == vector["positions"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["headers"], ids=lambda v: v["codec"])
+def test_record_headers(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    payloads = [bytes.fromhex(payload) for payload in vector["payloads"]]
+    data = bytes.fromhex(vector["bytes"])
+    layout = Layout(vector["word_bytes"], vector["is_float"])
+    assert encode_header(CODECS.get(vector["codec"]), layout, payloads) == data
+    units = b"".join(struct.pack("<IQ", len(part), xxhash.xxh3_64_intdigest(part)) for part in payloads)
+    assert second_reader.unpack(data) == [vector["codec"], *layout, CODECS.get(vector["codec"]).unit_bytes, units]
