@@ -191,7 +191,7 @@ def test_a_closed_pipe_is_silent(mgit: Any, failing: type[_Failing], monkeypatch
 
 
 def test_executables_on_the_path_become_commands(
-    mgit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -199,7 +199,7 @@ def test_executables_on_the_path_become_commands(
     program.write_text('#!/bin/sh\necho "hello $*"\nexit 7\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    assert main(["-C", str(tmp_path), "hello", "--all", "-x", "y"], values=mgit.values) == 7
+    assert main(["-C", str(tmp_path), "hello", "--all", "-x", "y"], values={"HOME": str(tmp_path)}) == 7
     assert capfd.readouterr().out == "hello --all -x y\n"
 
 
