@@ -10,7 +10,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
         "init": "Make an empty repository.",
         "clone": "Copy a repository.",
-        "demo": "Make a small repository with a model, branches and a merge to try things on.",
+        "demo": "Make a small repository with a model and trained branches to try things on.",
         "track": "Say which models and files are recorded.",
         "untrack": "Stop recording a path.",
     },

@@ -85,7 +85,7 @@ def _estimate(
         estimator,
         min(examples, len(rows)),
         seed,
-        code_version(),
+        code_version(repo, settings),
     )
     key = f"{weights_key(repo, manifest, settings.model)}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
     file = repo.paths.estimates / key

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from modelgit.errors import GateRefused, MgitError
 from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, ManifestId, encode
@@ -63,8 +66,6 @@ class RefusedWithRecords(GateRefused):
 
 
 def _override(record: EvalRecord) -> EvalRecord:
-    import msgspec
-
     return msgspec.structs.replace(record, override="recorded all the same (--gate warn)")
 
 
@@ -129,15 +130,36 @@ def evaluate_manifest(
         try:
             candidate = suite_candidate(repo, store, manifest, suite, progress=progress)
             baseline = None
-            if before is not None and any(model.path == suite.task.model for model in before.models):
+            path = None if before is None else _same_model(repo, store, manifest, before, suite.task.model)
+            if before is not None and path is not None:
+                task = msgspec.structs.replace(suite.task, model=path)
                 baseline = suite_candidate(
-                    repo, repo.store, before, suite, data_from=manifest, data_store=store, progress=progress
+                    repo,
+                    repo.store,
+                    before,
+                    replace(suite, task=task),
+                    data_from=manifest,
+                    data_store=store,
+                    progress=progress,
                 )
             records.append(run_suite(suite.name, suite.settings, candidate, baseline, progress=progress))
         except MgitError as error:
             # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
             records.append(unavailable(suite.name, candidate_id, baseline_id, error.message))
     return records
+
+
+def _same_model(repo: Repository, store: ObjectStore, manifest: Manifest, before: Manifest, path: str) -> str | None:
+    """Where the model at `path` was before: there, or where one with the same tensors went away.
+
+    Moving a model to another directory must not be a way around limits against the parent.
+    """
+    if any(model.path == path for model in before.models):
+        return path
+    here = {model.path for model in manifest.models}
+    names = set(repo.models_of(manifest, store=store).get(path, ()))
+    gone = [model for model in before.models if model.path not in here]
+    return next((model.path for model in gone if set(repo.tensors_of(before, model)) == names), None)
 
 
 def recorded_verdicts(repo: Repository, commit: CommitId) -> list[EvalRecord]:

@@ -8,7 +8,7 @@ that nothing it relies on is condemned (`store.publish`).
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -197,7 +197,7 @@ def _rewrite(repo: Repository, records: list[Located], progress: Progress) -> No
 
 
 def _swap(repo: Repository, current: VersionedRoot, *, condemned: tuple[str, ...], epoch: int) -> VersionedRoot:
-    write_id = secrets.token_hex(16)
+    write_id = os.urandom(16).hex()
     root: Root = msgspec.structs.replace(
         current.root,
         condemned=condemned,
@@ -228,7 +228,6 @@ def _tidy(repo: Repository) -> None:
 
 
 def _runs(pid: int) -> bool:
-    import os
     import sys
 
     if sys.platform == "win32":

@@ -73,7 +73,8 @@ def record_worktree(
     model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
     entries: dict[str, FileEntry] = {}
     stored: dict[str, list[Stored]] = {}
-    changed = [file for file in files.values() if not _is_stored(session, file)]
+    stored_already = {file.path for file in files.values() if _is_stored(repo, session, file, before.get(file.path))}
+    changed = [file for file in files.values() if file.path not in stored_already]
     progress.start("store", sum(file.status.st_size for file in changed))
     taken = {path for path in {*files, *before} if only is None or only.get(path, False)}
     for file in files.values():
@@ -82,7 +83,7 @@ def record_worktree(
         executable = file.executable
         if executable is None:
             executable = file.path in before and before[file.path].executable
-        if file.known is not None and _is_stored(session, file):
+        if file.known is not None and file.path in stored_already:
             digest, size = file.known, file.status.st_size
         else:
             base = bases.get(file.path) or _model_tensors(model_bases, file.path)
@@ -96,8 +97,20 @@ def record_worktree(
     return RecordedTree(Manifest(files=tuple(entries[path] for path in sorted(entries)), models=models), stored)
 
 
-def _is_stored(session: PackSession, file: WorkFile) -> bool:
-    return file.known is not None and session.has(file.known)
+def _is_stored(repo: Repository, session: PackSession, file: WorkFile, before: FileEntry | None) -> bool:
+    """Whether the file need not be read: `stat` vouches for it, and everything that it consists of is here.
+
+    A content record alone proves nothing: garbage collection may have left it behind and taken the tensors.
+    """
+    if file.known is None:
+        return False
+    if before is not None and before.digest == file.known:
+        return True  # the current commit reaches it
+    if not session.has(file.known):
+        return False
+    content = repo.content_at(file.known)
+    literals = (segment.blob for segment in content.segments if isinstance(segment, Literal))
+    return all(session.has(tensor.id) for tensor in content.tensors) and all(session.has(blob) for blob in literals)
 
 
 def _model_tensors(models: Mapping[str, dict[str, TensorEntry]], path: str) -> dict[str, TensorEntry]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from modelgit.config.edit import set_value, unset_value
 from modelgit.config.load import ConfigLayer, LoadedSettings, file_layer, load_settings
 from modelgit.environment import Environment
 from modelgit.errors import UsageError
@@ -70,6 +69,8 @@ def signature(repo: Repository, author: str | None) -> Signature:
 
 def change(repo: Repository, key: str, value: str | None, *, scope: Scope) -> Path:
     """Set (or with None unset) a setting in the user's file, in mgit.toml or in this clone's file; returns the file."""
+    from modelgit.config.edit import set_value, unset_value
+
     target = {
         "user": repo.environment.user_config,
         "shared": repo.worktree / PROJECT_CONFIG,

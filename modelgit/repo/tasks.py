@@ -16,7 +16,7 @@ from modelgit.models.load import build_task, encode_examples
 from modelgit.objects import Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import ModelState, find_model, model_files
-from modelgit.repo.trust import is_trusted
+from modelgit.repo.trust import is_trusted, named_code
 from modelgit.store.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def suite_candidate(
     entry = find_model(manifest, settings.model)
     tensors = repo.tensors_of(manifest, entry, store=store)
     files = model_files(repo, manifest, entry.path, store=store)
-    key = prediction_key(tensors.values(), settings, files, fingerprint, code=code_version())
+    key = prediction_key(tensors.values(), settings, files, fingerprint, code=code_version(repo, settings))
     return TaskCandidate(
         ManifestId.of(encode(manifest)),
         key,
@@ -121,11 +121,12 @@ def _suite_examples(
         return read_examples(file, suite.task, shown=suite.data)
 
 
-def code_version() -> str:
-    """The version of everything that turns weights into predictions."""
+def code_version(repo: Repository, settings: TaskSettings) -> str:
+    """The version of everything that turns weights into predictions, the user's own code included."""
     from modelgit import __version__
 
-    return f"modelgit {__version__}, torch {_version('torch')}"
+    own = sorted(named_code(repo).items()) if settings.entry is not None else []
+    return f"modelgit {__version__}, torch {_version('torch')}, {own}"
 
 
 def _version(package: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import uuid
 from pathlib import Path
 
 from modelgit.errors import RepositoryError
@@ -15,7 +14,7 @@ __all__ = ["publish", "sync_directory", "temporary_name", "write_all", "write_du
 
 def temporary_name() -> str:
     """A file name that no other writer uses, on any host."""
-    return f"tmp-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    return f"tmp-{os.getpid()}-{os.urandom(6).hex()}"
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

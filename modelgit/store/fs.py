@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
@@ -230,7 +229,7 @@ class PackSession:
                 return []
             try:
                 self._store.packs_path.mkdir(parents=True, exist_ok=True)
-                names = [(writer.path, f"{writer.close()}-{secrets.token_hex(8)}.pack") for writer in self._writers]
+                names = [(writer.path, f"{writer.close()}-{os.urandom(8).hex()}.pack") for writer in self._writers]
                 for path, name in names:
                     path.rename(self._store.packs_path / name)
                 sync_directory(self._store.packs_path)
@@ -248,7 +247,7 @@ class PackSession:
 
     def rename_sealed(self, name: str) -> None:
         """Publish a sealed pack under another nonce; raises FileNotFoundError when it is gone already."""
-        fresh = f"{name[:64]}-{secrets.token_hex(8)}.pack"
+        fresh = f"{name[:64]}-{os.urandom(8).hex()}.pack"
         (self._store.packs_path / name).rename(self._store.packs_path / fresh)
         sync_directory(self._store.packs_path)
         self.sealed[self.sealed.index(name)] = fresh

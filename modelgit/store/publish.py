@@ -6,7 +6,7 @@ point leaves the old view and some unreachable bytes.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def initialise(roots: RootStore, operations: OperationLog, *, view: View, author
     first = Operation(
         view=view, parent=None, description="initialise", author=author, time_ms=time.time_ns() // 1_000_000
     )
-    roots.swap(0, Root(format=FORMAT, operation=operations.write(first), write_id=secrets.token_hex(16)))
+    roots.swap(0, Root(format=FORMAT, operation=operations.write(first), write_id=os.urandom(16).hex()))
 
 
 def publish(
@@ -48,7 +48,7 @@ def publish(
     `change` is called again when another writer was first, and raises ConflictError itself when a ref that it moves
     is not where it was.  Packs of `session` must be sealed; what they rely on is checked against garbage collection.
     """
-    write_id = secrets.token_hex(16)
+    write_id = os.urandom(16).hex()
     for _ in range(_TRIES):
         current = roots.read()
         if session is not None and session.epoch != current.root.epoch:

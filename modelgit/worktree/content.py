@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
 from modelgit.formats.base import ScannedFile
@@ -25,6 +25,9 @@ from modelgit.objects import (
     tensor_id,
 )
 from modelgit.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["FileRange", "assemble", "hash_file"]
 
@@ -67,6 +70,8 @@ def hash_file(
 
     Raises RepositoryError when the file changes meanwhile, CheckpointFormatError when it is malformed.
     """
+    from concurrent.futures import ThreadPoolExecutor  # costs more than a whole `status` that reads nothing
+
     with FileReader(path, shown=shown) as file:
         scanned = scan_reader(file)
         leaves = [
