@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import numpy as np
 import pytest
 
 import modelgit
 from modelgit.environment import Environment
 from modelgit.repo import Repository
+
+# The same examples on every run, and no deadline: a busy machine is not a failing test.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 Bytes = tuple[str, tuple[int, ...], bytes]
 
