@@ -85,6 +85,8 @@ def verdict_lines(records: Iterable[EvalRecord], *, indent: int = 0) -> list[lis
         took = f"{plural(len(record.results), 'metric')}, {duration(record.seconds)}"
         if record.decision == "baseline":
             lines.append([pad, f"eval {record.suite}: recorded as the first baseline ({took})"])
+            measured = [check for check in record.results if check.value is not None]
+            lines += columns([[check.name, measurement(check)[1]] for check in measured], indent=indent + 2)
             continue
         against = f", baseline {record.baseline.short}" if record.baseline is not None else ""
         lines.append([pad, f"eval {record.suite}{against} ({took})"])

@@ -27,6 +27,7 @@ BRANCHES = ("topic", "tone")
 MODEL = "models/bot"
 DENSITY = 0.1
 _ROUNDS = 3
+_LESSONS = ("tone", "topic", "topic")  # three labels take longer than two
 _WIDTH, _INNER, _LAYERS, _HEADS, _POSITIONS = 32, 64, 2, 2, 16
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _SUBJECTS = ("the", "my", "your", "our", "this", "that")
@@ -64,12 +65,12 @@ labels = ["kind", "rude"]
 # The gate: no commit may make the model worse than this against its parent.
 [eval.topic]
 task = "topic"
-accuracy = { max_drop = 0.02 }
+accuracy = { max_drop = 0.05 }
 negative_flips = { max = 0.05 }
 
 [eval.tone]
 task = "tone"
-accuracy = { max_drop = 0.02 }
+accuracy = { max_drop = 0.05 }
 negative_flips = { max = 0.05 }
 """
 
@@ -96,7 +97,7 @@ def make_demo(
         write_data(directory / "data")
         write_checkpoint(directory / MODEL)
         for number in range(_ROUNDS):
-            for task in BRANCHES:
+            for task in _LESSONS:
                 _train(repo, task, epochs=1, rate=2e-3, seed=number, progress=progress)
         base = repo.commit("Base model, a first round of training on both tasks", progress=progress)
         tell(f"main   {base.id.short}  a BERT of {_elements(repo):,} values, two tasks, a gate of two suites")
@@ -116,7 +117,7 @@ def _branch(repo: Repository, task: str, progress: Progress) -> str:
     repo.switch("main", progress=progress)
     repo.switch(task, create=True, progress=progress)
     made = create_mask(repo, density=DENSITY, task=task, progress=progress)
-    _train(repo, task, epochs=3, rate=3e-3, mask=mask_positions(repo, made.mask), progress=progress)
+    _train(repo, task, epochs=3, rate=1e-3, mask=mask_positions(repo, made.mask), progress=progress)
     result = repo.commit(
         f"{task}: train {DENSITY:.0%} of the weights under a FISH mask", masks=[made.id.hex], progress=progress
     )
