@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from modelgit.worktree.index import StatIndex
 __all__ = ["Reads", "remove_file", "resolve_path", "write_content", "write_files"]
 
 _WINDOW_BYTES = 8 << 20
+_NAME_KEPT = 80  # characters of a target's name that its temporary file has, too
+_LEFTOVER = re.compile(r"\.(.+)\.tmp-[0-9]+-[0-9a-f]{12}\Z", re.DOTALL)
 
 
 class Reads(Protocol):
@@ -123,16 +126,17 @@ def write_files(
     threads: int,
     progress: Progress = SILENT,
 ) -> None:
-    """Write every entry below `root`, each by an atomic rename.
+    """Write every entry below `root`, each by an atomic rename; the caller is the only writer.
 
-    Raises IntegrityError for a path that is not safe to write.
+    What a killed process left beside a target is removed first: it would look like a new file of the user.  Raises IntegrityError for a path that is not safe to write.
     """
     check_tree([entry.path for entry in entries])
+    _remove_leftovers(root, entries)
     progress.start("checkout", sum(entry.size for entry in entries))
     for entry in entries:
         target = resolve_path(root, entry.path)
         _make_directories(root, target.parent)
-        temporary = target.with_name(f".{target.name[:80]}.{temporary_name()}")
+        temporary = target.with_name(f".{target.name[:_NAME_KEPT]}.{temporary_name()}")
         try:
             write_content(
                 reader,
@@ -155,6 +159,19 @@ def write_files(
         sync_directory(target.parent)
         index.remember(entry.path, target.stat(), entry.digest)
     progress.finish("checkout")
+
+
+def _remove_leftovers(root: Path, entries: list[FileEntry]) -> None:
+    names: dict[Path, set[str]] = {}
+    for entry in entries:
+        target = resolve_path(root, entry.path)
+        names.setdefault(target.parent, set()).add(target.name[:_NAME_KEPT])
+    for folder, kept in names.items():
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+            for item in found:
+                match = _LEFTOVER.match(item.name)
+                if match is not None and match.group(1) in kept and item.is_file(follow_symlinks=False):
+                    os.unlink(item.path)
 
 
 def remove_file(root: Path, relative: str, index: StatIndex) -> None:
