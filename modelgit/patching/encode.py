@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from modelgit.codecs.base import CODECS, Codec, Layout, Words, layout_of, word_dtype
-from modelgit.errors import RepositoryError
+from modelgit.errors import BugError, RepositoryError
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
 from modelgit.patching.base import TensorSource
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, anchor_of, chain_cost
@@ -24,7 +24,16 @@ from modelgit.patching.records import encode_header
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import ObjectStore, RecordWriter
 
-__all__ = ["EXTENT_BYTES", "BlobSource", "SourceChangedError", "StoreJob", "Stored", "TensorWriter", "WriteStore"]
+__all__ = [
+    "EXTENT_BYTES",
+    "BlobSource",
+    "SourceChangedError",
+    "StoreJob",
+    "Stored",
+    "TensorWriter",
+    "WriteStore",
+    "write_blob",
+]
 
 EXTENT_BYTES = 64 << 20
 _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
@@ -315,6 +324,14 @@ class TensorWriter:
             object_id, start=start, stop=stop, total=total, header=header, payload=coded.payloads, base=coded.base
         )
         return coded.size + len(header)
+
+
+def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
+    """Store bytes without a tensor meaning; returns their id.  `name` is what messages call them."""
+    stored = next(iter(TensorWriter(store, threads=1).store([StoreJob(name, BlobSource(data), None, len(data))])))
+    if not isinstance(stored.id, BlobId):
+        raise BugError(f"{name} was stored as a {stored.id.KIND}")
+    return stored.id
 
 
 def _encode_window(

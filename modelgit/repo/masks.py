@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 from modelgit.numerics.sparse import decode_positions, encode_positions
-from modelgit.objects import BlobId, Manifest, Mask, MaskId, MaskRegion, TensorEntry
+from modelgit.objects import Manifest, Mask, MaskId, MaskRegion, TensorEntry
 from modelgit.patching.base import TensorReads
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.patching.encode import write_blob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import ModelState, find_model
 from modelgit.repo.tasks import open_task, task_settings
@@ -107,24 +107,14 @@ def _keep(
     with repo.lock:
         session = repo.session()
         try:
-            writer = TensorWriter(session, threads=1)
             chosen = {name: at for name, at in sorted(positions.items()) if at is None or at.size}
-            coded = {
-                name: encode_positions(at, tensors[name].spec.elements) for name, at in chosen.items() if at is not None
-            }
-            jobs = [StoreJob(name, BlobSource(data), None, len(data)) for name, data in coded.items()]
-            blobs = {job.name: stored.id for job, stored in zip(jobs, writer.store(jobs), strict=True)}
             regions = []
             for name, at in chosen.items():
-                blob = blobs.get(name)
-                regions.append(
-                    MaskRegion(
-                        name=name,
-                        spec=tensors[name].spec,
-                        count=tensors[name].spec.elements if at is None else int(at.size),
-                        positions=blob if isinstance(blob, BlobId) else None,
-                    )
-                )
+                spec = tensors[name].spec
+                coded = None if at is None else encode_positions(at, spec.elements)
+                blob = None if coded is None else write_blob(session, coded, name=name)
+                count = spec.elements if at is None else int(at.size)
+                regions.append(MaskRegion(name=name, spec=spec, count=count, positions=blob))
             mask = Mask(model=model, regions=tuple(regions), origin=origin)
             mask_id = write_record(session, MaskId, mask)
             session.seal()

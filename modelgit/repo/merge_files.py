@@ -21,7 +21,7 @@ from modelgit.objects import (
     TensorRef,
     encode,
 )
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.patching.encode import write_blob
 from modelgit.repo.record import write_content_record
 from modelgit.store.fs import PackSession
 
@@ -138,9 +138,8 @@ def _rebuilt(
     literal = next((segment for segment in first.segments if isinstance(segment, Literal)), None)
     metadata = read_metadata(repo.read_blob(literal.blob)) if literal is not None else None
     header = build_header([(name, wanted[name][0]) for name in names], metadata)
-    writer = TensorWriter(session, threads=1)
-    stored = next(iter(writer.store([StoreJob(f"{path} (header)", BlobSource(header), None, len(header))])))
-    segments: list[Segment] = [Literal(blob=stored.id, length=len(header))]  # type: ignore[arg-type]
+    blob = write_blob(session, header, name=f"{path} (header)")
+    segments: list[Segment] = [Literal(blob=blob, length=len(header))]
     segments += [TensorRef(index=index) for index in range(len(names))]
     content = FileContent(
         format="safetensors",

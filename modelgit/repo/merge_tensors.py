@@ -14,7 +14,7 @@ from modelgit.objects import FileEntry, FisherEstimate, Literal, Manifest, Merge
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Resolution
 from modelgit.patching.base import TensorSource
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.patching.encode import StoreJob, TensorWriter, write_blob
 from modelgit.progress import Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
@@ -258,9 +258,8 @@ def _merge_files(
 
 
 def _store_file(repo: Repository, session: PackSession, path: str, data: bytes, before: FileEntry | None) -> FileEntry:
-    writer = TensorWriter(session, threads=1)
-    stored = next(iter(writer.store([StoreJob(path, BlobSource(data), None, len(data))])))
-    content = FileContent(format="opaque", segments=(Literal(blob=stored.id, length=len(data)),))  # type: ignore[arg-type]
+    blob = write_blob(session, data, name=path)
+    content = FileContent(format="opaque", segments=(Literal(blob=blob, length=len(data)),))
     base = None if before is None else (before.digest, repo.content_at(before.digest))
     digest = write_content_record(session, content, base)
     return FileEntry(
