@@ -25,6 +25,7 @@ from modelgit.objects import (
 from modelgit.patching.encode import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
+from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.record import record_worktree
 from modelgit.repo.tree import work_files
 from modelgit.store.fs import PackSession
@@ -78,6 +79,7 @@ def commit(
     if gate not in ("block", "warn"):
         raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
     with repo.writing():
+        refuse_during_merge(repo, "a commit")
         view = repo.view()
         parent = view.head
         before = repo.manifest_of(parent)

@@ -16,8 +16,7 @@ from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.commit import CommitResult
 from modelgit.repo.merge_files import OpenSide, open_side
-from modelgit.repo.merge_state import clear_state, read_state, write_state
-from modelgit.repo.switch import refuse_during_merge
+from modelgit.repo.merge_state import clear_state, read_state, refuse_during_merge, write_state
 from modelgit.repo.update import check_clean, move_worktree
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelgit.errors import RepositoryError
 from modelgit.objects import CommitId, decode, encode
 from modelgit.objects.merges import MergeState
 from modelgit.store.durable import sync_directory, write_durably
@@ -11,7 +12,7 @@ from modelgit.store.durable import sync_directory, write_durably
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["clear_state", "read_state", "write_state"]
+__all__ = ["clear_state", "read_state", "refuse_during_merge", "write_state"]
 
 
 def read_state(repo: Repository) -> MergeState | None:
@@ -36,3 +37,12 @@ def clear_state(repo: Repository) -> None:
     if repo.paths.merge.exists():
         repo.paths.merge.unlink(missing_ok=True)
         sync_directory(repo.paths.merge.parent)
+
+
+def refuse_during_merge(repo: Repository, verb: str) -> None:
+    """Raise RepositoryError while a merge waits for resolutions."""
+    if repo.paths.merge.exists() and read_state(repo) is not None:
+        raise RepositoryError(
+            f"a merge is under way, and {verb} would lose it",
+            hint="`mgit merge --continue` finishes it, `mgit merge --abort` gives it up",
+        )

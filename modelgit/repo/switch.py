@@ -10,24 +10,14 @@ from modelgit.errors import RepositoryError, UnknownRevision, UsageError
 from modelgit.objects import Manifest, View
 from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.tree import hash_changed, work_files
 from modelgit.repo.update import check_clean, dirty_paths, move_worktree, rescue
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["refuse_during_merge", "restore", "switch"]
-
-
-def refuse_during_merge(repo: Repository, verb: str) -> None:
-    """Raise RepositoryError while a merge waits for resolutions."""
-    from modelgit.repo.merge_state import read_state
-
-    if repo.paths.merge.exists() and read_state(repo) is not None:
-        raise RepositoryError(
-            f"a merge is under way, and {verb} would lose it",
-            hint="`mgit merge --continue` finishes it, `mgit merge --abort` gives it up",
-        )
+__all__ = ["restore", "switch"]
 
 
 def switch(

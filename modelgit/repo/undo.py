@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import IntegrityError, NothingToDo
 from modelgit.objects import Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.switch import refuse_during_merge
+from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.update import check_clean, move_worktree
 
 if TYPE_CHECKING:
