@@ -12,7 +12,7 @@ from modelgit.reporting.verdict_text import DECISION_WORDS, measurement
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
-    from modelgit.objects import CheckResult, EvalRecord, Patch, Signature
+    from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
 
 __all__ = ["date_line", "decorations", "gate_mark", "patch_words", "verdict_lines", "when"]
 
@@ -77,8 +77,10 @@ def patch_words(patch: Patch) -> str:
     return ", ".join(words) or "no changes"
 
 
-def verdict_lines(records: Iterable[EvalRecord], *, indent: int = 0) -> list[list[Part]]:
-    """The lines of verdicts: one heading a suite, one line a check."""
+def verdict_lines(
+    records: Iterable[EvalRecord], *, baseline: CommitId | None = None, indent: int = 0
+) -> list[list[Part]]:
+    """The lines of verdicts: one heading a suite, one line a check.  `baseline` is the commit compared with."""
     lines: list[list[Part]] = []
     pad = " " * indent
     for record in records:
@@ -88,7 +90,8 @@ def verdict_lines(records: Iterable[EvalRecord], *, indent: int = 0) -> list[lis
             measured = [check for check in record.results if check.value is not None]
             lines += columns([[check.name, measurement(check)[1]] for check in measured], indent=indent + 2)
             continue
-        against = f", baseline {record.baseline.short}" if record.baseline is not None else ""
+        known = baseline.short if baseline is not None else record.baseline and f"tree {record.baseline.short}"
+        against = f", baseline {known}" if known else ""
         lines.append([pad, f"eval {record.suite}{against} ({took})"])
         lines += columns([_check_row(check) for check in record.results], indent=indent + 2)
     return lines

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelgit.environment import Environment
     from modelgit.repo.repository import Repository
 
-__all__ = ["BRANCHES", "SETTINGS", "make_demo", "write_checkpoint", "write_data"]
+__all__ = ["BRANCHES", "SETTINGS", "make_demo", "train_base", "train_task", "write_checkpoint", "write_data"]
 
 BRANCHES = ("topic", "tone")
 MODEL = "models/bot"
@@ -96,9 +96,7 @@ def make_demo(
         repo.forget_settings()
         write_data(directory / "data")
         write_checkpoint(directory / MODEL)
-        for number in range(_ROUNDS):
-            for task in _LESSONS:
-                _train(repo, task, epochs=1, rate=2e-3, seed=number, progress=progress)
+        train_base(repo, progress=progress)
         base = repo.commit("Base model, a first round of training on both tasks", progress=progress)
         tell(f"main   {base.id.short}  a BERT of {_elements(repo):,} values, two tasks, a gate of two suites")
         for task in BRANCHES:
@@ -117,7 +115,7 @@ def _branch(repo: Repository, task: str, progress: Progress) -> str:
     repo.switch("main", progress=progress)
     repo.switch(task, create=True, progress=progress)
     made = create_mask(repo, density=DENSITY, task=task, progress=progress)
-    _train(repo, task, epochs=3, rate=1e-3, mask=mask_positions(repo, made.mask), progress=progress)
+    train_task(repo, task, mask=mask_positions(repo, made.mask), progress=progress)
     result = repo.commit(
         f"{task}: train {DENSITY:.0%} of the weights under a FISH mask", masks=[made.id.hex], progress=progress
     )
@@ -125,15 +123,22 @@ def _branch(repo: Repository, task: str, progress: Progress) -> str:
     return f"{task:<6} {result.id.short}  trained under mask {made.id.short}: {changed:,} values changed"
 
 
-def _train(
+def train_base(repo: Repository, *, progress: Progress = SILENT) -> None:
+    """A first round of training of the whole model, on both tasks in turn."""
+    for number in range(_ROUNDS):
+        for task in _LESSONS:
+            train_task(repo, task, epochs=1, rate=2e-3, seed=number, progress=progress)
+
+
+def train_task(
     repo: Repository,
     task: str,
     *,
-    epochs: int,
-    rate: float,
+    epochs: int = 3,
+    rate: float = 1e-3,
     seed: int = 0,
     mask: Mapping[str, NDArray[np.int64] | None] | None = None,
-    progress: Progress,
+    progress: Progress = SILENT,
 ) -> None:
     """Train the task's model as it lies in the work tree, as a script of the user's would."""
     from safetensors.numpy import load_file, save_file

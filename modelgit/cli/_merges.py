@@ -51,9 +51,10 @@ def plan_lines(
         number = plan.counts.get(action, 0)
         if number:
             rows.append([f"{amount(number)} {'tensor ' if number == 1 else 'tensors'}", words, decision])
+    sides = {"ours": f"changed on {ours} only", "theirs": f"changed on {theirs} only"}
     open_paths = {conflict.path for conflict in plan.conflicts}
     rows += [
-        ["1 file   ", file.path, dim(file.reason)]
+        ["1 file   ", file.path, dim(sides.get(file.action, file.reason))]
         for file in plan.files
         if file.action not in ("keep", "both-same", "conflict") and file.path not in open_paths
     ]

@@ -68,7 +68,7 @@ def commit(
         from modelgit.repo.gate import RefusedWithRecords
 
         if isinstance(refusal, RefusedWithRecords):
-            session.output.say_lines(verdict_lines(refusal.records))
+            session.output.say_lines(verdict_lines(refusal.records, baseline=session.repository.head()))
         raise
     if as_json:
         session.output.json("mgit.commit/1", plain_data(result))
@@ -97,7 +97,7 @@ def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
         part = share(result.bytes_added, result.raw_bytes)
         taken = f" → {size(result.bytes_added)} ({part} of the tree), {exact}"
     output.say("  ", (", ".join(words) or "no changes") + taken)
-    output.say_lines(verdict_lines(result.evaluations, indent=2))
+    output.say_lines(verdict_lines(result.evaluations, baseline=next(iter(result.commit.parents), None), indent=2))
 
 
 def _ask_for_message() -> str:

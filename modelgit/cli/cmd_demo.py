@@ -14,7 +14,10 @@ __all__ = ["demo"]
 
 _TO_TRY = (
     ("mgit log", "the history"),
-    ("mgit diff main topic --fisher", "where a branch changed the model, and what that does to its outputs"),
+    (
+        "mgit diff main topic --fisher --task topic",
+        "where a branch changed the model, and what that does to its outputs",
+    ),
     ("mgit merge topic", "take one branch"),
     ("mgit merge tone", "combine it with the other by Fisher information; the gate looks at both tasks"),
     ("mgit log --graph --oneline", "what you have now"),

@@ -41,11 +41,14 @@ def evaluate(
     """
     from modelgit.repo.evaluate import evaluate as run_suites
 
-    records = run_suites(session.repository, revision, suites=suites, baseline=baseline, progress=session.progress)
+    repo = session.repository
+    records = run_suites(repo, revision, suites=suites, baseline=baseline, progress=session.progress)
     if as_json:
         session.output.json("mgit.eval/1", {"evaluations": plain_data(records)})
     else:
-        session.output.lines(verdict_lines(records))
+        parents = repo.parents_of(repo.resolve(revision)) if revision else [head] if (head := repo.head()) else []
+        against = repo.resolve(baseline) if baseline else next(iter(parents), None)
+        session.output.lines(verdict_lines(records, baseline=against))
     code = exit_code_of(records)
     if code:
         raise Quit(code)

@@ -100,7 +100,8 @@ def mask_create(
     if as_json:
         output.json("mgit.mask/1", {"masks": [_document(made.id, made.mask)], "cached_fisher": made.cached_fisher})
         return
-    output.say("mask ", yellow(made.id.short), f"  {_words(made.mask)}")
+    output.say("mask ", yellow(made.id.short), f"  {_words(made.mask)} of {made.mask.model}")
+    output.say(dim(f"  {made.mask.origin}"))
     output.say(f"hint: train under it, then `mgit commit --mask {made.id.short} -m …`")
 
 
@@ -154,8 +155,7 @@ def mask_remove(session: Session, name: str) -> None:
 
 
 def _words(found: Mask) -> str:
-    part = share(found.count, found.elements)
-    return f"{amount(found.count)} of {plural(found.elements, 'value')} ({part})"
+    return f"{plural(found.count, 'value')} in {plural(len(found.regions), 'tensor')}"
 
 
 def _document(mask_id: MaskId, found: Mask) -> dict[str, object]:

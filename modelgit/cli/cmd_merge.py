@@ -11,7 +11,7 @@ from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural
 from modelgit.cli._merges import called, conflict_lines, heading, plan_lines
 from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import Output, blue, columns, plain_data, yellow
+from modelgit.cli._output import Output, blue, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_commit import say_commit
 from modelgit.errors import NegativeAnswer, UsageError
@@ -136,7 +136,7 @@ def show_refusal(
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
-        output.say_lines(verdict_lines(refusal.records))
+        output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
     if isinstance(refusal, StoppedMerge):
         if revision is not None:
             base = refusal.sides.base_id
@@ -165,7 +165,7 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
         )
         output.say_lines(lines)
     for sentence in result.notes:
-        output.warn(sentence)
+        output.say(dim("note: "), sentence)
     if result.commit is not None:
         combined = result.plan.counts.get("combine", 0) if result.plan else 0
         words = [f"{plural(combined, 'tensor')} combined"] if combined else []

@@ -51,7 +51,7 @@ def show(session: Session, revision: str, as_json: bool) -> None:
         return
     output.hold()
     output.lines(full_entry(entry))
-    output.lines(verdict_lines(verdicts, indent=4))
+    output.lines(verdict_lines(verdicts, baseline=next(iter(entry.commit.parents), None), indent=4))
     if entry.patch.base is not None and entry.patch.tensors:
         _section(session, "tensors", [_tensor(change) for change in entry.patch.tensors])
     if entry.patch.base is not None and entry.patch.files:
