@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import RepositoryError
 from modelgit.objects import CommitId, decode, encode
 from modelgit.objects.merges import MergeState
-from modelgit.store.durable import sync_directory, write_durably
+from modelgit.store.durable import make_directory, sync_directory, write_durably
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -28,14 +28,17 @@ def read_state(repo: Repository) -> MergeState | None:
 
 def write_state(repo: Repository, state: MergeState) -> None:
     """Keep the merge."""
-    repo.paths.merge.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(repo.paths.merge.parent)
     write_durably(repo.paths.merge, encode(state))
 
 
 def clear_state(repo: Repository) -> None:
     """The merge is over."""
     if repo.paths.merge.exists():
-        repo.paths.merge.unlink(missing_ok=True)
+        try:
+            repo.paths.merge.unlink(missing_ok=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot remove {repo.paths.merge}: {error.strerror or error}") from error
         sync_directory(repo.paths.merge.parent)
 
 

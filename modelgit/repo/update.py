@@ -225,7 +225,10 @@ def _in_place(repo: Repository, entry: FileEntry) -> bool:
         return False
     executable = bool(status.st_mode & 0o100)
     if executable != entry.executable:
-        path.chmod(status.st_mode & 0o666 | (0o111 if entry.executable else 0))
+        try:
+            path.chmod(status.st_mode & 0o666 | (0o111 if entry.executable else 0))
+        except OSError as error:
+            raise RepositoryError(f"cannot change the mode of {path}: {error.strerror or error}") from error
     return True
 
 

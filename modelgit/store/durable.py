@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelgit.errors import RepositoryError
 
-__all__ = ["publish", "sync_directory", "temporary_name", "write_all", "write_durably"]
+__all__ = ["make_directory", "publish", "sync_directory", "temporary_name", "write_all", "write_durably"]
 
 
 def temporary_name() -> str:
@@ -26,14 +26,28 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush the names in a directory.  Windows has no such call and needs none for renames."""
+    """Flush the names in a directory.  Windows has no such call and needs none for renames.
+
+    Raises RepositoryError when the disk refuses: the names may be there all the same.
+    """
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RepositoryError(f"cannot flush {path} to disk: {error.strerror or error}") from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are missing.  Raises RepositoryError when the disk refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -94,7 +95,10 @@ class FileSystemStore:
             descriptor = self._descriptors.pop(pack, None)
             if descriptor is not None:
                 os.close(descriptor)
-        (self.packs_path / pack).unlink(missing_ok=True)
+        try:
+            (self.packs_path / pack).unlink(missing_ok=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot remove pack {pack[:16]}: {error.strerror or error}") from error
         self.lookup.refresh()
 
     def close(self) -> None:
@@ -257,7 +261,7 @@ class PackSession:
         with self._lock:
             for writer in self._writers:
                 writer.abort()
-            if self._folder.exists():
+            with contextlib.suppress(OSError):
                 self._folder.rmdir()
             self._writers = []
             self._own = {}

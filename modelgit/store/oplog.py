@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import Operation, OperationId, decode, encode
-from modelgit.store.durable import write_durably
+from modelgit.store.durable import make_directory, write_durably
 
 __all__ = ["OperationLog"]
 
@@ -22,7 +22,7 @@ class OperationLog:
         """Store an operation durably; harmless until a root names it."""
         data = encode(operation)
         object_id = OperationId.of(data)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_directory(self._folder)
         write_durably(self._folder / object_id.hex, data)
         return object_id
 

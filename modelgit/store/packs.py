@@ -11,6 +11,7 @@ published again under a name that a garbage collector has not condemned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -143,7 +144,8 @@ class PackWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # `gc` tidies up what cannot be removed now
+            self.path.unlink()
 
 
 def read_at(descriptor: int, offset: int, length: int, name: str) -> bytes:

@@ -17,7 +17,7 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, RepositoryError, RootMoved
 from modelgit.objects import Root, decode, encode
 from modelgit.store.base import VersionedRoot
-from modelgit.store.durable import sync_directory, temporary_name, write_all
+from modelgit.store.durable import make_directory, sync_directory, temporary_name, write_all
 
 __all__ = ["FORMAT", "FORMAT_LINE", "RECENT_WRITES", "FileRoot"]
 
@@ -43,12 +43,14 @@ class FileRoot:
                 data = self._file(version).read_bytes()
             except FileNotFoundError:
                 continue  # an old version was tidied away between the listing and the read
+            except OSError as error:
+                raise RepositoryError(f"cannot read {self._folder}: {error.strerror or error}") from error
             return VersionedRoot(version, _parse(data, version))
         raise RepositoryError(f"the root in {self._folder} moves faster than it can be read")
 
     def swap(self, expected: int, new: Root) -> VersionedRoot:
         """Publish `new` as version `expected` + 1; raises RootMoved when another writer was first."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_directory(self._folder)
         body = encode(new)
         temporary = self._folder / temporary_name()
         target = self._file(expected + 1)
@@ -90,6 +92,8 @@ class FileRoot:
             versions = [int(entry.name) for entry in os.scandir(self._folder) if _NAME.match(entry.name)]
         except FileNotFoundError:
             versions = []
+        except OSError as error:
+            raise RepositoryError(f"cannot read {self._folder}: {error.strerror or error}") from error
         if not versions:
             raise RepositoryError(f"{self._folder.parent} is not an mgit repository: it has no root")
         return max(versions)

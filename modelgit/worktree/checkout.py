@@ -128,16 +128,17 @@ def write_files(
 ) -> None:
     """Write every entry below `root`, each by an atomic rename; the caller is the only writer.
 
-    What a killed process left beside a target is removed first: it would look like a new file of the user.  Raises IntegrityError for a path that is not safe to write.
+    What a killed process left beside a target is removed first: it would look like a new file of the user.
+    Raises IntegrityError for a path that is not safe to write.
     """
     check_tree([entry.path for entry in entries])
     _remove_leftovers(root, entries)
     progress.start("checkout", sum(entry.size for entry in entries))
     for entry in entries:
         target = resolve_path(root, entry.path)
-        _make_directories(root, target.parent)
         temporary = target.with_name(f".{target.name[:_NAME_KEPT]}.{temporary_name()}")
         try:
+            _make_directories(root, target.parent)
             write_content(
                 reader,
                 content_of(entry),
@@ -167,18 +168,24 @@ def _remove_leftovers(root: Path, entries: list[FileEntry]) -> None:
         target = resolve_path(root, entry.path)
         names.setdefault(target.parent, set()).add(target.name[:_NAME_KEPT])
     for folder, kept in names.items():
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        with contextlib.suppress(OSError), os.scandir(folder) as found:
             for item in found:
                 match = _LEFTOVER.match(item.name)
                 if match is not None and match.group(1) in kept and item.is_file(follow_symlinks=False):
-                    os.unlink(item.path)
+                    Path(item.path).unlink()
 
 
 def remove_file(root: Path, relative: str, index: StatIndex) -> None:
     """Remove a file and the directories that it leaves empty."""
     target = resolve_path(root, relative)
-    with contextlib.suppress(FileNotFoundError):
-        target.unlink()
+    try:
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot remove {target}: {error.strerror or error}",
+            hint="the next mgit command finishes what was begun",
+        ) from error
+    if target.parent.is_dir():
         sync_directory(target.parent)
     index.forget(relative)
     parent = target.parent

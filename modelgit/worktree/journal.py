@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modelgit.errors import RepositoryError
 from modelgit.objects import CommitId, ManifestId, OperationId, Record, decode, encode
-from modelgit.store.durable import sync_directory, write_durably
+from modelgit.store.durable import make_directory, sync_directory, write_durably
 
 __all__ = ["Intent", "Journal"]
 
@@ -57,10 +58,13 @@ class Journal:
 
     def write(self, intent: Intent) -> None:
         """Make the intent durable."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self._path.parent)
         write_durably(self._path, encode(intent))
 
     def clear(self) -> None:
         """Everything that the intent said is done."""
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RepositoryError(f"cannot remove {self._path}: {error.strerror or error}") from error
         sync_directory(self._path.parent)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from modelgit.errors import ConflictError, RepositoryError
+from modelgit.store.durable import make_directory
 
 __all__ = ["LockFile"]
 
@@ -48,7 +49,7 @@ class LockFile:
     def _acquire(self) -> None:
         deadline = time.monotonic() + self._patience_s
         me = json.dumps({"host": self._host, "pid": os.getpid(), "started": _started(os.getpid())}).encode()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self._path.parent)
         while True:
             try:
                 descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -69,6 +70,11 @@ class LockFile:
             else:
                 try:
                     os.write(descriptor, me)
+                except OSError as error:
+                    # A lock that does not say whose it is would keep everybody waiting.
+                    with contextlib.suppress(OSError):
+                        self._path.unlink()
+                    raise RepositoryError(f"cannot write {self._path}: {error.strerror or error}") from error
                 finally:
                     os.close(descriptor)
                 return

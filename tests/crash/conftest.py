@@ -23,8 +23,8 @@ from modelgit.repo.fsck import fsck
 COMMANDS = ("commit", "switch", "merge")
 CALLS = (
     "openat", "open", "creat", "write", "pwrite64", "writev", "rename", "renameat", "renameat2", "link", "linkat",
-    "unlink", "unlinkat", "fsync", "fdatasync", "mkdir", "mkdirat", "rmdir", "ftruncate", "fallocate", "chmod", "fchmod",
-    "fchmodat", "copy_file_range", "sendfile", "utimensat",
+    "unlink", "unlinkat", "fsync", "fdatasync", "mkdir", "mkdirat", "rmdir", "ftruncate", "fallocate", "chmod",
+    "fchmod", "fchmodat", "copy_file_range", "sendfile", "utimensat",
 )  # fmt: skip
 DRIVER = Path(__file__).with_name("driver.py")
 _LINE = re.compile(r"(\d+)\s+(\w+)\((.*)")
@@ -207,7 +207,7 @@ def hit(files, tmp_path: Path) -> Callable[[Scene, list[tuple[Point, str]]], Ran
 
 
 def check(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
-    """The state is exactly the old or the new one, everything is sound, and work goes on.  Returns whether it is new."""
+    """The state is exactly the old or the new one, all is sound, and work goes on.  Returns whether it is new."""
     worktree = folder / "work"
     with modelgit.open(worktree, environment=environment_of(folder)) as repo:
         view = repo.view()
