@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
         progress.advance("packs", 1)
     progress.finish("packs")
     roots = _roots(repo, findings)
-    operations = sum(1 for _ in repo.operations.history(repo.roots.read().root.operation))
+    operations = _count_operations(repo)
     walk = _walk(repo, roots, findings)
     commits = sum(isinstance(object_id, CommitId) for object_id in walk)
     leaves = [
@@ -105,11 +106,19 @@ def _roots(repo: Repository, findings: list[Finding]) -> set[ObjectId]:
     roots: set[ObjectId] = set()
     try:
         roots |= commit_roots(repo)
-        roots |= kept_objects(repo)
     except MgitError as error:
         findings.append(Finding(subject="operations", problem=error.message))
-        roots |= set(repo.view().refs.values())
-    return roots
+        with contextlib.suppress(MgitError):  # then the packs are all that can be checked
+            roots |= set(repo.view().refs.values())
+    return roots | kept_objects(repo)
+
+
+def _count_operations(repo: Repository) -> int:
+    count = 0
+    with contextlib.suppress(MgitError):  # what is damaged is among the findings
+        for _ in repo.operations.history(repo.roots.read().root.operation):
+            count += 1
+    return count
 
 
 def _walk(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modelgit.errors import IntegrityError, NothingToDo
+from modelgit.errors import ConflictError, NothingToDo
 from modelgit.objects import Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
@@ -33,7 +33,7 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
         current_id = repo.roots.read().root.operation
         current = repo.operations.read(current_id)
         position = current.restores or current_id
-        undone = repo.operations.read(position)
+        undone = _kept(repo, position)
         if undone.parent is None:
             raise NothingToDo("there is nothing to undo", hint="`mgit op log` shows the operations")
         # The state before an undo or redo is the one it restored from: follow it to the operation that made that state.
@@ -60,7 +60,7 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
         if not current.redo:
             raise NothingToDo("there is nothing to redo", hint="`mgit op log` shows the operations")
         target_id = current.redo[0]
-        target = repo.operations.read(target_id)
+        target = _kept(repo, target_id)
         _move(
             repo,
             current.view,
@@ -76,15 +76,19 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
 
 
 def _state_of(repo: Repository, operation_id: OperationId) -> tuple[OperationId, Operation]:
-    try:
-        operation = repo.operations.read(operation_id)
-    except IntegrityError:
-        raise NothingToDo(
-            "older operations were pruned: there is nothing further to undo", hint="`mgit op log` shows the operations"
-        ) from None
+    operation = _kept(repo, operation_id)
     if operation.restores is not None:
-        return operation.restores, repo.operations.read(operation.restores)
+        return operation.restores, _kept(repo, operation.restores)
     return operation_id, operation
+
+
+def _kept(repo: Repository, operation_id: OperationId) -> Operation:
+    if not repo.operations.has(operation_id):
+        raise NothingToDo(
+            "older operations were pruned: there is nothing further to undo or redo",
+            hint="`mgit op log` shows the operations",
+        )
+    return repo.operations.read(operation_id)
 
 
 def _move(
@@ -102,7 +106,13 @@ def _move(
     source = repo.manifest_of(view.head)
     target = repo.manifest_of(after.head)
     if not moves_files or source == target:
-        repo.publish(lambda _: after, description, moves_files=moves_files, restores=restores, redo=redo)
+
+        def change(now: View) -> View:
+            if now != view:
+                raise ConflictError("the branches moved meanwhile", hint="`mgit op log`, then run the command again")
+            return after
+
+        repo.publish(change, description, moves_files=moves_files, restores=restores, redo=redo)
         return
     check_clean(repo, source, target, verb=verb, hint="`mgit commit -m …` or `mgit restore .` first", progress=progress)
     move_worktree(

@@ -87,6 +87,8 @@ class FileSystemStore:
         `epoch` is the root's count of garbage collections, read before anything is looked up, and `condemned` its packs
         that may vanish: what only they hold counts as missing.
         """
+        # This process may have looked before a collection that another one made: what it took must not be relied on.
+        self.lookup.refresh()
         return PackSession(self, epoch, frozenset(condemned))
 
     def delete(self, pack: str) -> None:
@@ -252,7 +254,12 @@ class PackSession:
     def rename_sealed(self, name: str) -> None:
         """Publish a sealed pack under another nonce; raises FileNotFoundError when it is gone already."""
         fresh = f"{name[:64]}-{os.urandom(8).hex()}.pack"
-        (self._store.packs_path / name).rename(self._store.packs_path / fresh)
+        try:
+            (self._store.packs_path / name).rename(self._store.packs_path / fresh)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RepositoryError(f"cannot rename pack {name[:16]}: {error.strerror or error}") from error
         sync_directory(self._store.packs_path)
         self.sealed[self.sealed.index(name)] = fresh
 

@@ -38,10 +38,14 @@ class PackLookup:
         self._table: _Table | None = None
         self._recent: dict[bytes, list[Located]] = {}
         self._known: set[str] = set()
+        self._damaged: set[str] = set()
         self._loaded = False
 
     def find(self, digest: bytes) -> list[Located]:
-        """All records whose object has this digest; packs that appeared since are looked at when there is none."""
+        """All records whose object has this digest; packs that appeared since are looked at when there is none.
+
+        A pack whose index is damaged counts as empty here, so that the rest can still be read and checked.
+        """
         with self._lock:
             if not self._loaded:
                 self._refresh()
@@ -62,7 +66,7 @@ class PackLookup:
             return set(self._known)
 
     def rows(self) -> Iterator[Located]:
-        """Every record of every pack."""
+        """Every record of every pack.  Raises IntegrityError when the index of one is damaged."""
         for name in sorted(self.packs()):
             yield from read_index(self._packs / name)
 
@@ -72,6 +76,8 @@ class PackLookup:
             return
         with self._lock:
             self._refresh()
+            if self._damaged:
+                return
             names = sorted(self._known)
             numbers = {name: number for number, name in enumerate(names)}
             rows = [row for name in names for row in read_index(self._packs / name)]
@@ -91,6 +97,7 @@ class PackLookup:
             if self._table is not None:
                 self._table.close()
             self._table, self._recent, self._known, self._loaded = None, {}, set(), False
+            self._damaged = set()
 
     def _search(self, digest: bytes) -> list[Located]:
         found = list(self._recent.get(digest, ()))
@@ -111,7 +118,7 @@ class PackLookup:
         if self._known - present:  # collected meanwhile: start over with what is there
             if self._table is not None:
                 self._table.close()
-            self._table, self._recent, self._known = None, {}, set()
+            self._table, self._recent, self._known, self._damaged = None, {}, set(), set()
         fresh = present - self._known
         for name in fresh:
             try:
@@ -119,7 +126,8 @@ class PackLookup:
             except IntegrityError:
                 if not (self._packs / name).exists():
                     continue
-                raise
+                rows = []
+                self._damaged.add(name)
             for row in rows:
                 self._recent.setdefault(row.digest, []).append(row)
             self._known.add(name)

@@ -36,10 +36,14 @@ class OperationLog:
             raise IntegrityError(f"operation {object_id.short} does not match its id")
         return decode(Operation, data, what=f"operation {object_id.short}")
 
+    def has(self, object_id: OperationId) -> bool:
+        """Whether the operation is still kept."""
+        return (self._folder / object_id.hex).exists()
+
     def history(self, newest: OperationId) -> Iterator[tuple[OperationId, Operation]]:
         """Operations from `newest` back, as far as they are kept."""
         current: OperationId | None = newest
-        while current is not None and (self._folder / current.hex).exists():
+        while current is not None and self.has(current):
             operation = self.read(current)
             yield current, operation
             current = operation.parent
