@@ -37,11 +37,13 @@ class LazyGroup(Group):
         self,
         *arguments: Any,
         entries: Mapping[str, Entry],
+        foreign: Mapping[str, str] | None = None,
         external: Callable[[str], str | None] | None = None,
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
         self.entries = entries
+        self.foreign = foreign or {}
         self._external = external or find_external
 
     def list_commands(self, context: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)

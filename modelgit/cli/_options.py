@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -98,7 +98,12 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A family of commands (`mgit remote add`) that suggests the nearest name for an unknown one."""
+    """A family of commands (`mgit remote add`) that suggests the nearest name for an unknown one.
+
+    `foreign` holds words of other programs, with what to type instead.
+    """
+
+    foreign: Mapping[str, str] = {}
 
     def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -113,7 +118,7 @@ class Group(click.Group):
         name = arguments[0]
         found = self.get_command(context, name)
         if found is None and not context.resilient_parsing:
-            raise no_such_command(name, self.list_commands(context), context)
+            raise no_such_command(name, self.list_commands(context), context, hint=self.foreign.get(name))
         return (name if found else None), found, arguments[1:]
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -140,12 +145,14 @@ def _format_options(self: Command | Group, context: click.Context, formatter: cl
         formatter.write_dl(shared)
 
 
-def no_such_command(name: str, known: Iterable[str], context: click.Context) -> click.UsageError:
-    """The error for an unknown command, with the nearest known name."""
+def no_such_command(
+    name: str, known: Iterable[str], context: click.Context, *, hint: str | None = None
+) -> click.UsageError:
+    """The error for an unknown command, with `hint` or else the nearest known name."""
     full = " ".join((*context.command_path.split()[1:], name))
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = [] if hint else difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     error = click.UsageError(f"no command `{full}`" + (f"; did you mean `{near[0]}`?" if near else ""), context)
-    error.hint = "" if near else f"`{context.command_path} --help` lists the commands"  # type: ignore[attr-defined]
+    error.hint = hint or ("" if near else f"`{context.command_path} --help` lists the commands")  # type: ignore[attr-defined]
     return error
 
 

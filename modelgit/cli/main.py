@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
 import click
 
 import modelgit
-from modelgit.cli._commands import COMMANDS
+from modelgit.cli._commands import COMMANDS, GIT_WORDS
 from modelgit.cli._errors import report
 from modelgit.cli._lazy import LazyGroup
 from modelgit.cli._output import Output
@@ -34,6 +36,7 @@ def _print_version(context: click.Context, _: click.Parameter, value: bool) -> N
     "mgit",
     cls=LazyGroup,
     entries=COMMANDS,
+    foreign=GIT_WORDS,
     example="mgit init && mgit track models/bot && mgit commit -m 'Base model'",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -61,9 +64,8 @@ def main(arguments: Sequence[str], *, values: Mapping[str, str], environment: En
     session = None
     try:
         session = Session(environment or Environment.capture(values), output, debug=debug)
-        _stop_threads_on_interrupt(session)
         try:
-            with mgit.make_context("mgit", list(arguments), obj=session) as context:
+            with _interrupting(session), mgit.make_context("mgit", list(arguments), obj=session) as context:
                 mgit.invoke(context)
         finally:
             session.close()
@@ -89,14 +91,19 @@ def run() -> NoReturn:
     sys.exit(main(sys.argv[1:], values=os.environ))
 
 
-def _stop_threads_on_interrupt(session: Session) -> None:
+@contextlib.contextmanager
+def _interrupting(session: Session) -> Iterator[None]:
     """Make Ctrl-C reach worker threads through their progress object as well as the main thread as an exception."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         session.cancel()
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # whoever started this thread handles signals
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        signal.signal(signal.SIGINT, interrupt)
-    except ValueError:
-        return  # not in the main thread: whoever started this thread handles signals
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

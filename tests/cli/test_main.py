@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 import pytest
 
 import modelgit
-from modelgit.cli._commands import COMMANDS
+from modelgit.cli._commands import COMMANDS, GIT_WORDS
 from modelgit.cli._lazy import Entry, LazyGroup
 from modelgit.cli.main import main
 from modelgit.cli.main import mgit as top
@@ -73,6 +74,24 @@ def test_did_you_mean(mgit: Any, typed: str, meant: str) -> None:
 def test_no_suggestion_where_none_is_near(mgit: Any) -> None:
     ran = mgit("quux", code=2)
     assert ran.err == "error: no command `quux`\nhint: `mgit --help` lists the commands\n"
+
+
+@pytest.mark.parametrize("word", sorted(GIT_WORDS))
+def test_words_of_git_are_answered_with_ours(mgit: Any, word: str) -> None:
+    ran = mgit(word, "x", code=2)
+    message, hint = ran.err.splitlines()
+    assert message == f"error: no command `{word}`" and hint == f"hint: {GIT_WORDS[word]}"
+    named = re.findall(r"`mgit ([a-z]+)", hint)
+    assert set(named) <= set(COMMANDS)
+
+
+def test_settings_that_are_ignored_are_mentioned(mgit: Any) -> None:
+    mgit("init")
+    mgit.values["MGIT_STORAGE__THREADZ"] = "3"
+    ran = mgit("config", "list")
+    assert ran.err.startswith("warning: ") and "storage.threadz" in ran.err
+    mgit.values["MGIT_STORAGE__THREADS"] = "3"
+    assert mgit("config", "get", "storage.threads").out == "3\n"
 
 
 def test_did_you_mean_in_a_family(mgit: Any) -> None:
