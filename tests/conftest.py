@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 import modelgit
 from modelgit.environment import Environment
 from modelgit.repo import Repository
+
+# As the command line does: torch threads that wait must not eat the processors of a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples on every run, and no deadline: a busy machine is not a failing test.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
