@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from modelgit.reporting.wording import amount
 
 __all__ = ["ago", "duration", "escape", "plural", "size"]
@@ -22,6 +20,8 @@ def escape(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
+    import unicodedata
+
     return "".join(_escaped(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -83,7 +81,11 @@ class LazyGroup(Group):
 
 def find_external(name: str) -> str | None:
     """The executable `mgit-NAME` on PATH, if there is one."""
-    return shutil.which(f"mgit-{name}") if _EXTERNAL_NAME.match(name) else None
+    if not _EXTERNAL_NAME.match(name):
+        return None
+    import shutil
+
+    return shutil.which(f"mgit-{name}")
 
 
 def _external_command(name: str, path: str) -> click.Command:
@@ -97,6 +99,8 @@ def _external_command(name: str, path: str) -> click.Command:
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @click.pass_obj
     def run_external(session: Any, arguments: tuple[str, ...]) -> None:
+        import subprocess
+
         done = subprocess.run([path, *arguments], cwd=session.environment.cwd, check=False)
         # A program that died of a signal reports what a shell would.
         raise Quit(done.returncode if done.returncode >= 0 else 128 - done.returncode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -150,6 +149,8 @@ def no_such_command(
 ) -> click.UsageError:
     """The error for an unknown command, with `hint` or else the nearest known name."""
     full = " ".join((*context.command_path.split()[1:], name))
+    import difflib
+
     near = [] if hint else difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     error = click.UsageError(f"no command `{full}`" + (f"; did you mean `{near[0]}`?" if near else ""), context)
     error.hint = hint or ("" if near else f"`{context.command_path} --help` lists the commands")  # type: ignore[attr-defined]

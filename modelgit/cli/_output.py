@@ -7,7 +7,7 @@ repository or a remote can bring its own escape codes, and no caller has to reme
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TextIO
@@ -175,8 +175,7 @@ class Output:
         held, self._held = self._held, None
         if not held:
             return
-        rows = shutil.get_terminal_size().lines
-        if len(held) >= rows - 1 and _is_terminal(sys.stdout) and _is_terminal(sys.stdin):
+        if len(held) >= _terminal_size().lines - 1 and _is_terminal(sys.stdout) and _is_terminal(sys.stdin):
             click.echo_via_pager("\n".join(held) + "\n", color=self.colored(sys.stdout))
         else:
             for text in held:
@@ -191,7 +190,7 @@ class Output:
     @property
     def width(self) -> int:
         """How many characters fit on a line: the terminal's, or 100 where there is none."""
-        return shutil.get_terminal_size((100, 24)).columns
+        return _terminal_size().columns
 
     def _render(self, parts: Iterable[Part], stream: TextIO) -> str:
         colored = self.colored(stream)
@@ -224,6 +223,12 @@ def plain_data(value: object) -> Any:
     if value is None or isinstance(value, (str, int, bool)):
         return value
     return str(value)
+
+
+def _terminal_size() -> os.terminal_size:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24))
 
 
 def _is_terminal(stream: TextIO) -> bool:

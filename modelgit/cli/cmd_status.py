@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._format import plural
-from modelgit.cli._merges import called
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Part, blue, columns, green, plain_data, red, yellow
 from modelgit.cli._session import Session
@@ -36,6 +35,8 @@ def status(session: Session, verbose: bool, as_json: bool) -> None:
         return
     output.line(*_heading(found))
     if found.merging is not None:
+        from modelgit.cli._merges import called
+
         left = f"{plural(found.conflicts, 'conflict')} to resolve" if found.conflicts else "all conflicts resolved"
         output.line("Merging ", blue(called(session.repository, found.merging)), f": {left}")
         verb = "`mgit resolve` lists and decides them" if found.conflicts else "`mgit merge --continue` commits it"
