@@ -196,7 +196,7 @@ class Output:
         colored = self.colored(stream)
         text = "".join(
             click.style(escape(part.text), fg=part.fg, bold=part.bold or None, dim=part.dim or None)
-            if colored and isinstance(part, Painted)
+            if colored and isinstance(part, Painted) and part.text
             else escape(str(part))
             for part in parts
         )

@@ -107,7 +107,7 @@ class TerminalProgress:
             self._bars = _make_bars()
             self._bars.start()
         if task.bar is None:
-            task.bar = self._bars.add_task(name, total=task.total or None, amount="")
+            task.bar = self._bars.add_task(name[:1].upper() + name[1:], total=task.total or None, amount="")
         self._bars.update(task.bar, completed=task.done, amount=_amount(task.done, task.unit))
 
     def _stop(self) -> None:
