@@ -69,6 +69,7 @@ def collect(
 
 
 def _collect(repo: Repository, prune_now: bool, dry_run: bool, progress: Progress) -> GcReport:
+    listed = repo.operations.listed()
     current = repo.roots.read()
     kept_operations, dropped = _operations(repo, current, prune_now)
     roots = commit_roots(repo, operations=len(kept_operations))
@@ -108,7 +109,9 @@ def _collect(repo: Repository, prune_now: bool, dry_run: bool, progress: Progres
             repo.store.delete(name)
         with contextlib.suppress(RootMoved):  # somebody moved on: the names stay listed, which harms nobody
             _swap(repo, current, condemned=(), epoch=current.root.epoch)
-        repo.operations.prune(kept_operations | {repo.roots.read().root.operation})
+        # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
+        # was listed before the root that our first swap replaced can no longer be published: its writer lost to us.
+        repo.operations.remove(listed - kept_operations)
     _tidy(repo)
     repo.store.lookup.refresh()
     repo.store.lookup.write_cache()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modelgit.errors import IntegrityError
@@ -10,6 +12,8 @@ from modelgit.objects import Operation, OperationId, decode, encode
 from modelgit.store.durable import make_directory, write_durably
 
 __all__ = ["OperationLog"]
+
+_NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class OperationLog:
@@ -48,12 +52,13 @@ class OperationLog:
             yield current, operation
             current = operation.parent
 
-    def prune(self, keep: set[OperationId]) -> int:
-        """Delete operations that nobody needs any more; returns how many."""
-        names = {object_id.hex for object_id in keep}
-        count = 0
-        for path in self._folder.iterdir():
-            if path.name not in names and len(path.name) == 64:
-                path.unlink(missing_ok=True)
-                count += 1
-        return count
+    def listed(self) -> set[OperationId]:
+        """Every operation that there is a file of, whether or not a root ever named it."""
+        names = [path.name for path in self._folder.iterdir() if _NAME.match(path.name)]
+        return {OperationId(bytes.fromhex(name)) for name in names}
+
+    def remove(self, operations: Iterable[OperationId]) -> None:
+        """Delete operations that nobody needs any more."""
+        for object_id in operations:
+            with contextlib.suppress(OSError):  # then it is deleted next time
+                (self._folder / object_id.hex).unlink()
