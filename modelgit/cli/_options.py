@@ -99,14 +99,16 @@ class Command(click.Command):
 class Group(click.Group):
     """A family of commands (`mgit remote add`) that suggests the nearest name for an unknown one.
 
-    `foreign` holds words of other programs, with what to type instead.
+    `default` is what it does when nothing follows (`mgit remote` lists remotes); `foreign` holds words of other
+    programs, with what to type instead.
     """
 
     foreign: Mapping[str, str] = {}
 
-    def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
+    def __init__(self, *arguments: Any, example: str = "", default: str | None = None, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.example = example
+        self.default = default
         self.common = common_options()
         self.params.extend(self.common)
 
@@ -119,6 +121,16 @@ class Group(click.Group):
         if found is None and not context.resilient_parsing:
             raise no_such_command(name, self.list_commands(context), context, hint=self.foreign.get(name))
         return (name if found else None), found, arguments[1:]
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Fall back on the default command."""
+        return super().parse_args(context, args or ([self.default] if self.default else []))
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands, each with the whole first sentence of its help."""
+        found = [(name, self.get_command(context, name)) for name in self.list_commands(context)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, item.get_short_help_str(limit=300)) for name, item in found if item])
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The example, the commands, then the options."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["config"]
 
 
-@group("config", example="mgit config set --user user.name 'Ada Lovelace'")
+@group("config", default="list", example="mgit config set --user user.name 'Ada Lovelace'")
 def config() -> None:
     """Read and change settings.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["mask"]
 
 
-@group("mask", example="mgit mask create --density 0.5% --task intents")
+@group("mask", default="list", example="mgit mask create --density 0.5% --task intents")
 def mask() -> None:
     """Choose which weights a training run may change (FISH: the most important few by Fisher information)."""
 

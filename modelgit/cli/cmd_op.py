@@ -15,7 +15,7 @@ from modelgit.cli._session import Session
 __all__ = ["op"]
 
 
-@group("op", example="mgit op log -n 10")
+@group("op", default="log", example="mgit op log -n 10")
 def op() -> None:
     """Show what was done in this repository: every move of a branch, a tag or the work tree is an operation."""
 

@@ -12,7 +12,7 @@ from modelgit.cli._session import Session
 __all__ = ["remote"]
 
 
-@group("remote", example="mgit remote add origin file:///srv/models/bot.mgit")
+@group("remote", default="list", example="mgit remote add origin file:///srv/models/bot.mgit")
 def remote() -> None:
     """List, add or remove remote repositories."""
 

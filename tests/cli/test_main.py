@@ -94,6 +94,15 @@ def test_settings_that_are_ignored_are_mentioned(mgit: Any) -> None:
     assert mgit("config", "get", "storage.threads").out == "3\n"
 
 
+@pytest.mark.parametrize(
+    ("family", "default"), [("remote", "list"), ("mask", "list"), ("op", "log"), ("config", "list")]
+)
+def test_a_family_alone_lists(mgit: Any, family: str, default: str) -> None:
+    mgit("init")
+    assert mgit(family) == mgit(family, default)
+    assert mgit(family, "-q", code=2).err.splitlines()[0] == "error: missing command"
+
+
 def test_did_you_mean_in_a_family(mgit: Any) -> None:
     assert mgit("config", "lst", code=2).err == "error: no command `config lst`; did you mean `list`?\n"
 
