@@ -216,7 +216,7 @@ def test_collections_against_writers_lose_no_acknowledged_commit(bot: Repository
     threads = [threading.Thread(target=work, args=(n,)) for n in range(writers)]
     for thread in threads:
         thread.start()
-    while rounds < 30 and time.monotonic() < deadline and not failures:
+    while (rounds < 30 or len(acknowledged) < 60) and time.monotonic() < deadline and not failures:
         try:
             collect(bot, prune_now=rounds % 2 == 0)
             rounds += 1
@@ -237,8 +237,8 @@ def test_collections_against_writers_lose_no_acknowledged_commit(bot: Repository
     assert not failures, failures[:5]
     report = fsck(Repository.open(bot.worktree, environment=bot.environment))
     assert report.is_sound, report.findings[:5]
-    assert rounds == 30
-    assert len(acknowledged) > 30
+    assert rounds >= 30
+    assert len(acknowledged) >= 60
 
 
 class Side:
