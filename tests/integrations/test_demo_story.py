@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,6 +26,7 @@ from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import CheckFailed  # noqa: E402
 from modelgit.integrations.demo.story import Recipe, Suites, Training, play  # noqa: E402
 from modelgit.integrations.demo.texts import Row, TaskTexts, mislabel  # noqa: E402
+from modelgit.repo.log import log  # noqa: E402
 from modelgit.repo.repository import Repository  # noqa: E402
 
 SUITE = """\
@@ -31,13 +37,18 @@ negative_flips = {{ max = {flips} }}
 """
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path) -> Environment:
     return Environment(
-        home=tmp_path,
-        config_home=tmp_path / "config",
-        cache_home=tmp_path / "cache",
-        cwd=tmp_path,
+        home=folder,
+        config_home=folder / "config",
+        cache_home=folder / "cache",
+        cwd=folder,
         author="Ada <ada@example.org>",
     )
 
@@ -47,10 +58,10 @@ def rows(path: Path) -> tuple[Row, ...]:
     return tuple(Row(line["text"], line["label"]) for line in lines)
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> tuple[TaskTexts, TaskTexts]:
+@pytest.fixture(scope="module")
+def texts(folder: Path) -> tuple[TaskTexts, TaskTexts]:
     """Sentences about three topics in two tones stand in for questions and reviews."""
-    data = tmp_path / "sentences"
+    data = folder / "sentences"
     write_data(data)
     topics = ("refund", "delivery", "account")
     train = rows(data / "topic.train.jsonl")
@@ -60,20 +71,20 @@ def texts(tmp_path: Path) -> tuple[TaskTexts, TaskTexts]:
     return questions, TaskTexts("reviews", ("kind", "rude"), 16, *tones)
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def published(folder: Path) -> Path:
     """A random encoder without heads."""
-    folder = tmp_path / "published"
-    write_checkpoint(folder)
-    tensors = load_file(folder / "model.safetensors")
+    place = folder / "published"
+    write_checkpoint(place)
+    tensors = load_file(place / "model.safetensors")
     body = {name: values for name, values in tensors.items() if not name.startswith("heads.")}
-    save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    save_file(body, place / "model.safetensors", metadata={"format": "pt"})
+    return place
 
 
-def recipe(*, hasty_flips: float = 0.05) -> Recipe:
+def recipe() -> Recipe:
     return Recipe(
-        suites=Suites(SUITE.format(name="questions", flips=hasty_flips), SUITE.format(name="reviews", flips=1.0)),
+        suites=Suites(SUITE.format(name="questions", flips=0.05), SUITE.format(name="reviews", flips=1.0)),
         density="10%",
         fisher_examples=32,
         questions=Training(1, 1e-3, 32),
@@ -82,67 +93,102 @@ def recipe(*, hasty_flips: float = 0.05) -> Recipe:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stage(environment: Environment) -> TerminalStage:
     return TerminalStage(Output(no_color=True), environment)
 
 
-def test_the_story_ends_well(tmp_path, environment, texts, published, stage, capsys) -> None:
-    place = tmp_path / "demo"
-    play(place, published, *texts, recipe(), stage=stage, environment=environment)
-    shown = capsys.readouterr()
+class Played(NamedTuple):
+    """Where the story was played, and what was shown."""
 
-    assert "commit refused" in shown.err
-    assert "negative flips" in shown.err
-    with Repository.open(place / "work", environment=environment) as repo:
-        tip = repo.commit_at(repo.head())
-        assert len(tip.parents) == 2
-        assert tip.recipe.strategy == "fisher"
-        assert tip.recipe.statistics  # Fisher estimates took part
-        branches = [repo.commit_at(parent) for parent in tip.parents]
-        for commit in branches:
-            patch = repo.patch_of(repo.resolve(commit.subject.partition(":")[0]))
-            assert patch.masks
-            assert patch.exact
-        # The refused patch left nothing behind, in history or in files.
-        assert "new batch" not in "".join(commit.message for commit in branches)
-        recorded = repo.manifest_of(repo.head()).files
-        assert {"mgit.toml", "models/minilm/heads.safetensors"} <= {entry.path for entry in recorded}
-        for entry in recorded:
-            assert (place / "clone" / entry.path).read_bytes() == (place / "work" / entry.path).read_bytes()
-        assert set(repo.settings.eval) == {"questions", "reviews"}
+    place: Path
+    out: str
+    err: str
 
 
-def test_its_table_shows_what_was_measured(tmp_path, environment, texts, published, stage, capsys) -> None:
-    place = tmp_path / "demo"
-    play(place, published, *texts, recipe(), stage=stage, environment=environment)
-    out = capsys.readouterr().out
-
-    remote = sum(path.stat().st_size for path in (place / "remote.mgit").rglob("*") if path.is_file())
-    assert re.search(rf"the remote, 4 commits +{remote:,} ", out)
-    with Repository.open(place / "work", environment=environment) as repo:
-        for branch in ("questions", "reviews"):
-            patch = repo.patch_of(repo.resolve(branch))
-            changed = sum(change.values_changed for change in patch.tensors)
-            line = next(line for line in out.splitlines() if line.startswith(f"  {branch}: train"))
-            assert f"{changed:,}" in line
-            assert f"{patch.bytes_added:,}" in line
-            assert line.endswith(f"{patch.bytes_added / changed:.2f}")
+@pytest.fixture(scope="module")
+def played(folder, environment, texts, published, stage) -> Played:
+    place = folder / "played"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        play(place, published, *texts, recipe(), stage=stage, environment=environment)
+    return Played(place, out.getvalue(), err.getvalue())
 
 
-def test_it_stops_where_a_command_ends_otherwise(tmp_path, environment, texts, published, stage) -> None:
-    """With limits that refuse nothing, the demo must not go on to tell of a refusal."""
-    with pytest.raises(CheckFailed, match="ended with 0 and not with 1"):
-        play(tmp_path / "demo", published, *texts, recipe(hasty_flips=1.0), stage=stage, environment=environment)
+@pytest.fixture
+def repo(played, environment) -> Iterator[Repository]:
+    with Repository.open(played.place / "work", environment=environment) as repo:
+        yield repo
+
+
+def test_both_branches_are_patches_under_a_mask(repo) -> None:
+    for branch in ("questions", "reviews"):
+        patch = repo.patch_of(repo.resolve(branch))
+        assert len(patch.masks) == 1
+        assert patch.exact
+        assert {change.name for change in patch.tensors} >= {f"heads.{branch}.weight"}
+
+
+def test_the_gate_refuses_the_hasty_patch_and_nothing_of_it_stays(played, repo) -> None:
+    assert "commit refused: 1 gate failed; nothing was recorded" in played.err
+    assert "right to wrong" in played.err
+    assert not any("new batch" in entry.commit.message for entry in log(repo))
+    status = repo.status()
+    assert not status.models
+    assert not status.files
+
+
+def test_the_merge_weighs_by_fisher_information_and_has_both_suites(repo) -> None:
+    tip = repo.commit_at(repo.head())
+    assert tip.parents == (repo.resolve("questions"), repo.resolve("reviews"))
+    assert tip.recipe.strategy == "fisher"
+    norms = [float(value) for name, value in tip.recipe.statistics.items() if "norm" in name]
+    assert len(norms) == 2
+    assert all(norm > 0 for norm in norms)
+    assert set(repo.settings.eval) == {"questions", "reviews"}
+
+
+def test_the_clone_is_the_original_byte_for_byte(played, repo) -> None:
+    recorded = [entry.path for entry in repo.manifest_of(repo.head()).files]
+    assert {"mgit.toml", "models/minilm/model.safetensors", "models/minilm/heads.safetensors"} <= set(recorded)
+    for path in recorded:
+        assert (played.place / "clone" / path).read_bytes() == (played.place / "work" / path).read_bytes()
+
+
+def test_the_closing_table_shows_what_was_measured(played, repo) -> None:
+    remote = sum(path.stat().st_size for path in (played.place / "remote.mgit").rglob("*") if path.is_file())
+    assert re.search(rf"the remote, 4 commits +{remote:,} ", played.out)
+    for branch in ("questions", "reviews"):
+        patch = repo.patch_of(repo.resolve(branch))
+        changed = sum(change.values_changed for change in patch.tensors)
+        line = next(line for line in played.out.splitlines() if line.startswith(f"  {branch}: train"))
+        assert f"{changed:,}" in line
+        assert f"{patch.bytes_added:,}" in line
+        assert line.endswith(f"{patch.bytes_added / changed:.2f}")
+
+
+def test_it_stops_where_a_command_ends_otherwise(tmp_path, stage) -> None:
+    """Going on after a gate let the wrong patch in, or a script failed, would tell of what did not happen."""
+    with pytest.raises(CheckFailed, match="`mgit status` ended with 3 and not with 1"):
+        stage.mgit(tmp_path, "status", code=1)
+    with pytest.raises(CheckFailed, match=r"`python missing\.py` ended with 2 and not with 0"):
+        stage.python(tmp_path, "missing.py")
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, capsys) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "note").write_text("mine")
+    assert main(["-C", str(tmp_path), "demo", "taken"], values={"HOME": str(tmp_path)}) == 3
+    assert "taken exists already and is not empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["note"]
 
 
 @pytest.mark.real
 def test_the_real_story(tmp_path, capfd) -> None:
-    import os
-
     assert main(["demo", str(tmp_path / "demo")], values=os.environ) == 0
     shown = capfd.readouterr()
     assert "commit refused: 1 gate failed" in shown.err
+    assert "would have let it through" in shown.out
     patch = next(line for line in shown.out.splitlines() if line.startswith("  questions: train under"))
     share = float(re.search(r"([\d.]+) %", patch).group(1))
     assert share < 1

@@ -11,10 +11,9 @@ from modelgit.integrations.demo.texts import TaskTexts
 __all__ = ["SCRIPT", "add_suite", "data_path", "settings_text"]
 
 SCRIPT = f'''\
-"""Train one task of mgit.toml in place, under the newest mask.  usage: train.py TASK DATA EPOCHS RATE BATCH"""
+"""Train a task of mgit.toml, in place.  usage: train.py TASK DATA EPOCHS RATE BATCH [MASK]"""
 import sys
 
-import torch
 from safetensors.numpy import load_file, save_file
 
 import modelgit
@@ -23,13 +22,12 @@ from modelgit.repo.masks import find_mask, mask_positions
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 
 name, data, epochs, rate, batch = sys.argv[1:6]
-torch.set_num_threads(int(sys.argv[6]) if len(sys.argv) > 6 else torch.get_num_threads())
 with modelgit.open(".") as repo:
     _, task = task_settings(repo, name)
     commit = repo.manifest_of(repo.head())
     model = open_task(repo, commit, task)
     examples = encoded(repo, commit, task, *task_examples(repo, task, data))
-    mask = mask_positions(repo, find_mask(repo, "latest")[1])
+    mask = mask_positions(repo, find_mask(repo, sys.argv[6])[1]) if len(sys.argv) > 6 else None
 
 report = train_classifier(
     model, examples, epochs=int(epochs), lr=float(rate), batch_size=int(batch), mask=mask, head_rate=1.0

@@ -13,7 +13,8 @@ __all__ = ["RECIPE", "SUITES", "real_texts"]
 
 _SPLIT_SEED = 7
 _WRONG_SHARE = 0.1
-_TRAIN, _TEST, _LATER = 1500, 1000, 1500
+_QUESTIONS = (1500, 1000, 800)  # to train on, to test on, later
+_REVIEWS = (3000, 1000)
 
 SUITES = Suites(
     questions="""\
@@ -36,17 +37,17 @@ negative_flips = { max = 0.12 }
 
 RECIPE = Recipe(
     suites=SUITES,
-    questions=Training(2, 1.2e-3, 32),
-    hasty=Training(4, 2e-3, 32),
-    reviews=Training(2, 2e-3, 32),
+    questions=Training(2, 1e-3, 16),
+    hasty=Training(5, 1e-4, 16),
+    reviews=Training(1, 1.5e-3, 32),
 )
 
 
 def real_texts(assets: Assets, *, seed: int = _SPLIT_SEED) -> tuple[TaskTexts, TaskTexts]:
     """Questions, with a later batch of which one in ten has a wrong label, and reviews; `seed` draws the split."""
-    train, test, later = split_rows(read_questions(assets.questions), _TRAIN, _TEST, _LATER, seed=seed)
+    train, test, later = split_rows(read_questions(assets.questions), *_QUESTIONS, seed=seed)
     kinds = tuple(sorted({row.label for row in train}))
     hasty = mislabel(later, kinds, share=_WRONG_SHARE, seed=seed)
     questions = TaskTexts("questions", kinds, 24, train, test, hasty)
-    train, test = split_rows(read_reviews(assets.reviews), _TRAIN, _TEST, seed=seed)
+    train, test = split_rows(read_reviews(assets.reviews), *_REVIEWS, seed=seed)
     return questions, TaskTexts("reviews", ("negative", "positive"), 32, train, test)

@@ -76,7 +76,7 @@ class Recipe:
 
     suites: Suites
     density: str = "0.5%"
-    fisher_examples: int = 256
+    fisher_examples: int = 128
     questions: Training
     hasty: Training
     reviews: Training
@@ -103,7 +103,7 @@ def play(
     work = place / WORK
     _base(place, published, (questions, reviews), stage, progress)
     _branch(work, "questions", recipe.suites.questions, recipe.questions, recipe, stage)
-    _refusal(work, questions, recipe, stage)
+    _refusal(work, questions, recipe, stage, environment)
     stage.mgit(work, "switch", "main")
     _branch(work, "reviews", recipe.suites.reviews, recipe.reviews, recipe, stage)
     _merge(work, recipe, stage)
@@ -143,20 +143,30 @@ def _branch(work: Path, task: str, suite: str, training: Training, recipe: Recip
     settings.write_text(add_suite(settings.read_text(encoding="utf-8"), task, suite), encoding="utf-8", newline="\n")
     stage.block(_SETTINGS, suite)
     stage.mgit(work, "mask", "create", "--density", recipe.density, "--task", task, "--examples", examples)
-    stage.python(work, SCRIPT_NAME, task, data_path(task, "train"), *training.arguments)
+    stage.python(work, SCRIPT_NAME, task, data_path(task, "train"), *training.arguments, "latest")
     stage.mgit(work, "diff", "--fisher", "--task", task, "--examples", examples)
     stage.mgit(work, "commit", "--mask", "latest", "-m", f"{task}: train under a FISH mask")
 
 
-def _refusal(work: Path, questions: TaskTexts, recipe: Recipe, stage: Stage) -> None:
-    """A patch that accuracy alone would let through."""
+def _refusal(work: Path, questions: TaskTexts, recipe: Recipe, stage: Stage, environment: Environment) -> None:
+    """A patch that accuracy alone would let through; whether it would is looked up, not assumed."""
+    from modelgit.repo.repository import Repository
+
     stage.heading("A patch that the gate refuses")
-    stage.say(f"A new batch of {len(questions.later):,} questions comes in, one in ten of them with a wrong label.")
+    stage.say(f"A new batch of {len(questions.later):,} questions was labelled in haste, one in ten of them wrongly.")
+    stage.say("Somebody trains all of the weights on it:")
     batch = "hasty.jsonl"
     write_rows(work / batch, questions.later)
     stage.python(work, SCRIPT_NAME, "questions", batch, *recipe.hasty.arguments)
     stage.mgit(work, "commit", "-m", "questions: train on the new batch", code=1)
-    stage.say("Accuracy would have let it through; the answers that it breaks do not.")
+    with Repository.open(work, environment=environment) as repo:
+        verdict = repo.evaluate(suites=["questions"])[0]  # predictions are known by now
+    found = {check.name: check for check in verdict.results}
+    accuracy, flips = found["accuracy"], found["negative flips"]
+    if accuracy.decision == "pass" and flips.decision == "fail":
+        stage.say(f"Accuracy ({_rate(accuracy.baseline)} → {_rate(accuracy.value)}) would have let it through.")
+    else:
+        stage.say("Accuracy noticed it here, too.")
     stage.mgit(work, "restore", "models")
 
 
@@ -237,6 +247,10 @@ def _lines(repo: Repository) -> Iterator[_Line]:
             stored=entry.patch.bytes_added,
             whole=sum(file.size for file in repo.manifest_of(entry.id).files),
         )
+
+
+def _rate(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"
 
 
 def _part(size: int, whole: int) -> str:
