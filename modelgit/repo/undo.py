@@ -34,6 +34,8 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
         current = repo.operations.read(current_id)
         position = current.restores or current_id
         undone = _kept(repo, position)
+        if undone.restores is not None:
+            raise _pruned()
         if undone.parent is None:
             raise NothingToDo("there is nothing to undo", hint="`mgit op log` shows the operations")
         # The state before an undo or redo is the one it restored from: follow it to the operation that made that state.
@@ -77,18 +79,22 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
 
 def _state_of(repo: Repository, operation_id: OperationId) -> tuple[OperationId, Operation]:
     operation = _kept(repo, operation_id)
-    if operation.restores is not None:
-        return operation.restores, _kept(repo, operation.restores)
-    return operation_id, operation
+    if operation.restores is not None and repo.operations.has(operation.restores):
+        return operation.restores, repo.operations.read(operation.restores)
+    return operation_id, operation  # an undo whose own target was pruned still holds the view that it brought back
 
 
 def _kept(repo: Repository, operation_id: OperationId) -> Operation:
     if not repo.operations.has(operation_id):
-        raise NothingToDo(
-            "older operations were pruned: there is nothing further to undo or redo",
-            hint="`mgit op log` shows the operations",
-        )
+        raise _pruned()
     return repo.operations.read(operation_id)
+
+
+def _pruned() -> NothingToDo:
+    return NothingToDo(
+        "older operations were pruned: there is nothing further to undo or redo",
+        hint="`mgit op log` shows the operations",
+    )
 
 
 def _move(

@@ -79,8 +79,10 @@ def test_after_pruning_undo_and_redo_say_that_they_cannot(bot: Repository, files
     with pytest.raises(NothingToDo, match="pruned"):
         redo(bot)
     commit_floats(bot, files, 2, "another")
+    assert undo(bot).description == "commit: another"  # later than the pruning: this one can be taken back
     with pytest.raises(NothingToDo, match="pruned"):
         undo(bot)
+    assert redo(bot).description == "commit: another"
     assert fsck(bot).is_sound
 
 

@@ -57,7 +57,7 @@ def test_files_that_nobody_tracks_are_not_overwritten_either(bot: Repository, fi
     assert not (bot.worktree / "sub").exists()
     (bot.worktree / "sub").mkdir()
     (bot.worktree / "sub" / "notes.txt").write_text("precious and recorded nowhere")
-    with pytest.raises(RepositoryError, match="sub/notes.txt has changes that switching would overwrite"):
+    with pytest.raises(RepositoryError, match=r"sub/notes.txt has changes that switching would overwrite"):
         bot.switch("side")
     assert (bot.worktree / "sub" / "notes.txt").read_text() == "precious and recorded nowhere"
     bot.switch("side", discard=True)

@@ -134,7 +134,7 @@ class Days(RuleBasedStateMachine):
     def clean(self) -> bool:
         return self.model.work == self.model.commits[self.model.head]
 
-    # -- edits
+    # -- edits (rules may be called by rules)
 
     @rule(layer=st.integers(0, 2), place=st.integers(0, ROWS * COLUMNS - 1), amount=st.sampled_from([1e-3, 1.0, -2.0]))
     def edit_a_value(self, layer: int, place: int, amount: float) -> None:
@@ -269,6 +269,30 @@ class Days(RuleBasedStateMachine):
         assert result.commit is not None
         self.record(result.commit.id, tree, (ours, theirs), moves=model.commits[ours] != tree)
         model.work = dict(tree)
+
+    @rule(
+        ours=st.sampled_from(["", "0", "1", "note"]),
+        theirs=st.sampled_from(["0", "1", "2", "note"]),
+        seed=st.integers(0, 9),
+    )
+    def work_apart_and_merge(self, ours: str, theirs: str, seed: int) -> None:
+        """A side branch with an edit, an edit here or none, and both together."""
+        here = self.model.state.branch
+        if not self.clean or "w.safetensors" not in self.model.work:
+            return
+        side = self.new_branch()
+        self.edit(theirs, seed)
+        self.commit()
+        self.switch(here)
+        self.edit(ours, seed + 1)
+        self.commit()
+        self.merge(side)
+
+    def edit(self, what: str, seed: int) -> None:
+        if what == "note":
+            self.edit_a_note("a", f"note {seed}")
+        elif what:
+            self.edit_a_tensor(int(what), seed)
 
     def check_merge(self, base: int, ours: int, theirs: int, tree: Tree) -> None:
         """What one side alone changed is that side's; what both changed lies between them or is their average."""
