@@ -119,8 +119,3 @@ def test_imports_are_absolute() -> None:
         return [node.lineno for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level]
 
     assert offenders(MODULES, problem) == {}
-
-
-def test_test_files_have_names_of_their_own() -> None:
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert sorted({name for name in names if names.count(name) > 1}) == []
