@@ -10,13 +10,13 @@ from __future__ import annotations
 from modelgit.objects import ObjectId
 from modelgit.store.base import Located, ObjectStore
 
-__all__ = ["MAX_CHAIN", "MAX_DENSE_COST", "MAX_SPARSE_COST", "anchor_of", "chain_cost"]
+__all__ = ["MAX_CHAIN", "MAX_DENSE_COST", "MAX_SPARSE_COST", "SPARSE_BELOW", "anchor_of", "chain_cost"]
 
 MAX_CHAIN = 64
 MAX_DENSE_COST = 3.0
 MAX_SPARSE_COST = 4.0
 _LINK = 0.02
-_SPARSE_BELOW = 0.10  # a record with a base that is smaller than this share of the raw size reads like a sparse one
+SPARSE_BELOW = 0.10  # a record with a base that is smaller than this share of the raw size reads like a sparse one
 
 
 def chain_cost(store: ObjectStore, object_id: ObjectId) -> float:
@@ -29,7 +29,7 @@ def chain_cost(store: ObjectStore, object_id: ObjectId) -> float:
         share = link.length / raw
         if link.base is None:
             return cost + 1.0
-        cost += _LINK + (1.0 if share > _SPARSE_BELOW else 4 * share)
+        cost += _LINK + (1.0 if share > SPARSE_BELOW else 4 * share)
     return float("inf")
 
 

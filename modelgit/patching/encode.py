@@ -17,7 +17,7 @@ from modelgit.codecs.base import CODECS, Codec, Layout, Words, layout_of, word_d
 from modelgit.errors import BugError, RepositoryError
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
 from modelgit.patching.base import TensorSource
-from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, anchor_of, chain_cost
+from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
 from modelgit.patching.materialise import WINDOW_BYTES, TensorReader, windows
 from modelgit.patching.records import encode_header
@@ -255,7 +255,7 @@ class TensorWriter:
             (lambda base=base: sample(lambda start, stop: self._reader.read(base, start, stop))) for base in bases
         ]
         choices = estimate_choices(sample(job.source.read), readers, layout)
-        return self._admissible(choices, bases)[0]
+        return self._admissible(choices, bases, layout)[0]
 
     def _ordered(self, pool: ThreadPoolExecutor, items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
         """Map in parallel, in order, with only a few items in flight."""
@@ -300,18 +300,18 @@ class TensorWriter:
             (lambda index=index: sample(lambda start, stop: base_words(index)[start:stop]))
             for index in range(len(bases))
         ]
-        return self._admissible(estimate_choices(sample(words), readers, layout), bases)
+        return self._admissible(estimate_choices(sample(words), readers, layout), bases, layout)
 
-    def _admissible(self, choices: list[Choice], bases: Sequence[TensorId | BlobId]) -> list[Choice]:
+    def _admissible(self, choices: list[Choice], bases: Sequence[TensorId | BlobId], layout: Layout) -> list[Choice]:
         """Leave out what would make reading too costly."""
         costs = [chain_cost(self._store, base) for base in bases]
         kept = []
         for choice in choices:
             if choice.base is not None:
                 cost = costs[choice.base]
-                if choice.codec == "delta" and cost + 1.0 > MAX_DENSE_COST:
-                    continue
-                if choice.codec == "sparse" and cost > MAX_SPARSE_COST:
+                # A sparse record of most values is read like a dense one, and must not chain like a small patch.
+                is_dense = choice.codec == "delta" or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
+                if cost + 1.0 > MAX_DENSE_COST if is_dense else cost > MAX_SPARSE_COST:
                     continue
             kept.append(choice)
         return kept

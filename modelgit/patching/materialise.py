@@ -44,6 +44,9 @@ class TensorReader:
 
         Raises IntegrityError when the object is missing, damaged, or coded against a chain that is too deep.
         """
+        if not 0 <= start <= stop or (stop - start > WINDOW_BYTES and stop > (self.size(tensor) or 0)):
+            # Before anything of that size is allocated.
+            raise IntegrityError(f"{tensor.KIND} {tensor} does not have the bytes {start} to {stop}")
         out = bytearray(stop - start)
         try:
             self._fill(tensor, start, stop, memoryview(out), 0)

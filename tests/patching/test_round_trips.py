@@ -1,0 +1,222 @@
+"""Tensors in and out: with bases, in chains, over extents, by windows; and which encoding they get."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modelgit.objects import DTYPES, TensorSpec
+from modelgit.patching.chain import MAX_SPARSE_COST, anchor_of, chain_cost
+from modelgit.patching.choose import sample_runs
+from modelgit.patching.encode import SourceChangedError, StoreJob, TensorWriter
+from modelgit.patching.materialise import TensorReader, windows
+
+MIB = 1 << 20
+
+
+def normal(count: int, seed: int = 0, scale: float = 0.02) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).standard_normal(count)).astype("<f4")
+
+
+def bfloat(values: np.ndarray) -> np.ndarray:
+    return (values.view("<u4") >> 16).astype("<u2")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dtype=st.sampled_from(sorted(DTYPES)),
+    units=st.integers(0, 400),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    kind=st.sampled_from(["random", "zeros", "text"]),
+)
+def test_any_bytes_come_back_with_and_without_a_base(shelf, dtype: str, units: int, seed: int, share: float, kind: str) -> None:  # fmt: skip # noqa: E501
+    random = np.random.default_rng(seed)
+    size = units * 24  # whole elements of every dtype
+    base = {"random": random.bytes(size), "zeros": bytes(size), "text": (b"weights " * (size // 8 + 1))[:size]}[kind]
+    first = shelf.put(base, dtype=dtype)
+    assert shelf.get(first.id) == base
+    changed = np.frombuffer(base, np.uint8).copy()
+    where = random.random(size) < share
+    changed[where] = random.integers(0, 256, int(where.sum()), np.uint8)
+    second = shelf.put(changed.tobytes(), dtype=dtype, parent=first.id)
+    assert shelf.get(second.id) == changed.tobytes()
+    assert shelf.put(base, dtype=dtype).codec == "known"
+    if second.values_changed is not None and DTYPES[dtype].bits >= 8:
+        width = DTYPES[dtype].bits // 8
+        rows = changed.reshape(-1, width) != np.frombuffer(base, np.uint8).reshape(-1, width)
+        assert second.values_changed == int(rows.any(axis=1).sum())
+    for start, stop in ((0, size), (0, size // 2 // 8 * 8), (size // 3 // 8 * 8, size), (size, size)):
+        assert shelf.get(second.id, start, stop) == changed.tobytes()[start:stop]
+
+
+def test_clear_cases_get_the_encoding_that_fits(shelf) -> None:
+    base = normal(300_000)
+    first = shelf.put(base.tobytes())
+    assert first.codec == "planes"
+    assert first.bytes_written < 0.9 * base.nbytes
+    few = base.copy()
+    few[::1000] *= np.float32(1.01)
+    sparse = shelf.put(few.tobytes(), parent=first.id)
+    assert sparse.codec == "sparse"
+    assert sparse.values_changed == 300
+    assert sparse.bytes_written < 0.01 * base.nbytes
+    dense = shelf.put((base + normal(300_000, 1, 1e-6)).tobytes(), parent=first.id)
+    assert dense.codec == "delta"
+    assert dense.bytes_written < 0.75 * first.bytes_written
+    other = shelf.put(normal(300_000, 7).tobytes(), parent=first.id)
+    assert other.codec == "planes", "an unrelated tensor is no base"
+    assert not shelf.records(other.id)[0].base
+    noise = np.random.default_rng(0).bytes(400_000)
+    assert shelf.put(noise, dtype="U8").codec == "raw"
+    half = bfloat(base)
+    assert shelf.put(half.tobytes(), dtype="BF16").bytes_written < 0.75 * half.nbytes
+    zeros = shelf.put(bytes(4_000_000))
+    assert zeros.bytes_written < 2000
+    assert shelf.put(few.tobytes(), parent=sparse.id).codec == "known"
+
+
+def test_another_size_or_a_missing_parent_is_no_base(shelf) -> None:
+    first = shelf.put(normal(5000).tobytes())
+    longer = shelf.put(normal(5001).tobytes(), parent=first.id)
+    assert shelf.records(longer.id)[0].base is None
+    gone = type(first.id)(bytes(32))
+    assert shelf.records(shelf.put(normal(5002).tobytes(), parent=gone).id)[0].base is None
+
+
+def test_sparse_patches_chain_until_reading_costs_too_much(shelf) -> None:
+    values = normal(100_000)
+    parent = shelf.put(values.tobytes()).id
+    anchor = parent
+    random = np.random.default_rng(0)
+    depths, tips = [], []
+    for _ in range(90):
+        values = values.copy()
+        values[random.integers(0, values.size, 50)] += np.float32(0.001)
+        stored = shelf.put(values.tobytes(), parent=parent)
+        parent = stored.id
+        tips.append((parent, values.tobytes()))
+        depth, at = 0, shelf.records(parent)[0]
+        while at.base is not None:
+            depth, at = depth + 1, shelf.records(type(parent)(at.base))[0]
+        depths.append(depth)
+        if depth < 64:
+            assert chain_cost(shelf.store, parent) <= MAX_SPARSE_COST + 0.2
+            assert anchor_of(shelf.store, parent) is not None
+    assert depths[:10] == list(range(1, 11)), "small patches rest on their parents"
+    assert max(depths) <= 64
+    assert min(depths[60:]) < 10, "a chain that became long is flattened"
+    assert anchor_of(shelf.store, tips[0][0]) == anchor
+    for object_id, raw in tips:
+        assert shelf.get(object_id) == raw
+
+
+def test_dense_deltas_are_a_star(shelf) -> None:
+    values = normal(200_000)
+    parent = anchor = shelf.put(values.tobytes()).id
+    for step in range(6):
+        values = values + normal(200_000, step + 1, 1e-6)
+        parent = shelf.put(values.tobytes(), parent=parent).id
+        record = shelf.records(parent)[0]
+        base = None if record.base is None else type(parent)(record.base)
+        assert base is None or chain_cost(shelf.store, base) <= 2.0
+        assert chain_cost(shelf.store, parent) <= 3.1
+    assert shelf.get(parent) == values.tobytes()
+    assert shelf.get(anchor) == normal(200_000).tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["planes", "sparse", "delta", "raw"])
+def test_large_tensors_in_extents_and_windows(shelf, monkeypatch: pytest.MonkeyPatch, threads: int, kind: str) -> None:
+    monkeypatch.setattr("modelgit.patching.encode.EXTENT_BYTES", 16 * MIB)
+    count = (41 * MIB + 12) // 4
+    base = normal(1 << 16)
+    values = np.resize(base, count)
+    parent = None
+    dtype = "F32"
+    if kind == "raw":
+        values, dtype = np.frombuffer(np.random.default_rng(0).bytes(4 * count), "<u4"), "U32"
+    elif kind != "planes":
+        parent = shelf.put(values.tobytes()).id
+        values = values.copy()
+        if kind == "sparse":
+            values[::10_007] += np.float32(1)
+        else:
+            values += np.resize(normal(1 << 16, 1, 1e-6), count)
+    raw = values.tobytes()
+    stored = shelf.put(raw, dtype=dtype, parent=parent, threads=threads)
+    assert stored.codec == kind
+    spans = [(item.start, item.stop) for item in shelf.records(stored.id)]
+    assert spans == [(0, 16 * MIB), (16 * MIB, 32 * MIB), (32 * MIB, len(raw))]
+    if kind == "sparse":
+        assert stored.values_changed == len(range(0, count, 10_007))
+    random = np.random.default_rng(1)
+    cuts = [(0, len(raw)), (16 * MIB - 4, 16 * MIB + 4), (len(raw) - 4, len(raw)), (len(raw), len(raw))]
+    cuts += [tuple(sorted(int(cut) * 4 for cut in random.integers(0, count, 2))) for _ in range(12)]
+    for start, stop in cuts:
+        assert shelf.get(stored.id, start, stop) == raw[start:stop]
+    TensorReader(shelf.store).verify(stored.id, TensorSpec(dtype=dtype, shape=(count,)))
+
+
+class Fickle:
+    """Gives other bytes when a range is read again."""
+
+    def __init__(self, raw: bytes, at: int) -> None:
+        self.spec = TensorSpec(dtype="F32", shape=(len(raw) // 4,))
+        self.raw = bytearray(raw)
+        self.at = at
+        self.seen = 0
+
+    def read(self, start: int, stop: int) -> bytes:
+        self.seen += stop - start
+        if self.seen > len(self.raw):
+            self.raw[self.at] ^= 1
+            self.seen = -(1 << 60)
+        return bytes(self.raw[start:stop])
+
+
+@pytest.mark.parametrize("at", [0, 9 * MIB, 20 * MIB - 1])
+def test_a_source_that_changes_between_two_readings_is_refused(shelf, at: int) -> None:
+    source = Fickle(normal(5 * MIB).tobytes(), at)
+    session = shelf.store.session(epoch=0)
+    with pytest.raises(SourceChangedError, match="emb changed while it was being committed") as caught:
+        list(TensorWriter(session, threads=2).store([StoreJob("emb", source, source.spec, 20 * MIB)]))
+    assert caught.value.hint
+    session.abort()
+    assert shelf.store.lookup.packs() == set()
+
+
+def test_results_come_in_the_order_of_the_jobs(shelf) -> None:
+    from modelgit.patching.encode import BlobSource
+
+    raws = [normal(7 + 991 * (n % 5), n).tobytes() for n in range(60)]
+    jobs = [
+        StoreJob(str(n), BlobSource(raw), TensorSpec(dtype="F32", shape=(len(raw) // 4,)), len(raw))
+        for n, raw in enumerate(raws)
+    ]
+    session = shelf.store.session(epoch=0)
+    stored = list(TensorWriter(session, threads=3).store([*jobs, jobs[3]]))
+    session.seal()
+    assert [item.name for item in stored] == [*map(str, range(60)), "3"]
+    assert stored[-1].codec == "known"
+    assert [shelf.get(item.id) for item in stored[:60]] == raws
+
+
+@pytest.mark.parametrize("words", [0, 1, 65_536, 65_537, 10_000_000])
+def test_samples_lie_inside(words: int) -> None:
+    runs = sample_runs(words)
+    assert all(0 <= start <= stop <= words for start, stop in runs)
+    assert sum(stop - start for start, stop in runs) == min(words, 65_536)
+
+
+def test_windows_cover() -> None:
+    assert windows(0) == [(0, 0)]
+    for size in (1, 8 * MIB, 8 * MIB + 1, 50 * MIB):
+        spans = windows(size)
+        assert spans[0][0] == 0
+        assert spans[-1][1] == size
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
