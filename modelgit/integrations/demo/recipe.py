@@ -18,19 +18,19 @@ _REVIEWS = (3000, 1000)
 
 SUITES = Suites(
     questions="""\
-# Questions that no training saw.  At most one point of accuracy may go, and at most 2.5 % of the answers may turn from
+# Questions that no training saw.  At most 1.5 points of accuracy may go, and at most 3 % of the answers may turn from
 # right to wrong, however many others are put right meanwhile: somebody relied on those.
 [eval.questions]
 task = "questions"
-accuracy = { max_drop = 0.01 }
-negative_flips = { max = 0.025 }
+accuracy = { max_drop = 0.015 }
+negative_flips = { max = 0.03 }
 """,
     reviews="""\
-# The base gets more than one sentence in four wrong, so that answers near the fence turn either way with any training:
-# the limit on flips is wide as yet.
+# One sentence in four is answered wrongly, and answers near the fence turn either way with any training: the limit on
+# flips is wide as yet.
 [eval.reviews]
 task = "reviews"
-accuracy = { max_drop = 0.01 }
+accuracy = { max_drop = 0.015 }
 negative_flips = { max = 0.12 }
 """,
 )

@@ -72,11 +72,12 @@ class Suites(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the branches are trained; `density` as it is typed."""
+    """How the branches are trained; `density` and `merge` as they are typed."""
 
     suites: Suites
     density: str = "0.5%"
     fisher_examples: int = 128
+    merge: str = "fisher weights=1,2"
     questions: Training
     hasty: Training
     reviews: Training
@@ -177,7 +178,7 @@ def _merge(work: Path, recipe: Recipe, stage: Stage) -> None:
         stage.mgit(work, "fisher", task, "--task", task, "--estimator", "rademacher", "--examples", examples)
     stage.mgit(work, "switch", "main")
     stage.mgit(work, "merge", "questions")
-    stage.mgit(work, "merge", "reviews", "--strategy", "fisher")
+    stage.mgit(work, "merge", "reviews", "--strategy", recipe.merge)
     stage.say("Each task against where it started:")
     stage.mgit(work, "eval", "--suite", "questions", "--suite", "reviews", "--baseline", "main~2")
     stage.mgit(work, "log", "--graph", "--oneline")
@@ -208,11 +209,10 @@ def _sha256(path: Path) -> str:
 
 
 class _Line(NamedTuple):
-    """A commit in the closing table; bytes, and the number of values of known tensors that changed."""
+    """A commit in the closing table; bytes, and how many values changed where that was counted."""
 
     subject: str
-    parents: int
-    changed: int
+    changed: int | None
     stored: int
     whole: int
 
@@ -225,8 +225,8 @@ def _closing_table(place: Path, stage: Stage, environment: Environment) -> None:
         lines = list(_lines(repo))
     rows = [["commit", "values changed", "bytes", "whole copy", "part", "bytes a value"]]
     for line in lines:
-        per_value = f"{line.stored / line.changed:.2f}" if line.changed and line.parents else ""
-        changed = f"{line.changed:,}" if line.parents else "all"
+        per_value = f"{line.stored / line.changed:.2f}" if line.changed else ""
+        changed = f"{line.changed:,}" if line.changed else ""
         rows.append(
             [line.subject, changed, f"{line.stored:,}", f"{line.whole:,}", _part(line.stored, line.whole), per_value]
         )
@@ -240,10 +240,11 @@ def _lines(repo: Repository) -> Iterator[_Line]:
     from modelgit.repo.log import log
 
     for entry in reversed(list(log(repo))):
+        counts = [change.values_changed for change in entry.patch.tensors]
+        known = [count for count in counts if count is not None]
         yield _Line(
             subject=entry.commit.subject,
-            parents=len(entry.commit.parents),
-            changed=sum(change.values_changed or 0 for change in entry.patch.tensors),
+            changed=sum(known) if len(known) == len(counts) else None,
             stored=entry.patch.bytes_added,
             whole=sum(file.size for file in repo.manifest_of(entry.id).files),
         )
