@@ -1,7 +1,7 @@
 """Frozen records, typed ids and canonical bytes: everything that is persisted or passed between layers."""
 
 from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
-from modelgit.objects.commits import Commit, MergeRecipe, Signature
+from modelgit.objects.commits import Commit, MergeRecipe, Signature, Verdict
 from modelgit.objects.dtypes import DTYPES, DType, dtype_named
 from modelgit.objects.estimates import FisherEstimate
 from modelgit.objects.evaluations import CheckResult, Decision, EvalRecord
@@ -73,6 +73,7 @@ __all__ = [
     "TensorId",
     "TensorRef",
     "TensorSpec",
+    "Verdict",
     "View",
     "blob_id",
     "decode",

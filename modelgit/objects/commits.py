@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from modelgit.objects.canonical import Record
+from modelgit.objects.evaluations import Decision
 from modelgit.objects.ids import CommitId, EvalRecordId, ManifestId, PatchId
 
-__all__ = ["Commit", "MergeRecipe", "Signature"]
+__all__ = ["Commit", "MergeRecipe", "Signature", "Verdict"]
 
 
 class Signature(Record, frozen=True, kw_only=True):
@@ -31,10 +32,18 @@ class MergeRecipe(Record, frozen=True, kw_only=True):
     statistics: dict[str, str] = {}
 
 
+class Verdict(Record, frozen=True, kw_only=True):
+    """The verdict of one suite: its last word, so that a log need not open the `record`."""
+
+    suite: str
+    decision: Decision
+    record: EvalRecordId
+
+
 class Commit(Record, frozen=True, kw_only=True):
     """A patch with a proof: parents, the manifest (the proof) and the patch (what changed).
 
-    `evaluation` names the verdict that let the commit in; `trailers` are key/value notes, `recipe` tells how a merge
+    `verdicts` are those that let the commit in; `trailers` are key/value notes, `recipe` tells how a merge
     was made.  `signature` is an ssh signature over the canonical bytes of the commit without it.
     """
 
@@ -45,7 +54,7 @@ class Commit(Record, frozen=True, kw_only=True):
     committer: Signature
     message: str
     trailers: dict[str, str] = {}
-    evaluation: EvalRecordId | None = None
+    verdicts: tuple[Verdict, ...] = ()
     recipe: MergeRecipe | None = None
     signature: str | None = None
 

@@ -68,8 +68,8 @@ def closure(store: ObjectStore, commits: dict[CommitId, Commit]) -> Iterator[Nee
             if mask not in seen:
                 yield from _mask(store, mask, seen)
         yield from once(Needed(commit.patch, f"patch of commit {commit_id.short}"))
-        if commit.evaluation is not None:
-            yield from once(Needed(commit.evaluation, f"verdict on commit {commit_id.short}"))
+        for verdict in commit.verdicts:
+            yield from once(Needed(verdict.record, f"verdict on commit {commit_id.short}"))
         yield from once(Needed(commit_id, f"commit {commit_id.short}"))
 
 

@@ -43,7 +43,9 @@ def initialise_bare(path: Path, *, branch: str = "main", author: str) -> None:
     One that was left half made by a crash is finished.  Raises RemoteError for a directory with other files in it.
     """
     try:
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _OURS) if path.exists() else []
+        names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        # `tmp-…` is a file that another process, making the repository at this moment, is about to rename.
+        foreign = sorted(name for name in names - _OURS if not name.startswith("tmp-"))
         if foreign:
             raise RemoteError(
                 f"{path} is not an mgit repository and not empty: it holds {foreign[0]!a}",

@@ -19,6 +19,7 @@ from modelgit.objects import (
     MergeRecipe,
     Patch,
     PatchId,
+    Verdict,
     View,
     encode,
 )
@@ -159,12 +160,10 @@ def write_commit(
         bytes_added=record_bytes,
     )
     patch_id = write_record(session, PatchId, patch)
-    evaluation = None
-    notes = dict(trailers or {})
-    for record in evaluations:
-        evaluation_id = write_record(session, EvalRecordId, record)
-        evaluation = evaluation or evaluation_id
-        notes[f"eval-{record.suite}"] = f"{record.decision} {evaluation_id}"
+    verdicts = tuple(
+        Verdict(suite=record.suite, decision=record.decision, record=write_record(session, EvalRecordId, record))
+        for record in evaluations
+    )
     signature = repo.signature(author=author)
     made = Commit(
         parents=parents,
@@ -173,8 +172,8 @@ def write_commit(
         author=signature,
         committer=repo.signature(),
         message=message.rstrip() + ("\n" if "\n" in message.rstrip() else ""),
-        trailers=notes,
-        evaluation=evaluation,
+        trailers=dict(trailers or {}),
+        verdicts=verdicts,
         recipe=recipe,
     )
     commit_id = write_record(session, CommitId, made)

@@ -164,10 +164,4 @@ def _same_model(repo: Repository, store: ObjectStore, manifest: Manifest, before
 
 def recorded_verdicts(repo: Repository, commit: CommitId) -> list[EvalRecord]:
     """The verdicts that let a commit in."""
-    from modelgit.objects import EvalRecordId
-
-    found = []
-    for name, text in repo.commit_at(commit).trailers.items():
-        if name.startswith("eval-"):
-            found.append(read_record(repo.store, EvalRecordId.parse(text.split(" ")[1]), EvalRecord))
-    return found
+    return [read_record(repo.store, verdict.record, EvalRecord) for verdict in repo.commit_at(commit).verdicts]

@@ -57,7 +57,7 @@ def log(repo: Repository, revision: str | None = None, *, limit: int | None = No
 
 
 def _verdict(commit: Commit) -> str | None:
-    """The worst word of the commit's verdicts, from its trailers: no record is read for a log."""
+    """The worst word of the commit's verdicts; no record of one is read for a log."""
     order = ("error", "fail", "inconclusive", "warn", "pass", "baseline")
-    words = {value.split(" ", 1)[0] for name, value in commit.trailers.items() if name.startswith("eval-")}
+    words = {verdict.decision for verdict in commit.verdicts}
     return next((word for word in order if word in words), None)

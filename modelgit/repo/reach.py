@@ -11,7 +11,6 @@ from modelgit.objects import (
     BlobId,
     Commit,
     CommitId,
-    EvalRecordId,
     FileContent,
     FisherEstimate,
     FisherId,
@@ -96,11 +95,7 @@ def children_of(repo: Repository, object_id: ObjectId) -> Iterator[Needed]:
         yield from ((parent, None) for parent in commit.parents)
         yield commit.manifest, None
         yield commit.patch, None
-        for name, text in commit.trailers.items():
-            if name.startswith("eval-"):
-                yield EvalRecordId.parse(text.split(" ")[-1]), None
-        if commit.evaluation is not None:
-            yield commit.evaluation, None
+        yield from ((verdict.record, None) for verdict in commit.verdicts)
         return
     match object_id.KIND:
         case "manifest":

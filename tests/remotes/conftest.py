@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -29,6 +30,7 @@ from modelgit.objects import (
     TensorId,
     TensorRef,
     TensorSpec,
+    Verdict,
     View,
 )
 from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
@@ -128,7 +130,14 @@ class Side:
                 author=who,
                 committer=who,
                 message="a commit",
-                evaluation=write_record(session, EvalRecordId, verdict),
+                verdicts=tuple(
+                    Verdict(
+                        suite=suite,
+                        decision=verdict.decision,
+                        record=write_record(session, EvalRecordId, msgspec.structs.replace(verdict, suite=suite)),
+                    )
+                    for suite in ("builtin", "smoke")  # a commit may be let in by several suites
+                ),
             ),
         )
         session.seal()

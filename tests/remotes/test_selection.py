@@ -123,7 +123,7 @@ def test_the_closure_lists_children_first_each_once_and_only_what_is_new(alice: 
         if item.id.KIND == "tensor":
             assert item.spec is not None and item.size == item.spec.size_bytes
     fresh = list(closure(alice.store, new_commits(alice.store, [second], stop={first})))
-    assert [item.id.KIND for item in fresh] == ["tensor", "content", "manifest", "patch", "eval", "commit"]
+    assert [item.id.KIND for item in fresh] == ["tensor", "content", "manifest", "patch", "eval", "eval", "commit"]
     assert fresh[0].name == "layer.2.weight of model.safetensors"
 
 

@@ -55,7 +55,7 @@ def test_an_incremental_push_and_fetch_move_the_patch_not_the_model(
     patch = alice.push(origin)
     assert whole.bytes_sent > 0.5 * RAW
     assert patch.bytes_sent < 3000
-    assert patch.objects == 5  # one tensor, content, manifest, verdict, commit; the empty patch record was there
+    assert patch.objects == 6  # one tensor, content, manifest, two verdicts, commit; the empty patch record was there
     back = bob.fetch(origin)
     assert back.bytes_received == patch.bytes_sent
     assert same(bob.weights(second), tuned)
