@@ -89,6 +89,7 @@ def unavailable(name: str, candidate: ManifestId, baseline: ManifestId | None, r
         suite_id="",
         results=(CheckResult(name="run", decision="error", detail=reason),),
         decision="error",
+        seconds=0.0,
     )
 
 

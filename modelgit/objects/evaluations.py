@@ -38,7 +38,7 @@ class EvalRecord(Record, frozen=True, kw_only=True):
     results: tuple[CheckResult, ...]
     decision: Decision
     examples: int = 0
-    seconds: float = 0.0
+    seconds: float
     seed: int = 0
     versions: dict[str, str] = {}
     override: str | None = None

@@ -16,7 +16,7 @@ class View(Record, frozen=True, kw_only=True):
     """
 
     refs: dict[str, CommitId] = {}
-    branch: str | None = "main"
+    branch: str | None = None
     detached: CommitId | None = None
 
     @property

@@ -406,7 +406,13 @@ def test_exit_codes_of_eval(decisions: str, code: int) -> None:
 
     records = [
         EvalRecord(
-            candidate=ManifestId(bytes(32)), baseline=None, suite="s", suite_id="", results=(), decision=decision
+            candidate=ManifestId(bytes(32)),
+            baseline=None,
+            suite="s",
+            suite_id="",
+            results=(),
+            decision=decision,
+            seconds=0.0,
         )
         for decision in decisions.split()
     ]

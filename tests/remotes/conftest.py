@@ -67,7 +67,9 @@ class Side:
 
     def set_refs(self, **refs: CommitId) -> None:
         def change(view: View) -> View:
-            return View(refs={**view.refs, **{f"heads/{name}": commit for name, commit in refs.items()}})
+            return View(
+                refs={**view.refs, **{f"heads/{name}": commit for name, commit in refs.items()}}, branch=view.branch
+            )
 
         publish(self.roots, self.operations, self.store, change, description="test", author=self.name)
 
@@ -118,7 +120,9 @@ class Side:
             region = MaskRegion(name=tensors[0].name, spec=specs[0], count=3, positions=positions.id)
             masks = (write_record(session, MaskId, Mask(model=path, regions=(region,), origin="test")),)
         manifest_id = write_record(session, ManifestId, manifest)
-        verdict = EvalRecord(candidate=manifest_id, baseline=None, suite="s", suite_id="1", results=(), decision="pass")
+        verdict = EvalRecord(
+            candidate=manifest_id, baseline=None, suite="s", suite_id="1", results=(), decision="pass", seconds=0.0
+        )
         who = Signature(name=self.name, mail="x@example.org", time_s=time_s + len(parents))
         commit_id = write_record(
             session,
@@ -169,7 +173,7 @@ class Side:
 
         def change(view: View) -> View:
             moved = {f"remotes/origin/{name.split('/', 1)[1]}": commit for name, commit in refs.items()}
-            return View(refs={**view.refs, **moved})
+            return View(refs={**view.refs, **moved}, branch=view.branch)
 
         publish(
             self.roots,

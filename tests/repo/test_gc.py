@@ -169,7 +169,7 @@ def test_a_writer_that_relied_on_what_a_collection_took_is_told(bot: Repository,
     assert collect(bot, prune_now=True).packs_deleted == 1
     head = bot.head()
     with pytest.raises((IntegrityError, ConflictError), match="collect") as caught:
-        bot.publish(lambda view: View(refs={**view.refs, "heads/x": head}), "x", session=session)
+        bot.publish(lambda view: View(refs={**view.refs, "heads/x": head}, branch=view.branch), "x", session=session)
     assert caught.value.hint
     assert "heads/x" not in bot.view().refs
 

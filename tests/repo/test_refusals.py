@@ -74,7 +74,10 @@ def test_edits_that_are_in_nobodys_way_come_along(bot: Repository, files) -> Non
     (bot.worktree / "notes.txt").write_text("edited")
     bot.switch("main")
     assert (bot.worktree / "notes.txt").read_text() == "edited"
-    assert [item.path for item in bot.status().files] == ["notes.txt"]
+    assert [(item.path, item.change) for item in bot.status().files] == [("notes.txt", "modified")]
+    (bot.worktree / "notes.txt").unlink()
+    bot.switch("side")
+    assert [(item.path, item.change) for item in bot.status().files] == [("notes.txt", "deleted")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links need rights elsewhere")

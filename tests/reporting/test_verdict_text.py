@@ -15,6 +15,7 @@ def record(*results: CheckResult, baseline: ManifestId | None = BASE, suite: str
         suite_id="",
         results=results,
         decision="fail",
+        seconds=0.0,
     )
 
 

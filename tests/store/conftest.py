@@ -27,7 +27,7 @@ class Bare:
         self.operations = OperationLog(path)
 
     def start(self) -> Bare:
-        initialise(self.roots, self.operations, view=View(), author=WHO)
+        initialise(self.roots, self.operations, view=View(branch="main"), author=WHO)
         return self
 
     def session(self) -> PackSession:
