@@ -160,8 +160,8 @@ def apply_intent(
         if entry is None:
             if path in before:
                 remove.append(path)
-        elif wanted is None and before.get(path) == entry and (repo.worktree / path).exists():
-            continue  # untouched files stay untouched
+        elif wanted is None and before.get(path) == entry:
+            continue  # untouched files stay as they are, edited or deleted
         elif not _in_place(repo, entry):
             write.append(entry)
     store: ObjectStore = repo.store
