@@ -21,13 +21,17 @@ __all__ = ["fetch", "say_fetched"]
 @command("fetch", example="mgit fetch origin --prune")
 @click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
 @click.option("-p", "--prune", is_flag=True, help="Forget branches that the remote no longer has.")
+@click.option("--repair", is_flag=True, help="Replace what is damaged or missing here by what REMOTE has.")
 @json_option
 @pass_session
-def fetch(session: Session, remote: str, prune: bool, as_json: bool) -> None:
+def fetch(session: Session, remote: str, prune: bool, repair: bool, as_json: bool) -> None:
     """Get the branches and tags of REMOTE (origin); your branches and files stay as they are.
 
     Every object is checked against its id before it is used.
     """
+    if repair:
+        _repair(session, remote, as_json)
+        return
     from modelgit.repo.sync import fetch as receive
 
     fetched = receive(session.repository, remote, prune=prune, progress=session.progress)
@@ -36,6 +40,22 @@ def fetch(session: Session, remote: str, prune: bool, as_json: bool) -> None:
         session.output.json("mgit.fetch/1", {**plain_data(fetched), "moved": plain_data(moved)})
         return
     say_fetched(session.output, fetched)
+
+
+def _repair(session: Session, remote: str, as_json: bool) -> None:
+    from modelgit.repo.repair import repair as mend
+
+    report = mend(session.repository, remote, progress=session.progress)
+    if as_json:
+        session.output.json("mgit.repair/1", plain_data(report))
+    elif not report.packs and not report.fetched:
+        session.output.say("Nothing is damaged or missing")
+    else:
+        session.output.say(
+            f"Replaced {len(report.packs)} damaged packs: {report.salvaged} objects were still sound, "
+            f"{report.fetched} came from ",
+            blue(remote),
+        )
 
 
 def say_fetched(output: Output, fetched: FetchedRefs) -> None:

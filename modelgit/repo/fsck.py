@@ -16,7 +16,7 @@ from modelgit.store.packs import verify_pack
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Finding", "FsckReport", "fsck"]
+__all__ = ["Finding", "FsckReport", "fsck", "reachable_objects"]
 
 
 class Finding(Record, frozen=True, kw_only=True):
@@ -57,7 +57,7 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     progress.finish("packs")
     roots = _roots(repo, findings)
     operations = _count_operations(repo)
-    walk = _walk(repo, roots, findings)
+    walk = reachable_objects(repo, roots, findings)
     commits = sum(isinstance(object_id, CommitId) for object_id in walk)
     leaves = [
         (object_id, spec, label)
@@ -121,7 +121,7 @@ def _count_operations(repo: Repository) -> int:
     return count
 
 
-def _walk(
+def reachable_objects(
     repo: Repository, roots: set[ObjectId], findings: list[Finding]
 ) -> dict[ObjectId, tuple[TensorSpec | None, str]]:
     """Everything reachable, as far as records can be read; what cannot be read is a finding, not the end."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,7 +26,7 @@ from modelgit.store.root import RECENT_WRITES
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["GcReport", "collect"]
+__all__ = ["GcReport", "collect", "retire_packs"]
 
 KEEP_OPERATIONS = 200
 KEEP_DAYS = 30
@@ -104,11 +105,7 @@ def _collect(repo: Repository, prune_now: bool, dry_run: bool, progress: Progres
         _rewrite(repo, [item for name in rewrite for item in packs[name] if _is_kept(item, chosen)], progress)
     condemned = [*dead, *rewrite]
     if condemned or dropped:
-        current = _swap(repo, current, condemned=tuple(condemned), epoch=current.root.epoch + 1)
-        for name in condemned:
-            repo.store.delete(name)
-        with contextlib.suppress(RootMoved):  # somebody moved on: the names stay listed, which harms nobody
-            _swap(repo, current, condemned=(), epoch=current.root.epoch)
+        retire_packs(repo, current, condemned)
         # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
         # was listed before the root that our first swap replaced can no longer be published: its writer lost to us.
         repo.operations.remove(listed - kept_operations)
@@ -116,6 +113,18 @@ def _collect(repo: Repository, prune_now: bool, dry_run: bool, progress: Progres
     repo.store.lookup.refresh()
     repo.store.lookup.write_cache()
     return report
+
+
+def retire_packs(repo: Repository, current: VersionedRoot, packs: Sequence[str]) -> None:
+    """Delete packs: condemned in the root first, so that a writer that relies on one finds out before it publishes.
+
+    Raises RootMoved, with nothing deleted, when the root is no longer `current`.
+    """
+    moved = _swap(repo, current, condemned=tuple(packs), epoch=current.root.epoch + 1)
+    for name in packs:
+        repo.store.delete(name)
+    with contextlib.suppress(RootMoved):  # somebody moved on: the names stay listed, which harms nobody
+        _swap(repo, moved, condemned=(), epoch=moved.root.epoch)
 
 
 def _operations(repo: Repository, current: VersionedRoot, prune_now: bool) -> tuple[set[OperationId], set[OperationId]]:

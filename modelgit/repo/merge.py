@@ -253,7 +253,6 @@ def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str,
     from modelgit.repo.merge_tensors import make_commit
 
     made = make_commit(repo, state, sides, plan, contents, bound, gate=gate, progress=progress)
-    clear_state(repo)
     return MergeResult(
         "merged",
         sides.base_id,

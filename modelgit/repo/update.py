@@ -14,6 +14,7 @@ from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestId, OperationId, View, encode
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.merge_state import clear_state
 from modelgit.repo.tree import hash_changed, work_files
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import sync_directory
@@ -189,6 +190,8 @@ def apply_intent(
             redo=intent.redo,
             author=intent.author,
         )
+        # Whatever moved the branch ended a merge that was under way; left behind, it would come back with an undo.
+        clear_state(repo)
     repo.index.save()
     repo.journal.clear()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from modelgit.errors import IntegrityError
+from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.store.base import Located
 from modelgit.store.durable import temporary_name
 from modelgit.store.packs import PACK_NAME, ROW, pack_row, read_index, unpack_row
@@ -123,7 +123,7 @@ class PackLookup:
         for name in fresh:
             try:
                 rows = list(read_index(self._packs / name))
-            except IntegrityError:
+            except (IntegrityError, RepositoryError):  # damaged, or (as it says) of another format
                 if not (self._packs / name).exists():
                     continue
                 rows = []
