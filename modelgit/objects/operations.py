@@ -34,7 +34,8 @@ class Operation(Record, frozen=True, kw_only=True):
     commit): undoing it moves them back.
 
     `restores` names the operation whose view an undo or redo brought back, `redo` the operations that can be
-    redone, last first.
+    redone, last first.  `nonce` makes every attempt an object of its own: garbage collection may take one that lost
+    its race, and must not take another that looks the same and won.
     """
 
     view: View
@@ -45,6 +46,7 @@ class Operation(Record, frozen=True, kw_only=True):
     moves_files: bool = False
     restores: OperationId | None = None
     redo: tuple[OperationId, ...] = ()
+    nonce: str = ""
 
 
 class Root(Record, frozen=True, kw_only=True):

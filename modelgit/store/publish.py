@@ -67,6 +67,7 @@ def publish(
                 moves_files=moves_files,
                 restores=restores,
                 redo=redo,
+                nonce=os.urandom(8).hex(),
             )
         )
         root = Root(
