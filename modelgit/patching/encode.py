@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from modelgit.patching.choose import Choice, estimate_choices, sample_runs
 from modelgit.patching.materialise import WINDOW_BYTES, TensorReader, windows
 from modelgit.patching.records import encode_header
 from modelgit.progress import SILENT, Progress
-from modelgit.store.base import ObjectStore, RecordWriter
+from modelgit.store.base import WriteStore
 
 __all__ = [
     "EXTENT_BYTES",
@@ -31,7 +31,6 @@ __all__ = [
     "StoreJob",
     "Stored",
     "TensorWriter",
-    "WriteStore",
     "write_blob",
 ]
 
@@ -48,10 +47,6 @@ class SourceChangedError(RepositoryError):
     """A file gave different bytes when it was read again: somebody is writing it."""
 
     code = "source-changed"
-
-
-class WriteStore(ObjectStore, RecordWriter, Protocol):
-    """A store that shows what was just written to it."""
 
 
 class StoreJob(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from modelgit.objects import ObjectId, Root
 
-__all__ = ["Capabilities", "Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot"]
+__all__ = ["Capabilities", "Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot", "WriteStore"]
 
 
 class Located(NamedTuple):
@@ -78,6 +78,10 @@ class ObjectStore(Protocol):
 
     def objects(self) -> Iterator[Located]:
         """Every record, pack by pack."""
+
+
+class WriteStore(ObjectStore, RecordWriter, Protocol):
+    """A store that shows what was just written to it."""
 
 
 class VersionedRoot(NamedTuple):

@@ -13,13 +13,14 @@ import zstandard
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import ObjectId, decode, encode
-from modelgit.store.base import ObjectStore, RecordWriter
+from modelgit.store.base import Located, ObjectStore, WriteStore
 from modelgit.store.fs import PackGoneError
 
 __all__ = ["MAX_METADATA_BYTES", "read_metadata", "read_record", "write_metadata", "write_record"]
 
 MAX_METADATA_BYTES = 1 << 30
-MAX_CHAIN = 64
+MAX_CHAIN = 64  # links that a reader follows
+MAX_WRITTEN_CHAIN = 16  # links that a writer makes; every read of the last version decompresses all of them
 _RAW, _ZSTD, _ZSTD_BASE = 0, 1, 2
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -27,14 +28,17 @@ I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
 
 
 def write_metadata(
-    writer: RecordWriter, object_id: ObjectId, data: bytes, *, base: tuple[ObjectId, bytes] | None = None
+    writer: WriteStore, object_id: ObjectId, data: bytes, *, base: tuple[ObjectId, bytes] | None = None
 ) -> None:
-    """Append `data` under `object_id`, compressed against `base` (id of the same kind, bytes) if that helps."""
+    """Append `data` under `object_id`, compressed against `base` (id of the same kind, bytes) if that helps.
+
+    A version whose base is at the end of a long chain is written whole: the next ones are coded against it.
+    """
     choices = [(len(data), _RAW, data)]
     if len(data) > 64:
         frame = zstandard.ZstdCompressor(level=6).compress(data)
         choices.append((len(frame), _ZSTD, frame))
-        if base is not None:
+        if base is not None and _chain_length(writer, base[0]) < MAX_WRITTEN_CHAIN:
             dictionary = zstandard.ZstdCompressionDict(base[1], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
             frame = zstandard.ZstdCompressor(level=6, dict_data=dictionary).compress(data)
             choices.append((len(frame) + 32, _ZSTD_BASE, frame))
@@ -48,6 +52,24 @@ def write_metadata(
         payload=(bytes([how]), body),
         base=base[0] if how == _ZSTD_BASE and base is not None else None,
     )
+
+
+def _cost(located: Located) -> tuple[bool, int]:
+    return located.base is not None, located.length
+
+
+def _chain_length(store: ObjectStore, object_id: ObjectId) -> int:
+    """How many bases lie below the record that a read takes first; the most that is allowed where one is missing."""
+    current = object_id
+    for length in range(MAX_WRITTEN_CHAIN):
+        found = store.locate(current)
+        if not found:
+            break
+        base = min(found, key=_cost).base
+        if base is None:
+            return length
+        current = type(object_id)(base)
+    return MAX_WRITTEN_CHAIN
 
 
 def read_metadata(store: ObjectStore, object_id: ObjectId, *, depth: int = 0) -> bytes:
@@ -71,7 +93,7 @@ def _read_any(store: ObjectStore, object_id: ObjectId, depth: int) -> bytes:
     if depth > MAX_CHAIN:
         raise IntegrityError(f"{object_id.KIND} {object_id} has a chain deeper than {MAX_CHAIN}")
     damage: IntegrityError | None = None
-    for located in found:
+    for located in sorted(found, key=_cost):
         try:
             _, payload = store.read(located)
             data = _inflate(store, object_id, payload, located.total, located.base, depth)
@@ -110,7 +132,7 @@ def _inflate(
 
 
 def write_record(
-    writer: RecordWriter, kind: type[I], record: msgspec.Struct, *, base: tuple[ObjectId, bytes] | None = None
+    writer: WriteStore, kind: type[I], record: msgspec.Struct, *, base: tuple[ObjectId, bytes] | None = None
 ) -> I:
     """Append a canonical record and return its id."""
     data = encode(record)

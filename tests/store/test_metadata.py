@@ -53,6 +53,31 @@ def test_a_version_costs_what_changed(bare) -> None:
         before = (object_id, data)
 
 
+def test_any_number_of_versions_can_be_read(bare) -> None:
+    names = [f"model.layers.{n}.weight {os.urandom(16).hex()}" for n in range(100)]
+    versions: list[tuple[ObjectId, bytes]] = []
+    sizes = []
+    for step in range(150):
+        names[step % 100] = f"changed {step}"
+        data = "\n".join(names).encode()
+        session = bare.session()
+        write_metadata(session, ManifestId.of(data), data, base=versions[-1] if versions else None)
+        sizes.append(session.bytes_written)
+        session.seal()
+        versions.append((ManifestId.of(data), data))
+    store = bare.again().store
+    assert all(read_metadata(store, object_id) == data for object_id, data in versions)
+    assert sum(size > 500 for size in sizes) <= 10  # written whole now and then, not as a rule
+
+
+def test_a_base_that_is_not_here_is_not_used(bare) -> None:
+    old, new = b"a" * 1000 + os.urandom(500), b"b" + b"a" * 1000
+    session = bare.session()
+    write_metadata(session, ManifestId.of(new), new, base=(ManifestId.of(old), old))
+    assert read_metadata(session, ManifestId.of(new)) == new
+    session.abort()
+
+
 def test_a_chain_too_deep_or_in_a_circle_is_refused(bare) -> None:
     contents = [b"%d" % n * 100 for n in range(70)]
     ids = [ManifestId.of(data) for data in contents]
