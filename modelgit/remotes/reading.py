@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from modelgit.errors import IntegrityError, RemoteError
 from modelgit.objects import Commit, CommitId, ObjectId
 from modelgit.remotes.base import Transport
-from modelgit.store.base import Capabilities, Located, ObjectStore
+from modelgit.store.base import Located, ObjectStore
 from modelgit.store.fs import covers
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_record
 
@@ -20,7 +20,6 @@ class CombinedStore:
     """Objects of `near`, and of a remote where `near` lacks them.  For metadata: records are read whole."""
 
     def __init__(self, near: ObjectStore, far: Transport, *, far_name: str) -> None:
-        self.capabilities = Capabilities(writable=False)
         self._near = near
         self._far = far
         self._far_name = far_name

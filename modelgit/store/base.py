@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from modelgit.objects import ObjectId, Root
 
-__all__ = ["Capabilities", "Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot", "WriteStore"]
+__all__ = ["Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot", "WriteStore"]
 
 
 class Located(NamedTuple):
@@ -34,14 +34,6 @@ class Located(NamedTuple):
     base: bytes | None
 
 
-class Capabilities(NamedTuple):
-    """What a store can do: `external` stores may miss objects that are known to live elsewhere."""
-
-    writable: bool = True
-    external: bool = False
-    durable: bool = True
-
-
 class RecordWriter(Protocol):
     """Accepts records into packs that nobody sees before they are sealed."""
 
@@ -61,8 +53,6 @@ class RecordWriter(Protocol):
 
 class ObjectStore(Protocol):
     """Reading records by id."""
-
-    capabilities: Capabilities
 
     def locate(self, object_id: ObjectId) -> list[Located]:
         """All records of the object that can be read now, in no particular order."""

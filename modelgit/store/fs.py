@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import ObjectId
-from modelgit.store.base import Capabilities, Located
+from modelgit.store.base import Located
 from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.store.index import PackLookup
 from modelgit.store.packs import PackWriter, read_at
@@ -50,14 +50,21 @@ class FileSystemStore:
         self.path = path
         self.packs_path = path / "packs"
         self.incoming_path = path / "incoming"
-        self.capabilities = Capabilities()
         self.lookup = PackLookup(self.packs_path, cache)
         self._descriptors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
     def locate(self, object_id: ObjectId) -> list[Located]:
         """All records of the object."""
-        return [item for item in self.lookup.find(object_id.digest) if item.kind == object_id.KIND]
+        return self._find(object_id, look_again=True)
+
+    def locate_known(self, object_id: ObjectId) -> list[Located]:
+        """Records of the object in packs that have been seen: misses what another process published since."""
+        return self._find(object_id, look_again=False)
+
+    def _find(self, object_id: ObjectId, *, look_again: bool) -> list[Located]:
+        found = self.lookup.find(object_id.digest, look_again=look_again)
+        return [item for item in found if item.kind == object_id.KIND]
 
     def has(self, object_id: ObjectId) -> bool:
         """Whether the object is here whole."""
@@ -142,7 +149,6 @@ class PackSession:
     def __init__(self, store: FileSystemStore, epoch: int, condemned: frozenset[str]) -> None:
         self._store = store
         self._condemned = condemned
-        self.capabilities = Capabilities(durable=False)
         self._folder = store.incoming_path / temporary_name()
         self._writers: list[PackWriter] = []
         self._own: dict[tuple[str, bytes], list[tuple[PackWriter, Located]]] = {}
@@ -187,24 +193,27 @@ class PackSession:
         return self._writers[-1]
 
     def locate(self, object_id: ObjectId) -> list[Located]:
-        """Records in this session (pack name `""`-prefixed by the writer's number) and in the store."""
+        """Records in this session (pack name `+` and the number of the writer) and in the store."""
         with self._lock:
             own = [
                 item._replace(pack=f"+{self._writers.index(writer)}")
                 for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
             ]
-        return own or self._safe(object_id)
+        return own or self._safe(self._store.locate(object_id))
 
-    def _safe(self, object_id: ObjectId) -> list[Located]:
-        return [item for item in self._store.locate(object_id) if item.pack not in self._condemned]
+    def _safe(self, records: list[Located]) -> list[Located]:
+        return [item for item in records if item.pack not in self._condemned]
 
     def has(self, object_id: ObjectId) -> bool:
-        """Whether the object is here whole; remembers that the caller now relies on it."""
+        """Whether the object is here whole; remembers that the caller now relies on it.
+
+        What others published since the session began may be missed: it is then written twice, which harms nobody.
+        """
         with self._lock:
             own = [item for _, item in self._own.get((object_id.KIND, object_id.digest), ())]
         if own and covers(own):
             return True
-        if covers(self._safe(object_id)):
+        if covers(self._safe(self._store.locate_known(object_id))):
             self.relied_on.add(object_id)
             return True
         return False

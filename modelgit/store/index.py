@@ -41,16 +41,18 @@ class PackLookup:
         self._damaged: set[str] = set()
         self._loaded = False
 
-    def find(self, digest: bytes) -> list[Located]:
-        """All records whose object has this digest; packs that appeared since are looked at when there is none.
+    def find(self, digest: bytes, *, look_again: bool = True) -> list[Located]:
+        """All records whose object has this digest.
 
+        Where there is none, packs that appeared since are looked at, unless `look_again` says that it is not worth
+        reading the directory for every unknown object.
         A pack whose index is damaged counts as empty here, so that the rest can still be read and checked.
         """
         with self._lock:
             if not self._loaded:
                 self._refresh()
             found = self._search(digest)
-            if not found and self._refresh():
+            if not found and look_again and self._refresh():
                 found = self._search(digest)
             return found
 
