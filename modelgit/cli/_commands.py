@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelgit.cli._lazy import Entry
 
-__all__ = ["COMMANDS", "GIT_WORDS"]
+__all__ = ["COMMANDS"]
 
 _SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
@@ -58,17 +58,4 @@ COMMANDS: dict[str, Entry] = {
     name: Entry(f"modelgit.cli.cmd_{name}:{name if name != 'eval' else 'evaluate'}", text, section)
     for section, commands in _SECTIONS.items()
     for name, text in commands.items()
-}
-
-# What people who know git type, and what does it here.
-GIT_WORDS = {
-    "add": "`mgit track PATH` once, then `mgit commit` takes everything tracked that changed",
-    "checkout": "`mgit switch BRANCH` changes branches, `mgit restore PATH` brings files back",
-    "help": "`mgit --help` lists the commands, `mgit COMMAND --help` explains one",
-    "ls-files": "`mgit show` lists the files of a commit",
-    "mergetool": "`mgit resolve` lists conflicts and decides them",
-    "reflog": "`mgit op log` lists everything that was done",
-    "reset": "`mgit undo` takes back the last operation, `mgit restore .` the changes in the work tree",
-    "rm": "`mgit untrack PATH` stops recording a path",
-    "version": "`mgit --version`",
 }

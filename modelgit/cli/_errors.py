@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from modelgit.cli._git_words import GIT_OPTIONS
 from modelgit.errors import MgitError
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def _bug_hint(*, debug: bool) -> str:
 
 def _usage(error: click.ClickException) -> tuple[str, str | None]:
     """Click's message in the house style: a sentence that starts small and ends without a full stop."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = GIT_OPTIONS.get(str(error.ctx.info_name), {}).get(error.option_name)
+        if known is not None:
+            return f"no such option '{error.option_name}'", known
     message = error.format_message().strip()
     first_line = " ".join(message.split())
     sentence = first_line[:1].lower() + first_line[1:]

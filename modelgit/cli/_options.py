@@ -103,12 +103,18 @@ class Group(click.Group):
     programs, with what to type instead.
     """
 
-    foreign: Mapping[str, str] = {}
-
-    def __init__(self, *arguments: Any, example: str = "", default: str | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        example: str = "",
+        default: str | None = None,
+        foreign: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         super().__init__(*arguments, **more)
         self.example = example
         self.default = default
+        self.foreign = foreign or {}
         self.common = common_options()
         self.params.extend(self.common)
 

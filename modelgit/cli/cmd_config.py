@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["config"]
 
 
-@group("config", default="list", example="mgit config set --user user.name 'Ada Lovelace'")
+@group(
+    "config",
+    default="list",
+    example="mgit config set --user user.name 'Ada Lovelace'",
+    foreign={key: f"`mgit config set --user {key} VALUE`" for key in ("user.name", "user.email")},
+)
 def config() -> None:
     """Read and change settings.
 

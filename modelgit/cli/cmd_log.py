@@ -103,7 +103,7 @@ def full_entry(entry: LogEntry) -> list[list[Part]]:
 
 
 def _recipe(recipe: MergeRecipe) -> str:
-    options = [f"{name}={value}" for name, value in recipe.options.items()]
+    options = [f"{name}={value}" for name, value in recipe.options.items() if value != ""]  # empty: not given
     words = [" ".join([recipe.strategy, *options])]
     words += [f"{pattern}={rule}" for pattern, rule in recipe.rules.items()]
     if recipe.resolutions:

@@ -12,7 +12,16 @@ from modelgit.cli._session import Session
 __all__ = ["remote"]
 
 
-@group("remote", default="list", example="mgit remote add origin file:///srv/models/bot.mgit")
+@group(
+    "remote",
+    default="list",
+    example="mgit remote add origin file:///srv/models/bot.mgit",
+    foreign={
+        "rm": "`mgit remote remove NAME` forgets a remote",
+        "set-url": "`mgit remote remove NAME`, then `mgit remote add NAME URL`",
+        "show": "`mgit remote` lists remotes and their URLs",
+    },
+)
 def remote() -> None:
     """List, add or remove remote repositories."""
 

@@ -26,6 +26,7 @@ _MARKS: dict[str, Part] = {
     "changed": yellow("M"),
     "respecified": yellow("T"),
 }
+_WORDS = {"respecified": "another dtype or shape"}
 
 
 @command("show", example="mgit show main~1")
@@ -71,7 +72,11 @@ def _tensor(change: TensorChange) -> list[Part]:
     if change.values_changed is not None:
         part = share(change.values_changed, change.elements)
         values = f"{amount(change.values_changed)} of {amount(change.elements)} values ({part})"
-    return [_MARKS.get(change.kind, "?"), f"{change.model}:{change.name}", values or dim(change.kind)]
+    return [
+        _MARKS.get(change.kind, "?"),
+        f"{change.model}:{change.name}",
+        values or dim(_WORDS.get(change.kind, change.kind)),
+    ]
 
 
 def _file(change: FileChange) -> list[Part]:

@@ -19,4 +19,6 @@ def undo(session: Session) -> None:
 
     undone = take_back(session.repository, progress=session.progress)
     session.output.say(f"Undid {undone.description}")
+    if undone.description.startswith("push: "):
+        session.output.say("note: the remote keeps what was sent; only what is known here of its branches went back")
     session.output.say("hint: `mgit redo` brings it back")

@@ -14,8 +14,9 @@ from typing import NoReturn
 import click
 
 import modelgit
-from modelgit.cli._commands import COMMANDS, GIT_WORDS
+from modelgit.cli._commands import COMMANDS
 from modelgit.cli._errors import report
+from modelgit.cli._git_words import GIT_WORDS
 from modelgit.cli._lazy import LazyGroup
 from modelgit.cli._output import Output
 from modelgit.cli._session import Session

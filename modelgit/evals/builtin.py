@@ -113,7 +113,8 @@ def _finite_values(candidate: Side, baseline: Side | None, reader: TensorReads, 
         )
     if kept:
         return CheckResult(name="finite values", decision="warn", detail=f"as before or by design: {_listed(kept)}")
-    return CheckResult(name="finite values", decision="pass", detail=f"{len(changed):,} changed tensors read")
+    noun = "tensor" if len(changed) == 1 else "tensors"
+    return CheckResult(name="finite values", decision="pass", detail=f"{len(changed):,} changed {noun} read")
 
 
 def _expected(entry: TensorEntry, counts: ValueCounts, old: TensorEntry | None, reader: TensorReads) -> bool:

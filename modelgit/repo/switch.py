@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from modelgit.errors import RepositoryError, UnknownRevision, UsageError
-from modelgit.objects import Manifest, View
+from modelgit.errors import CheckpointFormatError, RepositoryError, UnknownRevision, UsageError
+from modelgit.objects import ContentId, Manifest, View
 from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
-from modelgit.repo.tree import hash_changed, work_files
-from modelgit.repo.update import check_clean, dirty_paths, move_worktree, rescue
+from modelgit.repo.tree import WorkFile, hash_changed
+from modelgit.repo.update import check_clean, files_at, move_worktree, rescue, strangers
+from modelgit.worktree.checkout import find_regular
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -106,7 +107,8 @@ def _not_a_branch(repo: Repository, name: str) -> View:
         commit = repo.resolve(name)
     except UnknownRevision as error:
         raise UnknownRevision(
-            error.message.replace("no branch, tag or commit", "no branch"), hint=f"`mgit switch -c {name}` makes it"
+            error.message.replace("no branch, tag or commit", "no branch"),
+            hint="`mgit branch` lists branches" if name.startswith("-") else f"`mgit switch -c {name}` makes it",
         ) from None
     raise RepositoryError(
         f"{name} is not a branch (it is commit {commit.short})",
@@ -116,14 +118,49 @@ def _not_a_branch(repo: Repository, name: str) -> View:
 
 def _put_aside(repo: Repository, source: Manifest, target: Manifest, progress: Progress) -> None:
     recorded = {entry.path: entry.digest for entry in source.files}
-    files = {path: file for path, file in work_files(repo).items() if path in _all_paths(source, target)}
-    now, _ = hash_changed(repo, files, progress=progress)
-    for path, digest in now.items():
+    wanted = _all_paths(source, target)
+    _clear(repo, strangers(repo, source, target, paths=wanted))
+    for path, digest in _digests(repo, files_at(repo, wanted), progress).items():
         if recorded.get(path) != digest:
             rescue(repo, path)
-    for path in dirty_paths(repo, source, target):
-        if path not in now and (repo.worktree / path).exists():
-            rescue(repo, path)
+
+
+def _clear(repo: Repository, in_the_way: Sequence[str]) -> None:
+    """Move into the rescue area what nobody recorded and lies where files must go."""
+    for path in in_the_way:
+        place = repo.worktree / path
+        try:
+            if path.endswith("/"):
+                place.rmdir()
+            elif find_regular(repo.worktree, path) is not None:
+                rescue(repo, path)
+                place.unlink()
+            else:
+                raise RepositoryError(f"{place} is in the way", hint=f"move it away: `mv {place} {place}.old`")
+            # Directories that are empty now would be in the way as well.
+            for folder in place.parents:
+                if folder == repo.worktree or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        except OSError as error:
+            raise RepositoryError(f"cannot remove {place}: {error.strerror or error}") from error
+
+
+def _digests(repo: Repository, files: dict[str, WorkFile], progress: Progress) -> dict[str, ContentId | None]:
+    """The content ids of files that are about to be overwritten; None for one that is no readable checkpoint.
+
+    A model that a killed training left half written must not keep anybody from getting the recorded one back.
+    """
+    try:
+        return dict(hash_changed(repo, files, progress=progress)[0])
+    except CheckpointFormatError:
+        found: dict[str, ContentId | None] = {}
+        for path, file in files.items():
+            try:
+                found[path] = hash_changed(repo, {path: file}, progress=progress)[0][path]
+            except CheckpointFormatError:
+                found[path] = None
+        return found
 
 
 def restore(
@@ -149,15 +186,13 @@ def restore(
                 f"nothing in {commit.short} matches {', '.join(patterns)}",
                 hint="`mgit show` lists its files",
             )
-        files = {path: file for path, file in work_files(repo).items() if path in chosen}
-        now, _ = hash_changed(repo, files, progress=progress)
+        _clear(repo, strangers(repo, head, manifest, paths=chosen))
+        now = _digests(repo, files_at(repo, chosen), progress)
         wanted = {entry.path: entry.digest for entry in manifest.files if entry.path in chosen}
         differing = sorted(path for path in chosen if now.get(path) != wanted[path])
         recorded = {entry.path: entry.digest for entry in head.files}
         for path in differing:
-            if (path in now and now[path] != recorded.get(path)) or (
-                path not in now and (repo.worktree / path).exists()
-            ):
+            if path in now and (now[path] is None or now[path] != recorded.get(path)):
                 rescue(repo, path)
         if differing:
             move_worktree(

@@ -13,7 +13,8 @@ import click
 import pytest
 
 import modelgit
-from modelgit.cli._commands import COMMANDS, GIT_WORDS
+from modelgit.cli._commands import COMMANDS
+from modelgit.cli._git_words import GIT_OPTIONS, GIT_WORDS
 from modelgit.cli._lazy import Entry, LazyGroup
 from modelgit.cli.main import main
 from modelgit.cli.main import mgit as top
@@ -83,6 +84,18 @@ def test_words_of_git_are_answered_with_ours(mgit: Any, word: str) -> None:
     assert message == f"error: no command `{word}`" and hint == f"hint: {GIT_WORDS[word]}"
     named = re.findall(r"`mgit ([a-z]+)", hint)
     assert set(named) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in GIT_OPTIONS for option in GIT_OPTIONS[name]])
+def test_options_of_git_are_answered_with_ours(mgit: Any, name: str, option: str) -> None:
+    message, hint = mgit(name, option, code=2).err.splitlines()
+    assert message == f"error: no such option '{option}'" and hint == f"hint: {GIT_OPTIONS[name][option]}"
+    assert set(re.findall(r"`mgit ([a-z]+)", hint)) <= set(COMMANDS)
+
+
+def test_words_of_git_in_a_family(mgit: Any) -> None:
+    assert mgit("config", "user.name", "Ada", code=2).err.endswith("`mgit config set --user user.name VALUE`\n")
+    assert mgit("remote", "show", "origin", code=2).err.endswith("`mgit remote` lists remotes and their URLs\n")
 
 
 def test_settings_that_are_ignored_are_mentioned(mgit: Any) -> None:
