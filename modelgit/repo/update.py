@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, RepositoryError
@@ -15,11 +15,11 @@ from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestI
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
-from modelgit.repo.tree import hash_changed, work_files
+from modelgit.repo.tree import WorkFile, hash_changed, work_files
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import sync_directory
 from modelgit.store.fs import PackSession
-from modelgit.worktree.checkout import remove_file, resolve_path, write_files
+from modelgit.worktree.checkout import find_regular, obstacles, remove_file, write_files
 from modelgit.worktree.journal import Intent
 
 if TYPE_CHECKING:
@@ -65,17 +65,41 @@ def dirty_paths(repo: Repository, source: Manifest, target: Manifest, *, progres
     before = {entry.path: entry.digest for entry in source.files}
     after = {entry.path: entry.digest for entry in target.files}
     touched = {path for path in {*before, *after} if before.get(path) != after.get(path)}
-    files = {path: file for path, file in work_files(repo).items() if path in touched}
-    for path in touched - set(files):
-        # Not tracked under today's settings, but in the way.
-        if path not in before and (repo.worktree / path).exists():
-            return [path]
+    in_the_way = strangers(repo, source, target)
+    if in_the_way:
+        return in_the_way
+    files = files_at(repo, touched)
     now, _ = hash_changed(repo, files, progress=progress)
     return sorted(
         path
         for path in touched
         if (path in now or path in before) and now.get(path) not in (before.get(path), after.get(path))
     )
+
+
+def files_at(repo: Repository, paths: set[str]) -> dict[str, WorkFile]:
+    """The regular files at `paths`, those too that today's settings do not track."""
+    files = {path: file for path, file in work_files(repo).items() if path in paths}
+    for path in sorted(paths - set(files)):
+        status = find_regular(repo.worktree, path)
+        if status is not None:
+            files[path] = WorkFile(path, status, repo.index.lookup(path, status))
+    return files
+
+
+def strangers(
+    repo: Repository, source: Manifest, target: Manifest, *, paths: Collection[str] | None = None
+) -> list[str]:
+    """What nobody recorded and lies where a directory or a file of `target` must go (see `worktree.obstacles`)."""
+    before = {entry.path: entry.digest for entry in source.files}
+    after = {entry.path: entry.digest for entry in target.files}
+    names = {*before, *after} if paths is None else {*paths}
+    leaving = {path for path in names if path in before and path not in after}
+    found: set[str] = set()
+    for path in names:
+        if path in after and (paths is not None or before.get(path) != after[path]):
+            found.update(obstacles(repo.worktree, path, leaving))
+    return sorted(found)
 
 
 def move_worktree(
@@ -86,7 +110,7 @@ def move_worktree(
     description: str,
     view: View | None,
     after: View | None,
-    paths: Iterable[str] | None = None,
+    paths: Collection[str] | None = None,
     session: PackSession | None = None,
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
@@ -96,6 +120,10 @@ def move_worktree(
 
     The caller holds the lock, has checked that nothing is lost, and has sealed `session`, which must hold the target.
     """
+    in_the_way = strangers(repo, source, target, paths=paths)
+    if in_the_way:
+        place = repo.worktree / in_the_way[0]
+        raise RepositoryError(f"{place} is in the way", hint=f"move it away: `mv {place} {place}.old`")
     refs: dict[str, CommitId | None] = {}
     expected: dict[str, CommitId | None] = {}
     if view is not None and after is not None:
@@ -165,6 +193,11 @@ def apply_intent(
             continue  # untouched files stay as they are, edited or deleted
         elif not _in_place(repo, entry):
             write.append(entry)
+    # First, because a directory may take the place of a file, or a file that of a directory.
+    for path in remove:
+        if find_regular(repo.worktree, path) is not None:
+            remove_file(repo.worktree, path, repo.index)
+        repo.index.forget(path)
     store: ObjectStore = repo.store
     reader = repo.reader(store)
     write_files(
@@ -176,8 +209,6 @@ def apply_intent(
         threads=repo.threads,
         progress=progress,
     )
-    for path in remove:
-        remove_file(repo.worktree, path, repo.index)
     if any(entry.path == PROJECT_CONFIG for entry in write) or PROJECT_CONFIG in remove:
         repo.forget_settings()
     if intent.publishes:
@@ -242,8 +273,7 @@ def _rescue_strangers(repo: Repository, intent: Intent, source: Manifest, target
     for path in sorted(names):
         if before.get(path) == after.get(path) and intent.paths is None:
             continue
-        file = resolve_path(repo.worktree, path)
-        if not file.exists():
+        if find_regular(repo.worktree, path) is None:
             continue
         found = _digest(repo, path)
         if found not in (before.get(path), after.get(path)):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.store.durable import sync_directory, temporary_name, write_all
 from modelgit.worktree.index import StatIndex
 
-__all__ = ["Reads", "remove_file", "resolve_path", "write_content", "write_files"]
+__all__ = ["Reads", "find_regular", "obstacles", "remove_file", "resolve_path", "write_content", "write_files"]
 
 _WINDOW_BYTES = 8 << 20
 _NAME_KEPT = 80  # characters of a target's name that its temporary file has, too
@@ -55,6 +55,47 @@ def resolve_path(root: Path, relative: str) -> Path:
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
             raise RepositoryError(f"{target} is {kind}", hint=f"move it away: `mv {target} {target}.old`")
     return target
+
+
+def find_regular(root: Path, relative: str) -> os.stat_result | None:
+    """The stat of the regular file at `root / relative`; None when there is none, or only behind a symbolic link."""
+    current = root
+    *folders, _ = parts = relative.split("/")
+    status = None
+    for depth, part in enumerate(parts):
+        current = current / part
+        try:
+            status = current.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if depth < len(folders) and not stat.S_ISDIR(status.st_mode):
+            return None
+    return status if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
+def obstacles(root: Path, relative: str, leaving: Container[str]) -> list[str]:
+    """What must go before a file can be written at `root / relative`, besides the files in `leaving`.
+
+    A file where a directory is needed, or what lies in a directory where the file is needed: files, links and empty
+    directories (with a trailing slash).  Raises RepositoryError for symbolic links and devices on the way.
+    """
+    parts = relative.split("/")
+    for depth in range(1, len(parts)):
+        above = "/".join(parts[:depth])
+        if find_regular(root, above) is not None:
+            return [] if above in leaving else [above]
+    target = root.joinpath(*parts)
+    if target.is_symlink() or not target.is_dir():
+        resolve_path(root, relative)
+        return []
+    found: list[str] = []
+    for folder, folders, names in os.walk(target):
+        here = Path(folder).relative_to(root).as_posix()
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        found += [path for name in (*names, *links) if (path := f"{here}/{name}") not in leaving]
+        if not folders and not names:
+            found.append(f"{here}/")
+    return sorted(found)
 
 
 def write_content(
