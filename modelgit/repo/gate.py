@@ -12,10 +12,13 @@ import msgspec
 from modelgit.errors import GateRefused, MgitError
 from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.settings import load as load_settings
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
+    from modelgit.config.schema import Settings
     from modelgit.evals.builtin import Side
     from modelgit.repo.repository import Repository
 
@@ -39,7 +42,8 @@ def run_gate(
     before = repo.manifest_of(parent)
     records = [builtin_record(repo, store, manifest, before if parent is not None else None, progress=progress)]
     if records[0].decision not in ("fail", "error"):
-        records += evaluate_manifest(repo, store, manifest, parent, progress=progress)
+        settings = _gate_settings(repo, store, manifest)
+        records += evaluate_manifest(repo, store, manifest, parent, settings=settings, progress=progress)
     refused = [record for record in records if record.decision in ("fail", "error", "inconclusive")]
     if not refused:
         return records
@@ -54,6 +58,20 @@ def run_gate(
         f"commit refused: {broken} gate{'s' if broken != 1 else ''} failed; nothing was recorded",
         hint="`--gate warn` records anyway and marks the commit",
         records=tuple(records),
+    )
+
+
+def _gate_settings(repo: Repository, store: ObjectStore, manifest: Manifest) -> Settings:
+    """The suites of the work tree and those that the candidate brings: a merge must pass the suites of both sides."""
+    entry = manifest.file(PROJECT_CONFIG)
+    if entry is None:
+        return repo.settings
+    text = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store).decode("utf-8", errors="replace")
+    brought = load_settings(repo, project=text).settings
+    return msgspec.structs.replace(
+        repo.settings,
+        eval={**repo.settings.eval, **brought.eval},
+        task={**repo.settings.task, **brought.task},
     )
 
 
@@ -113,10 +131,15 @@ def evaluate_manifest(
     parent: CommitId | None,
     *,
     suites: Sequence[str] = (),
+    settings: Settings | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
-    """Run the configured suites (or those named) on a manifest against the manifest of `parent`."""
-    if not repo.settings.eval and not suites:
+    """Run the configured suites (or those named) on a manifest against the manifest of `parent`.
+
+    `settings` are those of the work tree unless given.
+    """
+    settings = settings or repo.settings
+    if not settings.eval and not suites:
         return []
     from modelgit.evals.gate import run_suite, unavailable
     from modelgit.evals.suites import load_suites
@@ -126,7 +149,7 @@ def evaluate_manifest(
     candidate_id = ManifestId.of(encode(manifest))
     baseline_id = None if before is None else ManifestId.of(encode(before))
     records = []
-    for suite in load_suites(repo.settings, names=suites or None):
+    for suite in load_suites(settings, names=suites or None):
         try:
             candidate = suite_candidate(repo, store, manifest, suite, progress=progress)
             baseline = None

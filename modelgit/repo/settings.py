@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,17 +36,21 @@ def environment_layers(environment: Environment) -> list[ConfigLayer]:
     return layers
 
 
-def load(repo: Repository, *, flags: Mapping[str, object] | None = None) -> LoadedSettings:
-    """All layers, merged.  Raises UsageError that names the file and the key for what the schema does not know."""
+def load(repo: Repository, *, project: str | None = None) -> LoadedSettings:
+    """All layers, merged.
+
+    `project` is the text of an mgit.toml that stands for the one in the work tree.  Raises UsageError that names the
+    file and the key for what the schema does not know.
+    """
     environment = repo.environment
     layers = environment_layers(environment)
-    if repo.paths.worktree is not None and (repo.paths.worktree / PROJECT_CONFIG).is_file():
+    if project is not None:
+        layers.append(ConfigLayer(PROJECT_CONFIG, project))
+    elif repo.paths.worktree is not None and (repo.paths.worktree / PROJECT_CONFIG).is_file():
         layers.append(file_layer(repo.paths.worktree / PROJECT_CONFIG, name=PROJECT_CONFIG))
     if repo.paths.config.is_file():
         layers.append(file_layer(repo.paths.config, name=".mgit/config.toml"))
     layers.append(ConfigLayer("environment", dict(environment.overrides)))
-    if flags:
-        layers.append(ConfigLayer("flags", dict(flags)))
     return load_settings(layers)
 
 

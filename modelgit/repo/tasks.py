@@ -54,7 +54,7 @@ def open_task(
     entry = find_model(manifest, settings.model)
     state = ModelState(entry.path, repo.tensors_of(manifest, entry, store=store), repo.reader(store))
     files = model_files(repo, manifest, entry.path, store=store)
-    return build_task(settings, state.arrays(), files, trusted=is_trusted(repo), root=repo.worktree)
+    return build_task(settings, state.arrays(), files, trusted=is_trusted(repo, settings.entry), root=repo.worktree)
 
 
 def encoded(
@@ -68,7 +68,9 @@ def encoded(
 ) -> ExampleSet:
     """The inputs of the task's model for `examples`."""
     files = model_files(repo, manifest, settings.model, store=store)
-    return encode_examples(settings, examples, fingerprint, files, trusted=is_trusted(repo), root=repo.worktree)
+    return encode_examples(
+        settings, examples, fingerprint, files, trusted=is_trusted(repo, settings.entry), root=repo.worktree
+    )
 
 
 def suite_candidate(

@@ -51,10 +51,13 @@ def _path(repo: Repository) -> Path:
     return repo.paths.directory / "trust.json"
 
 
-def is_trusted(repo: Repository) -> bool:
-    """Whether exactly the code that mgit.toml names now was trusted on this machine."""
+def is_trusted(repo: Repository, entry: str | None = None) -> bool:
+    """Whether exactly the code that mgit.toml names now was trusted on this machine.
+
+    `entry` must be among what it names: a merge may bring an mgit.toml that nobody here has looked at.
+    """
     code = named_code(repo)
-    if not code:
+    if not code or (entry is not None and f"entry {entry}" not in code):
         return False
     try:
         return bool(json.loads(_path(repo).read_bytes()) == code)

@@ -1,0 +1,66 @@
+"""The gate of a merge: suites that only the other side brings bite, and code that it brings does not run."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelgit.errors import GateRefused
+from modelgit.repo import Repository
+from modelgit.repo.merge import merge
+from modelgit.repo.trust import is_trusted, trust
+
+SUITE = """
+[task.probe]
+model = "bot.safetensors"
+{how}
+test = "probe.jsonl"
+labels = ["no", "yes"]
+
+[eval.probe]
+task = "probe"
+accuracy = {{ min = 0.5 }}
+"""
+
+
+def _bring_suite(bot: Repository, files, how: str) -> None:
+    """A branch `strict` with one more suite, and another change on main."""
+    bot.switch("strict", create=True)
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text() + SUITE.format(how=how))
+    bot.forget_settings()
+    bot.commit("a stricter gate", gate="warn")
+    bot.switch("main")
+    (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(7)))
+    bot.commit("other weights")
+
+
+def test_a_merge_must_pass_the_suites_of_the_other_side(bot: Repository, files) -> None:
+    _bring_suite(bot, files, 'adapter = "bert-classifier"')
+    before = bot.head()
+    with pytest.raises(GateRefused) as refused:
+        merge(bot, "strict", strategy="average")
+    records = {record.suite: record for record in refused.value.records}  # type: ignore[attr-defined]
+    assert records["probe"].decision == "error"  # there is no data: never a pass
+    assert bot.head() == before
+    assert bot.status().is_clean
+    merge(bot, "strict", strategy="average", gate="warn")
+    assert {verdict.suite: verdict.decision for verdict in bot.commit_at(bot.head()).verdicts}["probe"] == "error"
+
+
+def test_code_that_a_merge_brings_does_not_run(bot: Repository, files) -> None:
+    config = bot.worktree / "mgit.toml"
+    for name in ("good", "evil"):
+        (bot.worktree / f"{name}.py").write_text(
+            f"from pathlib import Path\nPath({str(bot.worktree / name)!r}).touch()\ndef build(state, files): ...\n"
+        )
+    config.write_text(config.read_text() + '[task.mine]\nmodel = "bot.safetensors"\nentry = "good:build"\n')
+    bot.forget_settings()
+    bot.commit("my own code")
+    _bring_suite(bot, files, 'entry = "evil:build"')
+    trust(bot)
+    assert is_trusted(bot, "good:build")
+    assert not is_trusted(bot, "evil:build")
+    (bot.worktree / "probe.jsonl").write_text('{"text": "a", "label": "yes"}\n')
+    with pytest.raises(GateRefused):
+        merge(bot, "strict", strategy="average")
+    assert not (bot.worktree / "evil").exists()
