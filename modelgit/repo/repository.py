@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +32,10 @@ from modelgit.objects import (
 )
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import METADATA, RepositoryPaths, discover
+from modelgit.repo.records import RecordCache
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession
-from modelgit.store.metadata import read_record
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
 from modelgit.store.root import FORMAT_LINE, FileRoot
@@ -69,6 +68,7 @@ class Repository:
         self.paths = paths
         self.environment = environment
         self.store = FileSystemStore(paths.directory, cache=paths.lookup)
+        self.records = RecordCache()
         self.roots = FileRoot(paths.directory)
         self.operations = OperationLog(paths.directory)
         self.index = StatIndex(paths.stat_index)
@@ -190,7 +190,7 @@ class Repository:
 
     def commit_at(self, commit: CommitId) -> Commit:
         """Read a commit."""
-        return read_record(self.store, commit, Commit)
+        return self.records.read(self.store, commit, Commit)
 
     def manifest_of(self, commit: CommitId | None) -> Manifest:
         """The manifest of a commit, empty for None."""
@@ -200,15 +200,15 @@ class Repository:
 
     def manifest_at(self, manifest: ManifestId, *, store: ObjectStore | None = None) -> Manifest:
         """Read a manifest."""
-        return read_record(store or self.store, manifest, Manifest)
+        return self.records.read(store or self.store, manifest, Manifest)
 
     def patch_of(self, commit: CommitId) -> Patch:
         """The patch of a commit."""
-        return read_record(self.store, self.commit_at(commit).patch, Patch)
+        return self.records.read(self.store, self.commit_at(commit).patch, Patch)
 
     def content_at(self, content: ContentId, *, store: ObjectStore | None = None) -> FileContent:
         """Read a file's content record."""
-        return read_record(store or self.store, content, FileContent)
+        return self.records.read(store or self.store, content, FileContent)
 
     def tensors_of(
         self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
@@ -381,8 +381,3 @@ class Repository:
     def read_blob(self, blob: BlobId, *, store: ObjectStore | None = None) -> bytes:
         """A whole blob."""
         return self.reader(store).read_blob(blob)
-
-
-def now_s() -> int:
-    """Seconds since the epoch."""
-    return int(time.time())
