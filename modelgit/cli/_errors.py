@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -15,7 +15,7 @@ from modelgit.errors import MgitError
 if TYPE_CHECKING:
     from modelgit.cli._output import Output
 
-__all__ = ["BROKEN_PIPE", "BUG", "INTERRUPTED", "USAGE", "Quit", "report"]
+__all__ = ["BROKEN_PIPE", "BUG", "INTERRUPTED", "USAGE", "Quit", "abandon", "report"]
 
 USAGE = 2
 BUG = 70
@@ -42,7 +42,7 @@ def report(error: BaseException, output: Output, *, debug: bool) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        _abandon_stdout()
+        abandon(sys.stdout)
         return BROKEN_PIPE
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         output.error("interrupted; nothing half-done was recorded")
@@ -63,6 +63,13 @@ def report(error: BaseException, output: Output, *, debug: bool) -> int:
         named = error.filename if isinstance(error.filename, str) else None
         output.error(f"{named}: {error.strerror}" if named else error.strerror, None)
         return _OS_ERROR
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        # An argument or a variable with bytes that are no text: Python keeps them as surrogates.
+        output.error(
+            f"not text in UTF-8: {error.object[:80]!a}",
+            "type it in UTF-8; `export LC_ALL=C.UTF-8` if the locale is not",
+        )
+        return USAGE
     output.error(f"bug: {type(error).__name__}: {error}", _bug_hint(debug=debug))
     return BUG
 
@@ -88,10 +95,10 @@ def _usage(error: click.ClickException) -> tuple[str, str | None]:
     return sentence.rstrip("."), hint
 
 
-def _abandon_stdout() -> None:
-    """Let the interpreter's last flush of a closed pipe go nowhere, without a message."""
+def abandon(stream: TextIO) -> None:
+    """Let the interpreter's last flush of a closed pipe or onto a full disk go nowhere, without a message."""
     try:
-        descriptor = sys.stdout.fileno()
+        descriptor = stream.fileno()
     except (OSError, ValueError):
         return
     null = os.open(os.devnull, os.O_WRONLY)

@@ -15,7 +15,7 @@ import click
 
 import modelgit
 from modelgit.cli._commands import COMMANDS
-from modelgit.cli._errors import report
+from modelgit.cli._errors import abandon, report
 from modelgit.cli._git_words import GIT_WORDS
 from modelgit.cli._lazy import LazyGroup
 from modelgit.cli._output import Output
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str], *, values: Mapping[str, str], environment: En
 
 def run() -> NoReturn:
     """The console script."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -92,7 +93,23 @@ def run() -> NoReturn:
 
         session = Session(Environment.capture(os.environ), Output())
         sys.exit(shell_complete(mgit, {"obj": session}, "mgit", _COMPLETION_VARIABLE, instruction))
-    sys.exit(main(sys.argv[1:], values=os.environ))
+    code = main(sys.argv[1:], values=os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk was reported; the interpreter's own last attempt would add a traceback
+            abandon(stream)
+    sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Where a stream was closed by the caller (`>&-`), what goes there goes nowhere."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 @contextlib.contextmanager

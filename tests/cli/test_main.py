@@ -226,7 +226,7 @@ def test_interruption(mgit: Any, failing: type[_Failing]) -> None:
 
 
 def test_a_closed_pipe_is_silent(mgit: Any, failing: type[_Failing], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelgit.cli._errors._abandon_stdout", lambda: None)
+    monkeypatch.setattr("modelgit.cli._errors.abandon", lambda _: None)
     failing.error = BrokenPipeError(32, "Broken pipe")
     assert mgit("fail", code=141) == (141, "", "")
 
