@@ -23,6 +23,7 @@ from modelgit.objects import (
     View,
     encode,
 )
+from modelgit.objects.paths import find_twins
 from modelgit.patching.encode import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
@@ -141,7 +142,11 @@ def write_commit(
     encodings: Mapping[str, int] | None = None,
     exact: bool = True,
 ) -> CommitResult:
-    """Append manifest, patch, verdicts and commit to the session; the caller seals it and moves the root."""
+    """Append manifest, patch, verdicts and commit to the session; the caller seals it and moves the root.
+
+    Raises RepositoryError for paths that cannot lie beside each other: nobody could check such a commit out.
+    """
+    _refuse_twins(manifest)
     record_bytes = session.bytes_written
     base = None
     if parents:
@@ -189,6 +194,18 @@ def write_commit(
         evaluations=tuple(evaluations),
         is_first=not parents,
     )
+
+
+def _refuse_twins(manifest: Manifest) -> None:
+    twins = find_twins(entry.path for entry in manifest.files)
+    if twins is None:
+        return
+    first, second = sorted(twins)
+    if second.startswith(f"{first}/"):
+        problem = f"{first!a} would be a file and, because of {second!a}, a directory"
+    else:
+        problem = f"{first!a} and {second!a} are one name on file systems that ignore case or Unicode form"
+    raise RepositoryError(problem, hint="rename one of them (in a merge: on its branch), then run the command again")
 
 
 class advance_branch:  # noqa: N801  (used as a function that can be called again)
