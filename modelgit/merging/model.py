@@ -11,10 +11,10 @@ import numpy as np
 from modelgit.errors import BugError, UsageError
 from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.merging.combine import element_bytes
-from modelgit.merging.tensors import MergedTensor, TensorParts, read_diagonal, windows
+from modelgit.merging.tensors import STEP_BYTES, MergedTensor, TensorParts, read_diagonal
 from modelgit.numerics.floats import to_float64
 from modelgit.objects import FisherEstimate, TensorEntry, TensorId, TensorSpec
-from modelgit.patching.base import TensorReads
+from modelgit.patching.base import TensorReads, windows
 
 __all__ = ["DEFAULT_RULE", "ModelMerge", "matching_rule"]
 
@@ -143,7 +143,7 @@ class _Material:
         for tensor in self._tensors:
             dtype, unit = tensor.spec.dtype, element_bytes(tensor.spec.dtype)
             copies = 2 if dtype == "C64" else 1  # the real and the imaginary part are as important as their number
-            for start, stop in windows(tensor.spec.size_bytes):
+            for start, stop in windows(tensor.spec.size_bytes, step_bytes=STEP_BYTES):
                 first, last = start // unit, stop // unit
                 yield Part(
                     where=Where(name=tensor.name, start=first, count=last - first),
@@ -161,7 +161,7 @@ class _Material:
         for name in sorted(shared):
             if len({entries[name].spec for entries in present}) > 1:
                 continue  # a resized tensor is not part of the body that the sides share
-            for start, stop in windows(present[0][name].spec.size_bytes):
+            for start, stop in windows(present[0][name].spec.size_bytes, step_bytes=STEP_BYTES):
                 yield tuple(
                     None if entries is None else self._diagonal(entries[name].id, start // 4, stop // 4)
                     for entries in self._estimates

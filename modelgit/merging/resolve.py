@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from modelgit.errors import UsageError
 from modelgit.merging.plan import StoredTensor
-from modelgit.merging.tensors import TensorParts, windows
+from modelgit.merging.tensors import TensorParts
 from modelgit.objects import TensorId, TensorSpec
 from modelgit.objects.merges import Conflict, Resolution
-from modelgit.patching.base import TensorReads, TensorSource
+from modelgit.patching.base import TensorReads, TensorSource, windows
 
 __all__ = ["Combined", "Grown", "GrownTensor", "Taken", "find_conflicts", "resolve_tensor"]
 

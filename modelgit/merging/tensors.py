@@ -12,11 +12,11 @@ import numpy.typing as npt
 from modelgit.merging.base import BoundStrategy, Where
 from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
 from modelgit.objects import TensorId, TensorSpec
-from modelgit.patching.base import TensorReads
+from modelgit.patching.base import TensorReads, windows
 
-__all__ = ["WINDOW_BYTES", "MergedTensor", "TensorParts", "compare", "read_diagonal", "windows"]
+__all__ = ["STEP_BYTES", "MergedTensor", "TensorParts", "compare", "read_diagonal"]
 
-WINDOW_BYTES = 4 << 20
+STEP_BYTES = 4 << 20  # half a window: every side is also held as float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,12 @@ class TensorParts:
     fisher: tuple[TensorId | None, ...] = ()
 
 
-def windows(size_bytes: int, step_bytes: int = WINDOW_BYTES) -> list[tuple[int, int]]:
-    """Byte ranges of at most `step_bytes` that cover `size_bytes` in order; none for an empty tensor."""
-    return [(start, min(start + step_bytes, size_bytes)) for start in range(0, size_bytes, step_bytes)]
-
-
 def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
     """One streaming pass over a tensor: how much each side changed, and how much of it overlaps."""
     total = Comparison(changed=(0,) * len(parts.sides))
     if parts.base is None:
         return Comparison(elements=parts.spec.elements)
-    for start, stop in windows(parts.spec.size_bytes):
+    for start, stop in windows(parts.spec.size_bytes, step_bytes=STEP_BYTES):
         base = reads.read(parts.base, start, stop)
         total += compare_window(base, [reads.read(side, start, stop) for side in parts.sides], parts.spec.dtype)
     return total
@@ -91,7 +86,7 @@ class MergedTensor:
         unit = element_bytes(self.spec.dtype)
         low, high = start // unit * unit, -(-stop // unit) * unit
         merged = bytearray()
-        for first, last in windows(high - low):
+        for first, last in windows(high - low, step_bytes=STEP_BYTES):
             merged += self._window(low + first, low + last)
         return memoryview(merged)[start - low : stop - low]
 

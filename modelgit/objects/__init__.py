@@ -29,8 +29,8 @@ from modelgit.objects.tensors import (
     TensorEntry,
     TensorSpec,
     blob_id,
-    leaf_count,
     leaf_digest,
+    leaf_digests,
     tensor_id,
 )
 
@@ -81,8 +81,8 @@ __all__ = [
     "dtype_named",
     "encode",
     "id_class",
-    "leaf_count",
     "leaf_digest",
+    "leaf_digests",
     "tensor_id",
     "to_builtins",
     "to_json",

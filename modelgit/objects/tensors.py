@@ -12,7 +12,7 @@ from modelgit.objects.canonical import Record
 from modelgit.objects.dtypes import DType, dtype_named
 from modelgit.objects.ids import BlobId, TensorId, domain
 
-__all__ = ["LEAF_BYTES", "TensorEntry", "TensorSpec", "blob_id", "leaf_count", "leaf_digest", "tensor_id"]
+__all__ = ["LEAF_BYTES", "TensorEntry", "TensorSpec", "blob_id", "leaf_digest", "leaf_digests", "tensor_id"]
 
 LEAF_BYTES = 4 << 20
 MAX_DIMENSIONS = 64
@@ -67,14 +67,14 @@ class TensorEntry(Record, frozen=True, kw_only=True):
     id: TensorId
 
 
-def leaf_count(size_bytes: int) -> int:
-    """How many leaves `size_bytes` of content have; never less than one."""
-    return max(1, -(-size_bytes // LEAF_BYTES))
-
-
 def leaf_digest(data: bytes | bytearray | memoryview) -> bytes:
     """The 32-byte digest of one leaf of raw bytes (at most LEAF_BYTES)."""
     return blake3(_LEAF_DOMAIN).update(data).digest()
+
+
+def leaf_digests(data: bytes | bytearray | memoryview) -> list[bytes]:
+    """The digests of consecutive leaves of `data`; that of one empty leaf for nothing."""
+    return [leaf_digest(data[start : start + LEAF_BYTES]) for start in range(0, max(1, len(data)), LEAF_BYTES)]
 
 
 def tensor_id(spec: TensorSpec, leaves: Iterable[bytes]) -> TensorId:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from modelgit.objects import BlobId, TensorId, TensorSpec
 
-__all__ = ["TensorReads", "TensorSource"]
+__all__ = ["WINDOW_BYTES", "TensorReads", "TensorSource", "windows"]
+
+WINDOW_BYTES = 8 << 20
+"""How much of a tensor is held at a time: whole leaves, and whole units of every codec."""
+
+
+def windows(size_bytes: int, *, step_bytes: int = WINDOW_BYTES) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive ranges of at most `step_bytes` that cover `size_bytes`; none for nothing."""
+    for start in range(0, size_bytes, step_bytes):
+        yield start, min(start + step_bytes, size_bytes)
 
 
 class TensorSource(Protocol):

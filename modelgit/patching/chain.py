@@ -7,10 +7,14 @@ patches may be cheaper to read than two dense deltas.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from modelgit.objects import ObjectId
 from modelgit.store.base import Located, ObjectStore
 
 __all__ = ["MAX_CHAIN", "MAX_DENSE_COST", "MAX_SPARSE_COST", "SPARSE_BELOW", "anchor_of", "chain_cost"]
+
+I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
 
 MAX_CHAIN = 64
 MAX_DENSE_COST = 3.0
@@ -33,7 +37,7 @@ def chain_cost(store: ObjectStore, object_id: ObjectId) -> float:
     return float("inf")
 
 
-def anchor_of(store: ObjectStore, object_id: ObjectId) -> ObjectId | None:
+def anchor_of(store: ObjectStore, object_id: I) -> I | None:
     """The object at the end of the chain: the one that is stored whole.  None when the chain is broken."""
     current = object_id
     for link in _links(store, object_id):

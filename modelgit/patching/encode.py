@@ -15,11 +15,11 @@ import numpy as np
 
 from modelgit.codecs.base import CODECS, Codec, Layout, Words, layout_of, word_dtype
 from modelgit.errors import BugError, RepositoryError
-from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
-from modelgit.patching.base import TensorSource
+from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
+from modelgit.patching.base import WINDOW_BYTES, TensorSource, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
-from modelgit.patching.materialise import WINDOW_BYTES, TensorReader, windows
+from modelgit.patching.materialise import TensorReader
 from modelgit.patching.records import encode_header
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import WriteStore
@@ -151,7 +151,7 @@ class TensorWriter:
 
     def _prepare_small(self, job: StoreJob) -> _Result:
         data = job.source.read(0, job.size)
-        leaves = [leaf_digest(data[start:stop]) for start, stop in windows(job.size, step=LEAF_BYTES)]
+        leaves = leaf_digests(data)
         object_id = _identify(job, leaves)
         if job.parent == object_id:
             return _Result(object_id, None, 0)
@@ -192,7 +192,7 @@ class TensorWriter:
     # -- large: many windows, twice
 
     def _store_large(self, job: StoreJob, pool: ThreadPoolExecutor, task: str) -> Stored:
-        spans = windows(job.size)
+        spans = list(windows(job.size))
         leaves: list[bytes] = []
         for part in self._ordered(pool, spans, lambda span: _leaves(job, *span)):
             leaves += part
@@ -205,17 +205,16 @@ class TensorWriter:
         bases = self._bases(job)
         choice = self._choose_large(job, layout, bases)
         count = job.parent is not None and choice.base is not None and bases[choice.base] == job.parent
-        per_window = WINDOW_BYTES // LEAF_BYTES
 
         def encode(span: tuple[int, int]) -> tuple[_Coded, int]:
             start, stop = span
             data = job.source.read(start, stop)
-            for number, (low, high) in enumerate(windows(stop - start, step=LEAF_BYTES)):
-                if leaf_digest(data[low:high]) != leaves[start // WINDOW_BYTES * per_window + number]:
-                    raise SourceChangedError(
-                        f"{job.name} changed while it was being committed",
-                        hint="wait until nothing writes the file, then run `mgit commit` again",
-                    )
+            first = start // LEAF_BYTES
+            if leaf_digests(data) != leaves[first : first + WINDOW_BYTES // LEAF_BYTES]:
+                raise SourceChangedError(
+                    f"{job.name} changed while it was being committed",
+                    hint="wait until nothing writes the file, then run `mgit commit` again",
+                )
             words = np.frombuffer(data, word_dtype(layout))
             base = None
             if choice.base is not None:
@@ -275,7 +274,7 @@ class TensorWriter:
         bases: list[TensorId | BlobId] = [job.parent]
         anchor = anchor_of(self._store, job.parent)
         if anchor is not None and anchor != job.parent:
-            bases.append(anchor)  # type: ignore[arg-type]
+            bases.append(anchor)
         return bases
 
     def _choices(
@@ -357,5 +356,4 @@ def _identify(job: StoreJob, leaves: Sequence[bytes]) -> TensorId | BlobId:
 
 
 def _leaves(job: StoreJob, start: int, stop: int) -> list[bytes]:
-    data = job.source.read(start, stop)
-    return [leaf_digest(data[low:high]) for low, high in windows(stop - start, step=LEAF_BYTES)]
+    return leaf_digests(job.source.read(start, stop))

@@ -10,20 +10,15 @@ import numpy as np
 from modelgit.codecs.base import word_dtype
 from modelgit.errors import IntegrityError
 from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
+from modelgit.patching.base import WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore
 from modelgit.store.fs import PackGoneError
 
-__all__ = ["WINDOW_BYTES", "TensorReader", "windows"]
+__all__ = ["TensorReader"]
 
-WINDOW_BYTES = 8 << 20
 _TABLES = 4096
-
-
-def windows(size: int, *, step: int = WINDOW_BYTES) -> list[tuple[int, int]]:
-    """(start, stop) of consecutive windows over `size` bytes; one empty window for nothing."""
-    return [(start, min(start + step, size)) for start in range(0, size, step)] or [(0, 0)]
 
 
 class TensorReader:

@@ -16,7 +16,7 @@ from modelgit.numerics.stats import PairStatistics, compare
 from modelgit.objects import Manifest, TensorEntry
 from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
 from modelgit.objects.patches import ChangeKind
-from modelgit.patching.base import TensorReads, TensorSource
+from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.load import find_model
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["diff", "diff_files"]
 
-_WINDOW_BYTES = 8 << 20
 _MAX_JSON_BYTES = 16 << 20
 _TOP = 5
 
@@ -172,9 +171,7 @@ def compare_pair(
     total = PairStatistics()
     changed: list[NDArray[np.int64]] = []
     unit = max(1, spec.kind.bits // 8)
-    size = spec.size_bytes
-    for start in range(0, size, _WINDOW_BYTES):
-        stop = min(start + _WINDOW_BYTES, size)
+    for start, stop in windows(spec.size_bytes):
         left, right = old.read(start, stop), new.read(start, stop)
         total = total.merge(compare(left, right, spec.dtype))
         if positions is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import UsageError
 from modelgit.objects import Manifest, ModelEntry, TensorEntry, TensorSpec
+from modelgit.patching.base import windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files"]
 
-_WINDOW_BYTES = 8 << 20
 _NUMPY = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
     "F32": "<f4", "C64": "<c8", "I64": "<i8", "U64": "<u8", "F64": "<f8",
@@ -49,8 +49,7 @@ class LazyTensor:
         """All raw little-endian bytes."""
         size = self.spec.size_bytes
         out = bytearray(size)
-        for start in range(0, size, _WINDOW_BYTES):
-            stop = min(start + _WINDOW_BYTES, size)
+        for start, stop in windows(size):
             out[start:stop] = self._reader.read(self.entry.id, start, stop)
         return out
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from modelgit.errors import UsageError
 from modelgit.numerics.sparse import decode_positions, encode_positions
 from modelgit.objects import Manifest, Mask, MaskId, MaskRegion, TensorEntry
-from modelgit.patching.base import TensorReads
+from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import ModelState, find_model
@@ -30,13 +30,11 @@ __all__ = [
     "list_masks",
     "mask_positions",
     "outside_mask",
-    "parameter_positions",
     "remove_mask",
 ]
 
 Positions = Mapping[str, NDArray[np.int64] | None]
 SCORES = ("fisher", "magnitude", "random", "bias")
-_WINDOW_BYTES = 8 << 20
 
 
 class CreatedMask(NamedTuple):
@@ -168,11 +166,6 @@ def mask_positions(repo: Repository, mask: Mask) -> dict[str, NDArray[np.int64] 
     return found
 
 
-def parameter_positions(positions: Positions, tensor_of: Mapping[str, str]) -> dict[str, NDArray[np.int64] | None]:
-    """The positions by parameter name of a task model: what `integrations.torch.freeze_outside` takes."""
-    return {parameter: positions[tensor] for parameter, tensor in tensor_of.items() if tensor in positions}
-
-
 def outside_mask(
     repo: Repository, mask: Mask, before: Manifest, after: Manifest, *, new_store: ObjectStore | None = None
 ) -> dict[str, int]:
@@ -200,8 +193,7 @@ def _count_outside(reader: TensorReads, old: TensorEntry, new: TensorEntry, allo
     unit = max(1, new.spec.kind.bits // 8)
     word = np.dtype(f"<u{unit}")
     count = 0
-    for start in range(0, new.spec.size_bytes, _WINDOW_BYTES):
-        stop = min(start + _WINDOW_BYTES, new.spec.size_bytes)
+    for start, stop in windows(new.spec.size_bytes):
         a = np.frombuffer(reader.read(old.id, start, stop), word)
         b = np.frombuffer(reader.read(new.id, start, stop), word)
         changed = a != b

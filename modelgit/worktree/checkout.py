@@ -9,27 +9,19 @@ import stat
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import BlobId, FileContent, FileEntry, Literal, TensorId
 from modelgit.objects.paths import check_tree
+from modelgit.patching.base import TensorReads, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.store.durable import sync_directory, temporary_name, write_all
 from modelgit.worktree.index import StatIndex
 
-__all__ = ["Reads", "find_regular", "obstacles", "remove_file", "resolve_path", "write_content", "write_files"]
+__all__ = ["find_regular", "obstacles", "remove_file", "resolve_path", "write_content", "write_files"]
 
-_WINDOW_BYTES = 8 << 20
 _NAME_KEPT = 80  # characters of a target's name that its temporary file has, too
 _LEFTOVER = re.compile(r"\.(.+)\.tmp-[0-9]+-[0-9a-f]{12}\Z", re.DOTALL)
-
-
-class Reads(Protocol):
-    """Reading stored bytes by range (see `patching.TensorReader`)."""
-
-    def read(self, tensor: TensorId | BlobId, start: int, stop: int) -> bytearray:
-        """Raw bytes `start` to `stop`."""
 
 
 def resolve_path(root: Path, relative: str) -> Path:
@@ -99,7 +91,7 @@ def obstacles(root: Path, relative: str, leaving: Container[str]) -> list[str]:
 
 
 def write_content(
-    reader: Reads,
+    reader: TensorReads,
     content: FileContent,
     size: int,
     path: Path,
@@ -130,7 +122,7 @@ def write_content(
         os.close(descriptor)
 
 
-def _chunks(reader: Reads, content: FileContent, threads: int) -> Iterator[bytearray]:
+def _chunks(reader: TensorReads, content: FileContent, threads: int) -> Iterator[bytearray]:
     """Windows of the file in order, decoded a few ahead by a pool."""
     pieces: list[tuple[TensorId | BlobId, int, int]] = []
     for segment in content.segments:
@@ -142,7 +134,7 @@ def _chunks(reader: Reads, content: FileContent, threads: int) -> Iterator[bytea
                 raise IntegrityError(f"a segment names tensor {segment.index} of {len(content.tensors)}")
             entry = content.tensors[segment.index]
             object_id, length = entry.id, entry.spec.size_bytes
-        pieces += [(object_id, start, min(start + _WINDOW_BYTES, length)) for start in range(0, length, _WINDOW_BYTES)]
+        pieces += [(object_id, start, stop) for start, stop in windows(length)]
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-decode") as pool:
         ahead = 2 * max(1, threads)
         waiting = [pool.submit(reader.read, *piece) for piece in pieces[:ahead]]
@@ -161,7 +153,7 @@ def write_files(
     root: Path,
     entries: list[FileEntry],
     content_of: Callable[[FileEntry], FileContent],
-    reader: Reads,
+    reader: TensorReads,
     index: StatIndex,
     *,
     threads: int,

@@ -12,10 +12,11 @@ from modelgit.merging.base import STRATEGIES, Prepared, Where, strategy
 from modelgit.merging.combine import RUN_ELEMENTS, Comparison, combine_window, compare_window
 from modelgit.merging.model import ModelMerge, matching_rule
 from modelgit.merging.resolve import Combined, Grown, Taken, resolve_tensor
-from modelgit.merging.tensors import MergedTensor, TensorParts, compare, windows
+from modelgit.merging.tensors import MergedTensor, TensorParts, compare
 from modelgit.numerics.floats import from_float64, to_float64
 from modelgit.objects import FisherEstimate, ManifestId, TensorEntry, TensorId, TensorSpec
 from modelgit.objects.merges import Resolution
+from modelgit.patching.base import windows
 
 FLOATS = ["F64", "F32", "F16", "BF16", "F8_E4M3", "C64"]
 
@@ -176,7 +177,7 @@ def test_reading_from_threads_and_twice_gives_equal_bytes():
         whole = bytes(source.read(0, 20000))
         again = MergedTensor(memory, parts("t", base, ours, theirs), bound)
         with ThreadPoolExecutor(4) as pool:
-            pieces = list(pool.map(again.read, *zip(*windows(20000, 700) * 2, strict=True)))
+            pieces = list(pool.map(again.read, *zip(*[*windows(20000, step_bytes=700)] * 2, strict=True)))
         assert b"".join(pieces) == whole * 2
 
 
@@ -284,7 +285,7 @@ def grow(memory, base, ours, theirs, how="with grow-rows", name="average"):
     source = merge.source("embed")
     if isinstance(found, Grown):
         source = found.source(memory, source)
-    for start, stop in windows(source.spec.size_bytes, 12):
+    for start, stop in windows(source.spec.size_bytes, step_bytes=12):
         assert bytes(source.read(start, stop)) == bytes(source.read(0, source.spec.size_bytes))[start:stop]
     return values_of(source).reshape(source.spec.shape)
 
