@@ -63,12 +63,12 @@ def decode(kind: type[R], data: bytes | memoryview, *, what: str = "record") -> 
     if decoder is None:
         decoder = _DECODERS[kind] = msgspec.msgpack.Decoder(kind, dec_hook=_from_wire)
     try:
-        record = decoder.decode(data)
+        record: R = decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{what} does not read as a {kind.__name__}: {error}") from None
     if _ENCODER.encode(record) != data:
         raise IntegrityError(f"{what} is not in canonical form")
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 def to_builtins(record: object) -> Any:

@@ -191,7 +191,7 @@ class _Table:
             position += _NUMBERED.size
             if self._view[position : position + 32] != digest or number >= len(self.names):
                 break
-            found.append(unpack_row(self._view, self.names[number], position))  # type: ignore[arg-type]
+            found.append(unpack_row(self._view, self.names[number], position))
             low += 1
         return found
 

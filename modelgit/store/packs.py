@@ -12,6 +12,7 @@ published again under a name that a garbage collector has not condemned.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 import struct
@@ -65,7 +66,7 @@ def pack_row(item: Located) -> bytes:
     )
 
 
-def unpack_row(data: bytes | memoryview, pack: str, position: int = 0) -> Located:
+def unpack_row(data: bytes | memoryview | mmap.mmap, pack: str, position: int = 0) -> Located:
     """The record that the index row at `position` describes; raises IntegrityError for an impossible row."""
     digest, code, header, start, stop, total, offset, length, base = ROW.unpack_from(data, position)
     if code >= len(KINDS) or not start <= stop <= total or header > length:

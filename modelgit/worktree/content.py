@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["FileRange", "assemble", "hash_file"]
+
+_Leaf = tuple[int, int, int]  # number of the range, and the bytes from and to in it
 
 
 class FileRange:
@@ -80,7 +82,7 @@ def hash_file(
             for start in (range(0, item.length, LEAF_BYTES) if item.length else (0,))
         ]
 
-        def digest(leaf: tuple[int, int, int]) -> tuple[int, bytes]:
+        def digest(leaf: _Leaf) -> tuple[int, bytes]:
             number, start, stop = leaf
             progress.check()
             return number, leaf_digest(file.read(scanned.ranges[number].offset + start, stop - start))
@@ -100,7 +102,9 @@ def hash_file(
         return assemble(scanned, ids), file.stat
 
 
-def _batched(pool: ThreadPoolExecutor, work: object, leaves: list[tuple[int, int, int]]) -> Iterator[tuple[int, bytes]]:
+def _batched(
+    pool: ThreadPoolExecutor, work: Callable[[_Leaf], tuple[int, bytes]], leaves: list[_Leaf]
+) -> Iterator[tuple[int, bytes]]:
     # A map over everything would queue one future per leaf of a terabyte: a few hundred at a time are plenty.
     for at in range(0, len(leaves), 256):
-        yield from pool.map(work, leaves[at : at + 256])  # type: ignore[arg-type]
+        yield from pool.map(work, leaves[at : at + 256])

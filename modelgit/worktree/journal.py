@@ -17,10 +17,9 @@ __all__ = ["Intent", "Journal"]
 class Intent(Record, frozen=True, kw_only=True):
     """From which manifest to which, and what to publish when the files are there.
 
-    `head` and `refs` are what the view gets (None deletes a ref); other refs stay as they are then.  `operation` is the
-    operation that was current when the intent was formed: when the root has moved past it and `write_id`-like evidence
-    (the view already says so) shows that the intent was published, only the files are finished.
-    `paths` limits the change to some files (restore); such an intent publishes nothing.
+    `refs` are the refs that the view gets (None deletes one) where they are still at `expected`; others stay as they
+    are then.  `branch` and `detached` are the head that it gets, `restores` and `redo` what the operation says of an
+    undo.  `paths` limits the change to some files (restore); `publishes` False changes files only.
     """
 
     source: ManifestId | None
@@ -38,7 +37,7 @@ class Intent(Record, frozen=True, kw_only=True):
 
 
 class Journal:
-    """The file `<worktree>/journal`."""
+    """The intent in the file `path`; at most one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +25,27 @@ _PAUSE_S = 0.02
 
 
 class LockFile:
-    """A context manager around `<path>`; waits a little for another process, then says who holds it."""
+    """A context manager around `<path>`; waits a little for another process or thread, then says who holds it.
+
+    The thread that holds it may enter it again.
+    """
 
     def __init__(self, path: Path, *, host: str, patience_s: float = _PATIENCE_S) -> None:
         self._path = path
         self._host = host
         self._patience_s = patience_s
         self._depth = 0
+        self._thread = threading.RLock()
 
     def __enter__(self) -> LockFile:
-        if self._depth == 0:
-            self._acquire()
+        if not self._thread.acquire(timeout=self._patience_s):
+            raise ConflictError("the work tree is in use by another thread", hint="wait for it, then try again")
+        try:
+            if self._depth == 0:
+                self._acquire()
+        except BaseException:
+            self._thread.release()
+            raise
         self._depth += 1
         return self
 
@@ -45,6 +56,7 @@ class LockFile:
         if self._depth == 0:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+        self._thread.release()
 
     def _acquire(self) -> None:
         deadline = time.monotonic() + self._patience_s

@@ -100,6 +100,29 @@ def test_many_threads_take_turns(tmp_path: Path) -> None:
     assert (most, done) == (1, 25)
 
 
+def test_threads_that_share_one_lock_take_turns_too(tmp_path: Path) -> None:
+    shared = lock(tmp_path, patience_s=0.05)
+    told: list[str] = []
+
+    def enter() -> None:
+        try:
+            with shared:
+                told.append("held")
+        except ConflictError as error:
+            told.append(error.message)
+
+    with shared, shared:
+        other = threading.Thread(target=enter)
+        other.start()
+        other.join()
+    assert told == ["the work tree is in use by another thread"]
+    other = threading.Thread(target=enter)
+    other.start()
+    other.join()
+    assert told[1:] == ["held"]
+    assert not (tmp_path / "lock").exists()
+
+
 def test_the_journal_keeps_an_intent_until_it_is_cleared(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "sub" / "journal")
     assert journal.read() is None
