@@ -41,7 +41,12 @@ GIT_OPTIONS = {
         "-l": "`mgit config list` lists every setting",
     },
     "diff": {"--cached": _NO_STAGING, "--staged": _NO_STAGING},
-    "log": {"-p": _WHAT_CHANGED, "--patch": _WHAT_CHANGED, "--stat": _WHAT_CHANGED},
+    "log": {
+        "--all": "`mgit log BRANCH` shows the history of another branch",
+        "-p": _WHAT_CHANGED,
+        "--patch": _WHAT_CHANGED,
+        "--stat": _WHAT_CHANGED,
+    },
     "push": {
         "--all": "`mgit push REMOTE BRANCH …` sends the branches that you name",
         "--force": "`mgit push --force-with-lease` does it, unless somebody else has pushed meanwhile",

@@ -77,7 +77,8 @@ def commit(
     user = session.repository.settings.user
     if result.is_first and author is None and session.environment.author is None and not (user.name and user.email):
         session.output.say(f"You are recorded as {result.commit.author}.")
-        session.output.say("hint: `mgit config set --user user.name NAME`, and user.email, say who you are")
+        keys = "user.email MAIL` says" if user.name else "user.name NAME`, and user.email, say"
+        session.output.say(f"hint: `mgit config set --user {keys} who you are")
 
 
 def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:

@@ -12,7 +12,7 @@ from modelgit.cli._errors import Quit
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, Part, columns, dim, plain_data
 from modelgit.cli._session import Session
-from modelgit.errors import UsageError
+from modelgit.errors import UnknownRevision, UsageError
 from modelgit.reporting.wording import amount, change, share
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def diff(
     the change.  `A..B` is A and B.
     """
     if old is not None and new is None and ".." in old and not no_index:
+        if "..." in old:
+            raise UsageError("`A...B` is not supported", hint="`mgit diff A B` compares the two")
         old, _, new = (part or "HEAD" for part in old.partition(".."))
     if task is not None and not fisher:
         raise UsageError("--task goes with --fisher", hint="`mgit diff --fisher --task NAME`")
@@ -93,7 +95,15 @@ def _compare_revisions(
 
         # Kept for the next time; the share of the Fisher mass is read from it.
         estimate_fisher(repo, task=task, revision=old or "HEAD", examples=examples, progress=session.progress)
-    return compare(repo, old, new, behaviour=fisher, task=task, examples=examples, progress=session.progress)
+    try:
+        return compare(repo, old, new, behaviour=fisher, task=task, examples=examples, progress=session.progress)
+    except UnknownRevision as error:
+        if any(text is not None and session.path(text).exists() for text in (old, new)):
+            raise UnknownRevision(
+                error.message,
+                hint="`mgit diff` compares whole commits; --stat lists every tensor; --no-index takes paths",
+            ) from None
+        raise
 
 
 def _compare_paths(session: Session, old: str | None, new: str | None, *, fisher: bool) -> ModelDiff:

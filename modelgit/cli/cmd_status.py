@@ -44,7 +44,8 @@ def status(session: Session, verbose: bool, as_json: bool) -> None:
     rows: list[list[Part]] = []
     tensors: dict[str, tuple[str, ...]] = {}
     for model in found.models:
-        rows.append([yellow("M"), model.path, f"  {len(model.tensors)} of {plural(model.total, 'tensor')}"])
+        part = f"{len(model.tensors)} of {plural(model.total, 'tensor')}" if model.total else "all tensors are gone"
+        rows.append([yellow("M") if model.total else red("D"), model.path, f"  {part}"])
         tensors[model.path] = model.tensors
     rows += [[_LETTERS.get(file.change, file.change), file.path] for file in found.files]
     for row, parts in zip(rows, columns(rows, gap=1, indent=2), strict=True):

@@ -32,7 +32,7 @@ def task_settings(repo: Repository, name: str | None) -> tuple[str, TaskSettings
         name = next(iter(tasks))
     if name is None or name not in tasks:
         example = '[task.NAME]  model = "models/bot"  adapter = "bert-classifier"  train = "data/train.jsonl"'
-        what = f"no task `{name}` in mgit.toml" if name else f"which task? mgit.toml has {len(tasks)}"
+        what = f"no task `{name}` in mgit.toml" if name else f"which task? mgit.toml has {len(tasks) or 'none'}"
         known = f"known: {', '.join(sorted(tasks))}" if tasks else f"add to mgit.toml: {example}"
         raise UsageError(what, hint=known)
     return name, tasks[name]

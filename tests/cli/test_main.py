@@ -93,6 +93,13 @@ def test_options_of_git_are_answered_with_ours(mgit: Any, name: str, option: str
     assert set(re.findall(r"`mgit ([a-z]+)", hint)) <= set(COMMANDS)
 
 
+def test_diff_of_a_path_or_of_three_dots_says_what_it_takes(mgit: Any) -> None:
+    mgit("init")
+    (mgit.directory / "ckpt").mkdir()
+    assert "--no-index" in mgit("diff", "ckpt", code=3).err
+    assert "`mgit diff A B`" in mgit("diff", "a...b", code=2).err
+
+
 def test_words_of_git_in_a_family(mgit: Any) -> None:
     assert mgit("config", "user.name", "Ada", code=2).err.endswith("`mgit config set --user user.name VALUE`\n")
     assert mgit("remote", "show", "origin", code=2).err.endswith("`mgit remote` lists remotes and their URLs\n")
