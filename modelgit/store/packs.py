@@ -198,7 +198,13 @@ def read_index(path: Path) -> Iterator[Located]:
         offset, length, rows, checksum, magic = FOOTER.unpack(
             read_at(descriptor, size - FOOTER.size, FOOTER.size, name)
         )
-        if magic != TAIL_MAGIC or offset + length + FOOTER.size != size or rows * ROW.size > MAX_INDEX_BYTES:
+        # Every record has at least a byte: an index of more rows is a bomb, a few kilobytes that inflate to gigabytes.
+        if (
+            magic != TAIL_MAGIC
+            or offset + length + FOOTER.size != size
+            or rows > offset
+            or rows * ROW.size > MAX_INDEX_BYTES
+        ):
             raise IntegrityError(f"pack {name[:16]} has a damaged footer")
         frame = read_at(descriptor, offset, length, name)
     finally:

@@ -118,6 +118,10 @@ def test_a_compression_bomb_in_an_index_is_refused(tmp_path: Path) -> None:
     forged(path, b"", count=1, frame=bomb)
     with pytest.raises(IntegrityError, match="wrong size"):
         list(read_index(path))
+    honest = zstandard.ZstdCompressor(level=19).compress(bytes(ROW.size * 100_000))
+    forged(path, b"", count=100_000, frame=honest)  # its size is as declared, but the pack has no room for the records
+    with pytest.raises(IntegrityError, match="damaged footer"):
+        list(read_index(path))
     forged(path, b"", count=1 << 40, frame=bomb)
     with pytest.raises(IntegrityError):
         list(read_index(path))
