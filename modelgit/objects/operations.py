@@ -26,6 +26,12 @@ class View(Record, frozen=True, kw_only=True):
             return self.detached
         return self.refs.get(f"heads/{self.branch}")
 
+    def with_head(self, commit: CommitId) -> View:
+        """The view after the current branch, or the detached head, moved to `commit`."""
+        if self.branch is None:
+            return View(refs=self.refs, detached=commit)
+        return View(refs={**self.refs, f"heads/{self.branch}": commit}, branch=self.branch)
+
 
 class Operation(Record, frozen=True, kw_only=True):
     """One published change: the view that it left behind, and its predecessor.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -208,23 +208,21 @@ def _refuse_twins(manifest: Manifest) -> None:
     raise RepositoryError(problem, hint="rename one of them (in a merge: on its branch), then run the command again")
 
 
-class advance_branch:  # noqa: N801  (used as a function that can be called again)
-    """A change of the view: the current branch (or the detached head) moves from where it was to `commit`."""
+def advance_branch(before: View, commit: CommitId) -> Callable[[View], View]:
+    """A change of the view: the current branch (or the detached head) moves from where it was to `commit`.
 
-    def __init__(self, before: View, commit: CommitId) -> None:
-        self._before = before
-        self._commit = commit
+    The change raises ConflictError when the branch is not where it was.
+    """
 
-    def __call__(self, view: View) -> View:
-        """Apply; raises ConflictError when the branch is not where it was."""
-        if (view.branch, view.head) != (self._before.branch, self._before.head):
+    def change(view: View) -> View:
+        if (view.branch, view.head) != (before.branch, before.head):
             raise ConflictError(
-                f"{self._before.branch or 'HEAD'} moved while this was being recorded",
+                f"{before.branch or 'HEAD'} moved while this was being recorded",
                 hint="`mgit status`, then run the command again",
             )
-        if view.branch is None:
-            return View(refs=view.refs, branch=None, detached=self._commit)
-        return View(refs={**view.refs, f"heads/{view.branch}": self._commit}, branch=view.branch)
+        return view.with_head(commit)
+
+    return change
 
 
 def _same_tree(new: Manifest, old: Manifest) -> bool:

@@ -10,7 +10,7 @@ from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
 from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import find_conflicts
-from modelgit.objects import CommitId, Manifest, View
+from modelgit.objects import CommitId, Manifest
 from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
 from modelgit.progress import SILENT, Progress
@@ -116,7 +116,7 @@ def merge(
                 target,
                 description=f"merge: {revision} (fast-forward)",
                 view=view,
-                after=_moved(view, theirs),
+                after=view.with_head(theirs),
                 progress=progress,
             )
             return MergeResult("fast-forward", ours, ours, theirs)
@@ -301,9 +301,3 @@ def _head(repo: Repository) -> CommitId:
 
 def _called(repo: Repository, revision: str) -> str:
     return f"branch {revision}" if f"heads/{revision}" in repo.view().refs else revision
-
-
-def _moved(view: View, commit: CommitId) -> View:
-    if view.branch is None:
-        return View(refs=view.refs, branch=None, detached=commit)
-    return View(refs={**view.refs, f"heads/{view.branch}": commit}, branch=view.branch)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from modelgit.errors import BugError
 from modelgit.merging.base import BoundStrategy, parse_rule
+from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
-from modelgit.merging.resolve import Combined, Grown, Taken, resolve_tensor
+from modelgit.merging.resolve import Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.objects import FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
 from modelgit.objects.manifest import FileContent
-from modelgit.objects.merges import MergePlan, MergeState, Resolution
-from modelgit.patching.base import TensorSource
+from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
+from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.encode import StoreJob, TensorWriter, write_blob
 from modelgit.progress import Progress
 from modelgit.repo.changes import compare_manifests
@@ -46,6 +49,14 @@ class _Tensors(NamedTuple):
     overlap: int
     agree: int
     encodings: dict[str, int]
+
+
+class _Work(NamedTuple):
+    """A model's tensors: settled ones (None: gone), those that a strategy makes, and how some of these grow."""
+
+    settled: dict[str, StoredTensor | None]
+    parts: list[TensorParts]
+    grown: dict[str, Grown]
 
 
 def make_commit(
@@ -97,8 +108,6 @@ def make_commit(
     except BaseException:
         session.abort()
         raise
-    from modelgit.repo.merge import _moved
-
     view = repo.view()
     move_worktree(
         repo,
@@ -106,7 +115,7 @@ def make_commit(
         manifest,
         description=f"merge: {result.commit.subject}",
         view=view,
-        after=_moved(view, result.id),
+        after=view.with_head(result.id),
         session=session,
         progress=progress,
     )
@@ -125,92 +134,119 @@ def _merge_tensors(
     final: dict[str, dict[str, StoredTensor]] = {}
     statistics: dict[str, str] = {}
     notes: list[str] = []
-    encodings: dict[str, int] = {}
-    overlap = agree = 0
+    encodings: Counter[str] = Counter()
+    total = Comparison(changed=(0, 0))
     reads = repo.reader(session)
     rules = {pattern: parse_rule(text) for pattern, text in state.rules.items()}
-    for model in sorted({decision.model for decision in plan.tensors}):
+    decisions: dict[str, list[TensorDecision]] = {}
+    for decision in plan.tensors:
+        decisions.setdefault(decision.model, []).append(decision)
+    for model, decided in sorted(decisions.items()):
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
-        settled: dict[str, StoredTensor | None] = {}
-        parts: list[TensorParts] = []
-        grown: dict[str, Grown] = {}
-        for decision in plan.tensors:
-            if decision.model != model:
-                continue
-            name = decision.name
-            if decision.action == "combine":
-                stored = base.get(name)
-                usable = stored is not None and stored[0] == ours[name][0]
-                parts.append(
-                    TensorParts(
-                        name=name,
-                        spec=ours[name][0],
-                        base=stored[1] if usable and stored is not None else None,
-                        sides=(ours[name][1], theirs[name][1]),
-                    )
-                )
-            elif decision.action == "conflict":
-                text = state.resolutions.get(f"{model}:{name}") or state.resolutions[model]
-                outcome = resolve_tensor(
-                    name,
-                    Resolution.parse(text),
-                    reads=reads,
-                    base=base.get(name),
-                    ours=ours.get(name),
-                    theirs=theirs.get(name),
-                )
-                if isinstance(outcome, Taken):
-                    settled[name] = outcome.tensor
-                else:
-                    parts.append(outcome.parts)
-                    if isinstance(outcome, Grown):
-                        grown[name] = outcome
-                    elif not isinstance(outcome, Combined):
-                        raise TypeError(type(outcome))
-            else:
-                settled[name] = (theirs if decision.action == "theirs" else ours).get(name)
+        work = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
         made: dict[str, StoredTensor] = {}
-        if parts:
-            split = set()
-            progress.start("compare", len(parts), unit="tensors")
-            for item in parts:
-                progress.check()
-                found = compare(reads, item)
-                overlap += found.overlap
-                agree += found.agree
-                if found.sparse and item.base is not None:
-                    split.add(item.name)
-                progress.advance("compare", 1)
-            progress.finish("compare")
+        if work.parts:
+            found, split = _compare_all(reads, work.parts, progress)
+            total += found
             fishers = _fishers(repo, sides, model, bound, rules, notes, progress)
-            run = ModelMerge(reads, parts, bound, rules=rules, fishers=fishers, split=split)
+            run = ModelMerge(reads, work.parts, bound, rules=rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
-            jobs = []
-            for item in parts:
-                source: TensorSource = run.source(item.name)
-                if item.name in grown:
-                    source = grown[item.name].source(reads, source)
-                # A grown tensor is coded against the side that grew: it has its shape.
-                parent = grown[item.name].longer if item.name in grown else item.sides[0]
-                jobs.append(StoreJob(item.name, source, source.spec, source.spec.size_bytes, parent))
-            progress.start("merge", sum(job.size for job in jobs))
             writer = TensorWriter(session, threads=repo.threads, progress=progress)
-            for job, stored_tensor in zip(jobs, writer.store(jobs, task="merge"), strict=True):
-                if not isinstance(stored_tensor.id, TensorId) or job.spec is None:
-                    raise TypeError(stored_tensor.id)
-                made[job.name] = (job.spec, stored_tensor.id)
-                if stored_tensor.codec != "known":
-                    encodings[stored_tensor.codec] = encodings.get(stored_tensor.codec, 0) + 1
-            progress.finish("merge")
+            made = _store_all(reads, writer, run, work, encodings, progress)
         # The order of ours, then what theirs adds: the order of files and tables follows from it.
         order = dict.fromkeys([*ours, *theirs, *base])
-        final[model] = {}
-        for name in order:
-            tensor = made.get(name) or settled.get(name)
-            if tensor is not None:
-                final[model][name] = tensor
-    return _Tensors(final, statistics, tuple(notes), overlap, agree, encodings)
+        chosen = {name: made.get(name) or work.settled.get(name) for name in order}
+        final[model] = {name: tensor for name, tensor in chosen.items() if tensor is not None}
+    return _Tensors(final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings))
+
+
+def _divide(
+    reads: TensorReads,
+    resolutions: Mapping[str, str],
+    model: str,
+    decisions: Sequence[TensorDecision],
+    base: Mapping[str, StoredTensor],
+    ours: Mapping[str, StoredTensor],
+    theirs: Mapping[str, StoredTensor],
+) -> _Work:
+    """Which tensors of a model are one side's as they are, and which a strategy has to make."""
+    work = _Work({}, [], {})
+    for decision in decisions:
+        name = decision.name
+        if decision.action == "combine":
+            stored = base.get(name)
+            ancestor = stored[1] if stored is not None and stored[0] == ours[name][0] else None
+            sides = (ours[name][1], theirs[name][1])
+            work.parts.append(TensorParts(name=name, spec=ours[name][0], base=ancestor, sides=sides))
+        elif decision.action == "conflict":
+            text = resolutions.get(f"{model}:{name}") or resolutions[model]
+            outcome = resolve_tensor(
+                name,
+                Resolution.parse(text),
+                reads=reads,
+                base=base.get(name),
+                ours=ours.get(name),
+                theirs=theirs.get(name),
+            )
+            if isinstance(outcome, Taken):
+                work.settled[name] = outcome.tensor
+                continue
+            work.parts.append(outcome.parts)
+            if isinstance(outcome, Grown):
+                work.grown[name] = outcome
+        else:
+            work.settled[name] = (theirs if decision.action == "theirs" else ours).get(name)
+    return work
+
+
+def _compare_all(reads: TensorReads, parts: Sequence[TensorParts], progress: Progress) -> tuple[Comparison, set[str]]:
+    """How much the sides overlap in all, and the tensors of which some side changed little."""
+    total = Comparison(changed=(0, 0))
+    split = set()
+    progress.start("compare", len(parts), unit="tensors")
+    for item in parts:
+        progress.check()
+        found = compare(reads, item)
+        total += found
+        if found.sparse and item.base is not None:
+            split.add(item.name)
+        progress.advance("compare", 1)
+    progress.finish("compare")
+    return total, split
+
+
+def _store_all(
+    reads: TensorReads,
+    writer: TensorWriter,
+    run: ModelMerge,
+    work: _Work,
+    encodings: Counter[str],
+    progress: Progress,
+) -> dict[str, StoredTensor]:
+    """Make and store every tensor of a model; each source goes when its tensor is stored."""
+    specs = {item.name: work.grown[item.name].spec if item.name in work.grown else item.spec for item in work.parts}
+
+    def jobs() -> Iterator[StoreJob]:
+        for item in work.parts:
+            source: TensorSource = run.source(item.name)
+            parent = item.sides[0]
+            if item.name in work.grown:
+                # A grown tensor is coded against the side that grew: it has its shape.
+                parent = work.grown[item.name].longer
+                source = work.grown[item.name].source(reads, source)
+            yield StoreJob(item.name, source, source.spec, source.spec.size_bytes, parent)
+
+    made: dict[str, StoredTensor] = {}
+    progress.start("merge", sum(spec.size_bytes for spec in specs.values()))
+    for stored in writer.store(jobs(), task="merge"):
+        if not isinstance(stored.id, TensorId):
+            raise BugError(f"{stored.name} was stored as a {stored.id.KIND}")
+        made[stored.name] = (specs[stored.name], stored.id)
+        if stored.codec != "known":
+            encodings[stored.codec] += 1
+    progress.finish("merge")
+    return made
 
 
 def _fishers(
