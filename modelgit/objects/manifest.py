@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from modelgit.objects.canonical import Record
-from modelgit.objects.ids import BlobId, ContentId
+from modelgit.objects.canonical import Record, encode
+from modelgit.objects.ids import BlobId, ContentId, ManifestId
 from modelgit.objects.tensors import TensorEntry
 
-__all__ = ["FileContent", "FileEntry", "Literal", "Manifest", "ModelEntry", "Segment", "TensorRef"]
+__all__ = [
+    "FileContent",
+    "FileEntry",
+    "Literal",
+    "Manifest",
+    "ModelEntry",
+    "Segment",
+    "TensorRef",
+    "content_id",
+    "manifest_id",
+]
 
 
 class Literal(Record, tag="literal", frozen=True, kw_only=True):
@@ -72,3 +82,13 @@ class Manifest(Record, frozen=True, kw_only=True):
             if entry.path == path:
                 return entry
         return None
+
+
+def content_id(content: FileContent) -> ContentId:
+    """The id of a content record."""
+    return ContentId.of(encode(content))
+
+
+def manifest_id(manifest: Manifest) -> ManifestId:
+    """The id of a manifest."""
+    return ManifestId.of(encode(manifest))

@@ -1,1 +1,1 @@
-"""What a branch demands: pure decisions over records."""
+"""What a branch demands.  Empty until policies exist: their place among the layers is kept by the import rules."""

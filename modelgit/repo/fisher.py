@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import MgitError, UsageError
-from modelgit.objects import FisherEstimate, FisherId, Manifest, ManifestId, TensorEntry, TensorId, TensorSpec, encode
+from modelgit.objects import FisherEstimate, FisherId, Manifest, TensorEntry, TensorId, TensorSpec
+from modelgit.objects.manifest import manifest_id
 from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import find_model
@@ -103,7 +104,7 @@ def _estimate(
             writer = TensorWriter(session, threads=repo.threads)
             entries = list(_store(writer, diagonal.values))
             record = FisherEstimate(
-                of=ManifestId.of(encode(manifest)),
+                of=manifest_id(manifest),
                 model=settings.model,
                 task=name,
                 estimator=diagonal.estimator,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.errors import GateRefused, MgitError
-from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, ManifestId, encode
+from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest
+from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.settings import load as load_settings
@@ -115,7 +116,7 @@ def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
 
     weights = {path for model in manifest.models for path in model.weights}
     return Side(
-        manifest=ManifestId.of(encode(manifest)),
+        manifest=manifest_id(manifest),
         models=repo.models_of(manifest, store=store),
         files={
             entry.path: partial(_bytes_of, repo, store, entry) for entry in manifest.files if entry.path not in weights
@@ -146,8 +147,8 @@ def evaluate_manifest(
     from modelgit.repo.tasks import suite_candidate
 
     before = repo.manifest_of(parent) if parent is not None else None
-    candidate_id = ManifestId.of(encode(manifest))
-    baseline_id = None if before is None else ManifestId.of(encode(before))
+    candidate_id = manifest_id(manifest)
+    baseline_id = None if before is None else manifest_id(before)
     records = []
     for suite in load_suites(settings, names=suites or None):
         try:

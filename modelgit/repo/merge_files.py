@@ -14,13 +14,12 @@ from modelgit.objects import (
     FileEntry,
     Literal,
     Manifest,
-    ManifestId,
     ModelEntry,
     Segment,
     TensorEntry,
     TensorRef,
-    encode,
 )
+from modelgit.objects.manifest import manifest_id
 from modelgit.patching.encode import write_blob
 from modelgit.repo.record import write_content_record
 from modelgit.store.fs import PackSession
@@ -60,7 +59,7 @@ def open_side(repo: Repository, manifest: Manifest, *, exists: bool = True) -> O
         models[model.path] = tensors
         place[model.path] = where
     side = Side(
-        manifest=ManifestId.of(encode(manifest)) if exists else None,
+        manifest=manifest_id(manifest) if exists else None,
         models=models,
         files={entry.path: entry.digest for entry in manifest.files if entry.path not in weights},
     )

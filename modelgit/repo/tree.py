@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.formats.listing import list_files
 from modelgit.objects import ContentId, FileContent, decode, encode
+from modelgit.objects.manifest import content_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.durable import temporary_name
@@ -18,7 +19,7 @@ from modelgit.worktree.content import hash_file
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_id", "content_of", "hash_changed", "work_files"]
+__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_of", "hash_changed", "work_files"]
 
 ALWAYS_RECORDED = (PROJECT_CONFIG, "evals", "allowed_signers")
 
@@ -57,11 +58,6 @@ def _keep(repo: Repository, digest: ContentId, content: FileContent) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(encode(content))
         os.replace(temporary, target)
-
-
-def content_id(content: FileContent) -> ContentId:
-    """The id of a content record."""
-    return ContentId.of(encode(content))
 
 
 def work_files(repo: Repository) -> dict[str, WorkFile]:

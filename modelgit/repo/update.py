@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, RepositoryError
-from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestId, OperationId, View, encode
+from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestId, OperationId, View
+from modelgit.objects.manifest import content_id, manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
@@ -25,12 +26,7 @@ from modelgit.worktree.journal import Intent
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["apply_intent", "check_clean", "finish_pending", "manifest_id", "move_worktree", "rescue"]
-
-
-def manifest_id(manifest: Manifest) -> ManifestId:
-    """The id of a manifest."""
-    return ManifestId.of(encode(manifest))
+__all__ = ["apply_intent", "check_clean", "finish_pending", "move_worktree", "rescue"]
 
 
 def check_clean(
@@ -282,7 +278,6 @@ def _rescue_strangers(repo: Repository, intent: Intent, source: Manifest, target
 
 def _digest(repo: Repository, path: str) -> ContentId | None:
     from modelgit.errors import CheckpointFormatError
-    from modelgit.repo.tree import content_id
     from modelgit.worktree.content import hash_file
 
     try:
