@@ -94,6 +94,8 @@ def verdict_lines(
         against = f", baseline {known}" if known else ""
         lines.append([pad, f"eval {record.suite}{against} ({took})"])
         lines += columns([_check_row(check) for check in record.results], indent=indent + 2)
+        if record.override:
+            lines.append([pad, yellow(f"  {record.override}")])
     return lines
 
 
