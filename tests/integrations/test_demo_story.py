@@ -86,6 +86,7 @@ def recipe() -> Recipe:
     return Recipe(
         suites=Suites(SUITE.format(name="questions", flips=0.05), SUITE.format(name="reviews", flips=1.0)),
         density="10%",
+        relied_on="0.04",
         fisher_examples=32,
         questions=Training(1, 1e-3, 32),
         hasty=Training(6, 1e-2, 32),
@@ -123,7 +124,7 @@ def repo(played, environment) -> Iterator[Repository]:
 
 def test_both_branches_are_patches_under_a_mask(repo) -> None:
     for branch in ("questions", "reviews"):
-        patch = repo.patch_of(repo.resolve(branch))
+        patch = repo.patch_of(repo.resolve("questions~1" if branch == "questions" else branch))
         assert len(patch.masks) == 1
         assert patch.exact
         assert {change.name for change in patch.tensors} >= {f"heads.{branch}.weight"}
@@ -141,6 +142,7 @@ def test_the_gate_refuses_the_hasty_patch_and_nothing_of_it_stays(played, repo) 
 def test_the_merge_weighs_by_fisher_information_and_has_both_suites(repo) -> None:
     tip = repo.commit_at(repo.head())
     assert tip.parents == (repo.resolve("questions"), repo.resolve("reviews"))
+    assert {verdict.suite for verdict in tip.verdicts} == {"builtin", "questions", "reviews"}
     assert tip.recipe.strategy == "fisher"
     norms = [float(value) for name, value in tip.recipe.statistics.items() if "norm" in name]
     assert len(norms) == 2
@@ -157,9 +159,9 @@ def test_the_clone_is_the_original_byte_for_byte(played, repo) -> None:
 
 def test_the_closing_table_shows_what_was_measured(played, repo) -> None:
     remote = sum(path.stat().st_size for path in (played.place / "remote.mgit").rglob("*") if path.is_file())
-    assert re.search(rf"the remote, 4 commits +{remote:,} ", played.out)
+    assert re.search(rf"the remote, 5 commits +{remote:,} ", played.out)
     for branch in ("questions", "reviews"):
-        patch = repo.patch_of(repo.resolve(branch))
+        patch = repo.patch_of(repo.resolve("questions~1" if branch == "questions" else branch))
         changed = sum(change.values_changed for change in patch.tensors)
         line = next(line for line in played.out.splitlines() if line.startswith(f"  {branch}: train"))
         assert f"{changed:,}" in line

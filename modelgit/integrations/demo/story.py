@@ -72,12 +72,16 @@ class Suites(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the branches are trained; `density` and `merge` as they are typed."""
+    """How the branches are trained; `density` and `merge` as they are typed.
+
+    `relied_on` is the limit on negative flips once people use the answers: lower than that of the first training.
+    """
 
     suites: Suites
     density: str = "0.5%"
     fisher_examples: int = 128
-    merge: str = "fisher weights=1,2"
+    merge: str = "fisher weights=1,1.5"
+    relied_on: str = "0.025"
     questions: Training
     hasty: Training
     reviews: Training
@@ -104,6 +108,7 @@ def play(
     work = place / WORK
     _base(place, published, (questions, reviews), stage, progress)
     _branch(work, "questions", recipe.suites.questions, recipe.questions, recipe, stage)
+    _rely(work, recipe, stage)
     _refusal(work, questions, recipe, stage, environment)
     stage.mgit(work, "switch", "main")
     _branch(work, "reviews", recipe.suites.reviews, recipe.reviews, recipe, stage)
@@ -149,6 +154,12 @@ def _branch(work: Path, task: str, suite: str, training: Training, recipe: Recip
     stage.mgit(work, "commit", "--mask", "latest", "-m", f"{task}: train under a FISH mask")
 
 
+def _rely(work: Path, recipe: Recipe, stage: Stage) -> None:
+    stage.heading("From now on people rely on the answers: fewer of them may break")
+    stage.mgit(work, "config", "set", "--shared", "eval.questions.negative_flips.max", recipe.relied_on)
+    stage.mgit(work, "commit", "-m", "questions: a tighter limit on answers that break")
+
+
 def _refusal(work: Path, questions: TaskTexts, recipe: Recipe, stage: Stage, environment: Environment) -> None:
     """A patch that accuracy alone would let through; whether it would is looked up, not assumed."""
     from modelgit.repo.repository import Repository
@@ -179,8 +190,8 @@ def _merge(work: Path, recipe: Recipe, stage: Stage) -> None:
     stage.mgit(work, "switch", "main")
     stage.mgit(work, "merge", "questions")
     stage.mgit(work, "merge", "reviews", "--strategy", recipe.merge)
-    stage.say("Each task against where it started:")
-    stage.mgit(work, "eval", "--suite", "questions", "--suite", "reviews", "--baseline", "main~2")
+    stage.say("The gate compared with what main was a moment ago; reviews against where they started:")
+    stage.mgit(work, "eval", "--suite", "reviews", "--baseline", "main~3")
     stage.mgit(work, "log", "--graph", "--oneline")
 
 
