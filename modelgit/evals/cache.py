@@ -7,8 +7,6 @@ deleted at any time; one that is damaged or not what it says is treated as absen
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from modelgit.objects import Record, TensorEntry, decode, domain, encode
 
 if TYPE_CHECKING:
     from modelgit.config.schema import TaskSettings
+from modelgit.store.durable import write_cache_file
 
 __all__ = ["PredictionCache", "prediction_key"]
 
@@ -107,16 +106,7 @@ class PredictionCache:
             log_probs=log_probs.astype("<f4").tobytes(),
         )
         payload = zstandard.ZstdCompressor(level=3).compress(encode(record))
-        path = self._path(key)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Not fsynced: the checksum tells a torn file, and a lost one is computed again.
-            temporary.write_bytes(_MAGIC + blake3(payload).digest() + payload)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        write_cache_file(self._path(key), _MAGIC + blake3(payload).digest() + payload)
 
 
 def _parse(content: bytes, key: str, examples: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError
-from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
+from modelgit.objects import BlobId, CommitId, Literal, ObjectId, Record, TensorId, TensorSpec
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import children_of, commit_roots, kept_objects
 from modelgit.store.packs import verify_pack
@@ -52,7 +53,7 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     for name in packs:
         progress.check()
         if not quick:
-            _collect(findings, f"pack {name[:16]}", "", lambda name=name: verify_pack(repo.store.packs_path / name))  # type: ignore[misc]
+            _collect(findings, f"pack {name[:16]}", "", partial(verify_pack, repo.store.packs_path / name))
         progress.advance("packs", 1)
     progress.finish("packs")
     roots = _roots(repo, findings)
@@ -177,7 +178,7 @@ def _with_users(repo: Repository, findings: list[Finding], roots: set[ObjectId])
             except MgitError:
                 continue
             inside |= {str(tensor.id) for tensor in content.tensors}
-            inside |= {str(segment.blob) for segment in content.segments if not hasattr(segment, "index")}
+            inside |= {str(segment.blob) for segment in content.segments if isinstance(segment, Literal)}
         for subject in wanted & inside:
             counts[subject] += 1
     return [msgspec.structs.replace(finding, commits=counts[finding.subject]) for finding in findings]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +12,7 @@ from modelgit.objects import ContentId, FileContent, decode, encode
 from modelgit.objects.manifest import content_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
-from modelgit.store.durable import temporary_name
+from modelgit.store.durable import write_cache_file
 from modelgit.worktree.content import hash_file
 
 if TYPE_CHECKING:
@@ -52,12 +51,7 @@ def _keep(repo: Repository, digest: ContentId, content: FileContent) -> None:
     """Remember what was read, so that the next `status` need not read the file again to say which tensors changed."""
     if not content.tensors or repo.store.has(digest):
         return
-    target = repo.paths.contents / digest.hex
-    temporary = target.with_name(temporary_name())
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(encode(content))
-        os.replace(temporary, target)
+    write_cache_file(repo.paths.contents / digest.hex, encode(content))
 
 
 def work_files(repo: Repository) -> dict[str, WorkFile]:

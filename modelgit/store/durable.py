@@ -9,7 +9,15 @@ from pathlib import Path
 
 from modelgit.errors import RepositoryError
 
-__all__ = ["make_directory", "publish", "sync_directory", "temporary_name", "write_all", "write_durably"]
+__all__ = [
+    "make_directory",
+    "publish",
+    "sync_directory",
+    "temporary_name",
+    "write_all",
+    "write_cache_file",
+    "write_durably",
+]
 
 
 def temporary_name() -> str:
@@ -74,3 +82,20 @@ def write_durably(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_cache_file(path: Path, data: bytes) -> bool:
+    """Replace `path`, a file that can be made again, without flushing it; returns whether that worked.
+
+    A full or read-only disk leaves everything as it was.  Readers must notice a file that a power cut tore.
+    """
+    temporary = path.with_name(temporary_name())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return False
+    return True

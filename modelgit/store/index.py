@@ -5,7 +5,6 @@ The table is a cache: it can be deleted at any time and is made anew from the pa
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import struct
@@ -17,7 +16,7 @@ from blake3 import blake3
 
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.store.base import Located
-from modelgit.store.durable import temporary_name
+from modelgit.store.durable import write_cache_file
 from modelgit.store.packs import PACK_NAME, ROW, pack_row, read_index, unpack_row
 
 __all__ = ["PackLookup"]
@@ -87,11 +86,7 @@ class PackLookup:
             body = b"".join(_NUMBERED.pack(numbers[row.pack]) + pack_row(row) for row in rows)
             packed = "\n".join(names).encode()
             data = _HEAD.pack(_MAGIC, len(packed), len(rows), blake3(packed + body).digest()) + packed + body
-            temporary = self._cache.with_name(temporary_name())
-            with contextlib.suppress(OSError):  # a cache that cannot be written is no cache
-                self._cache.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(data)
-                os.replace(temporary, self._cache)
+            write_cache_file(self._cache, data)
 
     def close(self) -> None:
         """Let go of the table (a mapped file cannot be replaced on Windows)."""

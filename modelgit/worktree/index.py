@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import ContentId, Record, decode, encode
-from modelgit.store.durable import temporary_name
+from modelgit.store.durable import write_cache_file
 
 __all__ = ["FileStat", "StatIndex"]
 
@@ -80,14 +80,8 @@ class StatIndex:
         """Write the cache if it changed; a read-only repository just stays slow."""
         if not self._dirty or self._files is None:
             return
-        temporary = self._path.with_name(temporary_name())
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(encode(_Stored(files=self._files)))
-            os.replace(temporary, self._path)
+        if write_cache_file(self._path, encode(_Stored(files=self._files))):
             self._dirty = False
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
     def _load(self) -> dict[str, FileStat]:
         if self._files is None:
