@@ -129,7 +129,7 @@ def _rebuilt(
     if any(content.format != "safetensors" for _, content in sides):
         raise RepositoryError(
             f"{path} has other tensors on both sides, and only safetensors files can be put together anew",
-            hint=f"`mgit merge` with `--strategy '*=ours'`, or convert {path} to safetensors first",
+            hint=f"convert {path} to safetensors on both branches, commit that, then `mgit merge` again",
         )
     order = list(dict.fromkeys(tensor.name for _, content in sides for tensor in content.tensors))
     names = [name for name in order if name in wanted]
