@@ -53,11 +53,14 @@ def when(signature: Signature, *, now_s: float | None = None) -> str:
 
 
 def date_line(signature: Signature) -> str:
-    """A date in the author's own time zone."""
+    """A date in the author's own time zone; seconds since 1970 where a stranger signed at a time that no calendar has."""
     offset = abs(signature.offset_min)
     zone = f"{'-' if signature.offset_min < 0 else '+'}{offset // 60:02d}{offset % 60:02d}"
-    local = time.gmtime(signature.time_s + signature.offset_min * 60)
-    return time.strftime("%Y-%m-%d %H:%M:%S ", local) + zone
+    try:
+        local = time.gmtime(signature.time_s + signature.offset_min * 60)
+        return time.strftime("%Y-%m-%d %H:%M:%S ", local) + zone
+    except (OverflowError, ValueError, OSError):
+        return f"{signature.time_s} s {zone}"
 
 
 def patch_words(patch: Patch) -> str:

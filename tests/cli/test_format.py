@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelgit.cli._commits import date_line, when
 from modelgit.cli._format import ago, duration, escape, plural, size
+from modelgit.objects import Signature
 
 
 @given(st.text())
@@ -90,3 +92,15 @@ def test_plurals() -> None:
         "2,113 tensors",
         "0 branches",
     ]
+
+
+@pytest.mark.parametrize("time_s", [-(1 << 62), -(1 << 40), 0, 1 << 40, (1 << 63) - 1])
+@pytest.mark.parametrize("offset_min", [-(1 << 40), -90, 0, 1 << 40])
+def test_any_time_that_a_stranger_signs_at_can_be_shown(time_s: int, offset_min: int) -> None:
+    signed = Signature(name="Eve", mail="eve@example.org", time_s=time_s, offset_min=offset_min)
+    assert date_line(signed).isprintable() and when(signed).isprintable()
+
+
+def test_a_date_is_shown_in_the_zone_of_its_author() -> None:
+    signed = Signature(name="Ada", mail="ada@example.org", time_s=1_700_000_000, offset_min=-90)
+    assert date_line(signed) == "2023-11-14 20:43:20 -0130"
