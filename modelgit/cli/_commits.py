@@ -53,7 +53,7 @@ def when(signature: Signature, *, now_s: float | None = None) -> str:
 
 
 def date_line(signature: Signature) -> str:
-    """A date in the author's own time zone; seconds since 1970 where a stranger signed at a time that no calendar has."""
+    """A date in the author's own time zone; seconds since 1970 for a time that no calendar has."""
     offset = abs(signature.offset_min)
     zone = f"{'-' if signature.offset_min < 0 else '+'}{offset // 60:02d}{offset % 60:02d}"
     try:
