@@ -35,6 +35,9 @@ class FileChange(Record, frozen=True, kw_only=True):
 class Patch(Record, frozen=True, kw_only=True):
     """The difference between a commit and its first parent.
 
+    `bytes_added` is what the commit's records take: tensors, file contents and manifest; patch, verdicts and commit
+    cannot count themselves.
+
     `exact` is False when the user asked for a lossy commit; `masks` names the FISH masks the patch was made under.
     """
 

@@ -13,6 +13,8 @@ from modelgit.errors import UsageError
 __all__ = ["RemoteUrl", "parse_url"]
 
 MAX_URL_CHARACTERS = 4096
+# What git and ssh take for a place on another host: `user@host:path`.
+_SCP_LIKE = re.compile(r"[^/\s]+@[^/\s:]+:")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # one letter is a drive
 _HINT = "a directory (`../bot.mgit`) or a URL (`file:///srv/bot.mgit`)"
 
@@ -43,6 +45,9 @@ def parse_url(text: str) -> RemoteUrl:
         raise UsageError("an empty or endless remote URL", hint=_HINT)
     if text.startswith("-"):
         raise UsageError(f"a remote cannot begin with a dash: `{text[:80]}`", hint=_HINT)
+    if _SCP_LIKE.match(text):
+        host, path = text.split(":", 1)
+        return RemoteUrl(text, "ssh", host, path)
     match = _SCHEME.match(text)
     if match is None:
         return RemoteUrl(text, "file", "", text)

@@ -147,7 +147,6 @@ def write_commit(
     Raises RepositoryError for paths that cannot lie beside each other: nobody could check such a commit out.
     """
     _refuse_twins(manifest)
-    record_bytes = session.bytes_written
     base = None
     if parents:
         old = encode(before)
@@ -162,7 +161,7 @@ def write_commit(
         files=changes.files,
         masks=masks,
         exact=exact,
-        bytes_added=record_bytes,
+        bytes_added=session.bytes_written,
     )
     patch_id = write_record(session, PatchId, patch)
     verdicts = tuple(
@@ -189,7 +188,7 @@ def write_commit(
         patch=patch,
         manifest=manifest,
         encodings=dict(encodings or {}),
-        bytes_added=session.bytes_written,
+        bytes_added=patch.bytes_added,
         raw_bytes=sum(entry.size for entry in manifest.files),
         evaluations=tuple(evaluations),
         is_first=not parents,

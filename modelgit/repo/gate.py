@@ -63,7 +63,10 @@ def run_gate(
 
 
 def _gate_settings(repo: Repository, store: ObjectStore, manifest: Manifest) -> Settings:
-    """The suites of the work tree and those that the candidate brings: a merge must pass the suites of both sides."""
+    """The suites of the work tree and those that the candidate brings: a merge must pass the suites of both sides.
+
+    Where both have a suite of one name, the work tree's counts: a branch cannot relax a limit for its own merge.
+    """
     entry = manifest.file(PROJECT_CONFIG)
     if entry is None:
         return repo.settings
@@ -71,8 +74,8 @@ def _gate_settings(repo: Repository, store: ObjectStore, manifest: Manifest) -> 
     brought = load_settings(repo, project=text).settings
     return msgspec.structs.replace(
         repo.settings,
-        eval={**repo.settings.eval, **brought.eval},
-        task={**repo.settings.task, **brought.task},
+        eval={**brought.eval, **repo.settings.eval},
+        task={**brought.task, **repo.settings.task},
     )
 
 
