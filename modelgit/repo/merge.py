@@ -244,8 +244,7 @@ def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str,
         count = len(still_open)
         raise StoppedMerge(
             f"merge stopped; {models} is untouched; {count} conflict{'s' if count != 1 else ''} to resolve",
-            hint=f"`mgit resolve {still_open[0].item or still_open[0].path} --{_way_out(still_open[0])}, "
-            "then `mgit merge --continue`",
+            hint=f"{_way_out(still_open[0])}, then `mgit merge --continue`",
             conflicts=still_open,
             plan=full,
             sides=sides,
@@ -269,10 +268,11 @@ def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str,
 
 
 def _way_out(conflict: Conflict) -> str:
-    """The options that are most likely meant, as the end of a command in backticks and the rest of its sentence."""
-    return (
-        "with grow-rows` (or `--take ours`, `--take theirs`)" if conflict.kind == "shape" else "take ours` (or theirs)"
-    )
+    """The command that is most likely meant."""
+    name = conflict.item or conflict.path
+    if conflict.kind == "shape":
+        return f"`mgit resolve {name} --with grow-rows` (or `--take ours`, or theirs)"
+    return f"`mgit resolve {name} --take ours` (or theirs)"
 
 
 class StoppedMerge(MergeConflicts):
