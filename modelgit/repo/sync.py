@@ -13,12 +13,13 @@ from modelgit.environment import Environment
 from modelgit.errors import ConflictError, MgitError, NothingToDo, RemoteError, RepositoryError, UsageError
 from modelgit.objects import CommitId, View
 from modelgit.objects.graph import is_ancestor
-from modelgit.objects.refs import check_ref_name
+from modelgit.objects.refs import check_ref_name, ref_problem
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import RefUpdate, Transport, open_transport
 from modelgit.remotes.sync import PushResult
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
+from modelgit.remotes.updates import advertised_refs
 from modelgit.repo.repository import Repository
 from modelgit.store.durable import write_durably
 
@@ -207,10 +208,9 @@ def fetch(
 
 def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, progress: Progress) -> FetchedRefs:
     state = transport.root()
-    heads = {ref: commit for ref, commit in state.view.refs.items() if ref.startswith("heads/")}
-    tags = {ref: commit for ref, commit in state.view.refs.items() if ref.startswith("tags/")}
-    for ref in (*heads, *tags):
-        check_ref_name(ref)
+    refs = advertised_refs(state, remote=remote)
+    heads = {ref: commit for ref, commit in refs.items() if ref.startswith("heads/")}
+    tags = {ref: commit for ref, commit in refs.items() if ref.startswith("tags/")}
     view = repo.view()
     have = set(view.refs.values()) | ({view.detached} if view.detached is not None else set())
     session = repo.session()
@@ -310,6 +310,11 @@ def clone(
     try:
         state = transport.root()  # before anything is made here: most failures show now
         wanted = branch or state.view.branch or "main"
+        if ref_problem(f"heads/{wanted}") is not None:
+            raise RemoteError(
+                f"{url} names a default branch that cannot be one: {wanted[:60]!a}",
+                hint="`mgit clone URL --branch NAME` takes another one",
+            )
         if f"heads/{wanted}" not in state.view.refs and branch is not None:
             known = ", ".join(sorted(ref[6:] for ref in state.view.refs if ref.startswith("heads/"))) or "none"
             raise RemoteError(f"{url} has no branch {branch}", hint=f"its branches: {known}")
