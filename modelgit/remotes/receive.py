@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import BlobId, ObjectId, TensorId, id_class
+from modelgit.objects import BlobId, ContentId, FileContent, ObjectId, TensorId, id_class
+from modelgit.patching.files import check_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed
 from modelgit.store.base import Located, ObjectStore, RecordWriter
-from modelgit.store.metadata import MAX_METADATA_BYTES, read_metadata
+from modelgit.store.metadata import MAX_METADATA_BYTES, read_metadata, read_record
 
 __all__ = ["CHUNK_BYTES", "copy_records", "verify_objects"]
 
@@ -105,4 +106,7 @@ def _verify(store: ObjectStore, reader: TensorReader, item: Needed) -> None:
     found = store.locate(object_id)
     if any(record.total > MAX_METADATA_BYTES for record in found):
         raise IntegrityError(f"it claims more than {MAX_METADATA_BYTES} bytes")
+    if isinstance(object_id, ContentId):
+        check_table(reader, read_record(store, object_id, FileContent), shown=item.name)
+        return
     read_metadata(store, object_id)

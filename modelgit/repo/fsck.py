@@ -9,9 +9,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError
-from modelgit.objects import BlobId, CommitId, Literal, ObjectId, Record, TensorId, TensorSpec
+from modelgit.objects import (
+    BlobId,
+    CommitId,
+    ContentId,
+    FileContent,
+    Literal,
+    ObjectId,
+    Record,
+    TensorId,
+    TensorSpec,
+)
+from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import children_of, commit_roots, kept_objects
+from modelgit.store.metadata import read_record
 from modelgit.store.packs import verify_pack
 
 if TYPE_CHECKING:
@@ -60,6 +72,9 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     operations = _count_operations(repo)
     walk = reachable_objects(repo, roots, findings)
     commits = sum(isinstance(object_id, CommitId) for object_id in walk)
+    for object_id, (_, label) in walk.items():
+        if isinstance(object_id, ContentId) and not quick:
+            _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label))
     leaves = [
         (object_id, spec, label)
         for object_id, (spec, label) in walk.items()
@@ -101,6 +116,10 @@ def _collect(findings: list[Finding], subject: str, label: str, work: Callable[[
         findings.append(Finding(subject=subject, problem=error.message, used_by=label))
         return False
     return True
+
+
+def _check_content(repo: Repository, object_id: ContentId, label: str) -> None:
+    check_table(repo.reader(), read_record(repo.store, object_id, FileContent), shown=label or str(object_id))
 
 
 def _roots(repo: Repository, findings: list[Finding]) -> set[ObjectId]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.environment import Environment
-from modelgit.errors import RepositoryError
+from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import (
     BlobId,
     Commit,
@@ -239,9 +239,12 @@ class Repository:
 
     def file_bytes(self, content: FileContent, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
         """A whole small file.  Raises IntegrityError for one over `limit` bytes."""
-        from modelgit.repo.contents import read_small_file
+        from modelgit.patching.files import StoredFile
 
-        return read_small_file(self.reader(store), content, limit=limit)
+        file = StoredFile(self.reader(store), content, shown="a recorded file")
+        if file.size > limit:
+            raise IntegrityError(f"a file of {file.size} bytes where at most {limit} are expected")
+        return file.read(0, file.size)
 
     def parents_of(self, commit: CommitId) -> Sequence[CommitId]:
         """The parents of a commit."""

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from modelgit.formats.safetensors_write import build_header
 from modelgit.objects import (
     BlobId,
     Commit,
@@ -46,7 +47,6 @@ from modelgit.store.publish import publish
 from modelgit.store.root import FileRoot
 
 Weights = dict[str, np.ndarray]
-HEADER = b"a header of the file" * 5
 
 
 class Side:
@@ -90,7 +90,10 @@ class Side:
             for entry in read_record(self.store, record.manifest, Manifest).files:
                 content = read_record(self.store, entry.digest, FileContent)
                 before.update({tensor.name: tensor.id for tensor in content.tensors})
-        jobs = [StoreJob("header", BlobSource(HEADER), None, len(HEADER))]
+        text = build_header(
+            [(name, TensorSpec(dtype="F32", shape=array.shape)) for name, array in weights.items()], None
+        )
+        jobs = [StoreJob("header", BlobSource(text), None, len(text))]
         specs = []
         for name, array in weights.items():
             specs.append(TensorSpec(dtype="F32", shape=array.shape))
@@ -104,11 +107,11 @@ class Side:
         )
         header = stored[0].id
         assert isinstance(header, BlobId)
-        segments = (Literal(blob=header, length=len(HEADER)), *(TensorRef(index=i) for i in range(len(tensors))))
+        segments = (Literal(blob=header, length=len(text)), *(TensorRef(index=i) for i in range(len(tensors))))
         content_id = write_record(
             session, ContentId, FileContent(format="safetensors", segments=segments, tensors=tensors)
         )
-        size = len(HEADER) + sum(job.size for job in jobs[1:])
+        size = len(text) + sum(job.size for job in jobs[1:])
         manifest = Manifest(
             files=(FileEntry(path=path, size=size, digest=content_id),),
             models=(ModelEntry(path=path, layout="file", weights=(path,)),),

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError, UsageError
-from modelgit.objects import Commit, CommitId, Root, View
+from modelgit.objects import Commit, CommitId, ContentId, FileContent, Manifest, ManifestId, Root, View
 from modelgit.remotes.base import RefUpdate
 from modelgit.remotes.directory import DirectoryTransport
 from modelgit.remotes.sync import push
-from modelgit.store.metadata import read_record
+from modelgit.store.metadata import read_record, write_record
 
 Weights = dict[str, np.ndarray]
 RAW = 4 * 128 * 96 * 4  # bytes of the four tensors
@@ -470,3 +471,33 @@ def test_a_swap_needs_the_expected_commit(alice: Any, origin: DirectoryTransport
     with pytest.raises(ConflictError, match="heads/main moved"):
         origin.swap([RefUpdate("heads/main", commit, None)], upload=None, description="x", author="a")
     assert origin.root() == before
+
+
+@pytest.mark.parametrize("lie", ["names", "order", "format", "opaque"])
+def test_a_tensor_table_that_the_header_contradicts_is_refused(
+    alice: Any, bob: Any, weights: Weights, lie: str
+) -> None:
+    """Gate and diff go by the table, loaders by the header: they must not be shown different models."""
+    near, far = bob, alice
+    commit = far.commit(weights)
+    record = read_record(far.store, commit, Commit)
+    manifest = read_record(far.store, record.manifest, Manifest)
+    content = read_record(far.store, manifest.files[0].digest, FileContent)
+    if lie == "names":
+        tensors = tuple(msgspec.structs.replace(entry, name=f"x{entry.name}") for entry in content.tensors)
+        content = msgspec.structs.replace(content, tensors=tensors)
+    elif lie == "order":
+        header, *rest = content.segments
+        content = msgspec.structs.replace(content, segments=(header, *reversed(rest)))
+    else:
+        content = msgspec.structs.replace(content, format="opaque" if lie == "opaque" else "nobody-knows")
+    session = far.store.session(epoch=0)
+    digest = write_record(session, ContentId, content)
+    files = (msgspec.structs.replace(manifest.files[0], digest=digest),)
+    lying = write_record(session, ManifestId, msgspec.structs.replace(manifest, files=files))
+    hostile = write_record(session, CommitId, msgspec.structs.replace(record, manifest=lying))
+    session.seal()
+    far.set_refs(main=hostile)
+    with pytest.raises(IntegrityError, match="does not hold the tensors that it claims"):
+        near.fetch(DirectoryTransport(far.path))
+    assert not near.store.has(hostile)
