@@ -72,9 +72,6 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     operations = _count_operations(repo)
     walk = reachable_objects(repo, roots, findings)
     commits = sum(isinstance(object_id, CommitId) for object_id in walk)
-    for object_id, (_, label) in walk.items():
-        if isinstance(object_id, ContentId) and not quick:
-            _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label))
     leaves = [
         (object_id, spec, label)
         for object_id, (spec, label) in walk.items()
@@ -100,6 +97,10 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     with ThreadPoolExecutor(repo.threads, thread_name_prefix="mgit-fsck") as pool:
         findings += [finding for finding in pool.map(check, leaves) if finding is not None]
     progress.finish("objects")
+    damaged = {finding.subject for finding in findings}
+    for object_id, (_, label) in walk.items():
+        if isinstance(object_id, ContentId) and not quick:
+            _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label, damaged))
     return FsckReport(
         packs=len(packs),
         objects=len(walk),
@@ -118,7 +119,10 @@ def _collect(findings: list[Finding], subject: str, label: str, work: Callable[[
     return True
 
 
-def _check_content(repo: Repository, object_id: ContentId, label: str) -> None:
+def _check_content(repo: Repository, object_id: ContentId, label: str, damaged: set[str]) -> None:
+    """Compare a file's tensor table with its header, unless it is known already why they cannot agree."""
+    if str(object_id) in damaged or any(str(child) in damaged for child, _ in children_of(repo, object_id)):
+        return
     check_table(repo.reader(), read_record(repo.store, object_id, FileContent), shown=label or str(object_id))
 
 

@@ -33,7 +33,7 @@ KEEP_DAYS = 30
 RESCUE_DAYS = 7
 _REWRITE_ABOVE = 0.3  # share of dead bytes at which a pack is worth writing again
 _STALE_INCOMING_S = 14 * 86400
-_TRIES = 32
+_TRIES = 8
 
 
 class GcReport(Record, frozen=True, kw_only=True):

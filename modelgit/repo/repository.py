@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.environment import Environment
-from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.errors import IntegrityError, RepositoryError, UsageError
 from modelgit.objects import (
     BlobId,
     Commit,
@@ -164,7 +164,10 @@ class Repository:
     @property
     def threads(self) -> int:
         """How many threads hash, encode and decode."""
-        return self.settings.storage.threads or min(8, os.cpu_count() or 1)
+        chosen = 0
+        with contextlib.suppress(UsageError):  # a broken mgit.toml must not keep anybody from restoring or checking
+            chosen = self.settings.storage.threads
+        return chosen or min(8, os.cpu_count() or 1)
 
     def signature(self, *, author: str | None = None) -> Signature:
         """Who acts now: the argument, MGIT_AUTHOR, the settings, or user@host."""

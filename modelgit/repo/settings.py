@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from modelgit.config.load import ConfigLayer, LoadedSettings, file_layer, load_settings
+from modelgit.config.schema import UserSettings
 from modelgit.environment import Environment
 from modelgit.errors import UsageError
 from modelgit.objects import Signature
@@ -64,7 +66,9 @@ def signature(repo: Repository, author: str | None) -> Signature:
         if match is None or not match.group(1) or len(text) > _MAX_NAME:
             raise UsageError(f"not an author: {text[:80]!r}", hint='write it as "Name <mail@example.org>"')
         return Signature(name=match.group(1), mail=match.group(2), time_s=when, offset_min=offset_min)
-    user = repo.settings.user
+    user = UserSettings()
+    with contextlib.suppress(UsageError):  # a broken mgit.toml must not keep anybody from restoring a good one
+        user = repo.settings.user
     name = user.name or repo.environment.login
     mail = user.email or f"{repo.environment.login}@{repo.environment.host}"
     return Signature(name=name, mail=mail, time_s=when, offset_min=offset_min)

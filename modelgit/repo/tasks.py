@@ -14,6 +14,7 @@ from modelgit.models.base import Example, ExampleSet, TaskModel
 from modelgit.models.data import read_examples
 from modelgit.models.load import build_task, encode_examples
 from modelgit.objects import Manifest, ManifestId, encode
+from modelgit.objects.paths import path_problem
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import ModelState, find_model, model_files
 from modelgit.repo.trust import is_trusted, named_code
@@ -40,10 +41,21 @@ def task_settings(repo: Repository, name: str | None) -> tuple[str, TaskSettings
 
 def task_examples(repo: Repository, settings: TaskSettings, path: str) -> tuple[tuple[Example, ...], str]:
     """Examples and their fingerprint from a file of the work tree; `path` is relative to the repository root."""
+    _check_path(path)
     file = repo.worktree / path
     if not file.is_file():
         raise UsageError(f"the data file {path} is not there", hint="`mgit restore` brings recorded files back")
     return read_examples(file, settings, shown=path)
+
+
+def _check_path(path: str) -> None:
+    """mgit.toml travels: it may not have files read that lie outside of the repository."""
+    problem = path_problem(path)
+    if problem is not None:
+        raise UsageError(
+            f"the data file {path!a} cannot be read: {problem}",
+            hint="write a path below the repository root in mgit.toml; a data directory may be a link",
+        )
 
 
 def open_task(
@@ -110,6 +122,7 @@ def suite_candidate(
 def _suite_examples(
     repo: Repository, manifest: Manifest, suite: Suite, store: ObjectStore
 ) -> tuple[tuple[Example, ...], str]:
+    _check_path(suite.data)
     recorded = manifest.file(suite.data)
     if recorded is None:
         return task_examples(repo, suite.task, suite.data)

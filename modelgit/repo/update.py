@@ -16,7 +16,7 @@ from modelgit.objects.manifest import content_id, manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
-from modelgit.repo.tree import WorkFile, hash_changed, work_files
+from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import sync_directory
 from modelgit.store.fs import PackSession
@@ -74,9 +74,9 @@ def dirty_paths(repo: Repository, source: Manifest, target: Manifest, *, progres
 
 
 def files_at(repo: Repository, paths: set[str]) -> dict[str, WorkFile]:
-    """The regular files at `paths`, those too that today's settings do not track."""
-    files = {path: file for path, file in work_files(repo).items() if path in paths}
-    for path in sorted(paths - set(files)):
+    """The regular files at `paths`, whether or not today's settings track them (or can be read at all)."""
+    files = {}
+    for path in sorted(paths):
         status = find_regular(repo.worktree, path)
         if status is not None:
             files[path] = WorkFile(path, status, repo.index.lookup(path, status))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from modelgit.errors import GateRefused
+from modelgit.errors import GateRefused, UsageError
 from modelgit.repo import Repository
+from modelgit.repo.fsck import fsck
 from modelgit.repo.merge import merge
+from modelgit.repo.switch import restore
+from modelgit.repo.tasks import task_examples
 from modelgit.repo.trust import is_trusted, trust
 
 SUITE = """
@@ -64,3 +67,30 @@ def test_code_that_a_merge_brings_does_not_run(bot: Repository, files) -> None:
     with pytest.raises(GateRefused):
         merge(bot, "strict", strategy="average")
     assert not (bot.worktree / "evil").exists()
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../outside.jsonl", "data/../../outside.jsonl"])
+def test_data_outside_of_the_repository_is_not_read(bot: Repository, path: str) -> None:
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text() + SUITE.format(how='adapter = "bert-classifier"').replace("probe.jsonl", path))
+    bot.forget_settings()
+    with pytest.raises(UsageError, match=r"\[task|cannot be read|outside|data file|test"):
+        task_examples(bot, bot.settings.task["probe"], path)
+    with pytest.raises(GateRefused) as refused:
+        bot.commit("a suite on other people's files")
+    records = {record.suite: record for record in refused.value.records}  # type: ignore[attr-defined]
+    assert records["probe"].decision == "error"
+    assert "cannot be read" in records["probe"].results[0].detail
+
+
+def test_a_broken_mgit_toml_can_be_restored_and_checked(bot: Repository) -> None:
+    config = bot.worktree / "mgit.toml"
+    good = config.read_bytes()
+    config.write_text("[track\n")
+    bot.forget_settings()
+    with pytest.raises(UsageError, match=r"mgit\.toml"):
+        bot.status()
+    assert fsck(bot).is_sound
+    assert restore(bot, ["mgit.toml"]) == ["mgit.toml"]
+    assert config.read_bytes() == good
+    assert bot.status().is_clean
