@@ -10,7 +10,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
         "init": "Make an empty repository.",
         "clone": "Copy a repository.",
-        "demo": "Make a small repository with a model and trained branches to try things on.",
+        "demo": "Play a day with mgit on a real model: train, gate, merge, push, clone.",
         "track": "Say which models and files are recorded.",
         "untrack": "Stop recording a path.",
     },
