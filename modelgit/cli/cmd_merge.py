@@ -48,6 +48,7 @@ class _Strategy(NamedTuple):
 @click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")
 @click.option("-m", "--message", metavar="TEXT", help="The message of the merge commit.")
 @click.option("--no-ff", is_flag=True, help="Make a merge commit even if the branch could just move forward.")
+@click.option("--allow-unrelated", is_flag=True, help="Merge a history that has no commit in common with this one.")
 @click.option("--gate", type=click.Choice(["block", "warn"]), default="block", show_default=True, help="As for commit.")
 @json_option
 @pass_session
@@ -61,6 +62,7 @@ def merge(
     list_strategies: bool,
     message: str | None,
     no_ff: bool,
+    allow_unrelated: bool,
     gate: str,
     as_json: bool,
 ) -> None:
@@ -89,11 +91,18 @@ def merge(
     elif only_plan and revision is not None:
         _plan(session, revision, as_json=as_json)
     else:
-        _merge(session, revision, chosen, message=message, fast_forward=not no_ff, gate=gate)
+        _merge(session, revision, chosen, message=message, fast_forward=not no_ff, unrelated=allow_unrelated, gate=gate)
 
 
 def _merge(
-    session: Session, revision: str | None, chosen: _Strategy, *, message: str | None, fast_forward: bool, gate: str
+    session: Session,
+    revision: str | None,
+    chosen: _Strategy,
+    *,
+    message: str | None,
+    fast_forward: bool,
+    unrelated: bool,
+    gate: str,
 ) -> None:
     from modelgit.repo.merge import continue_merge
     from modelgit.repo.merge import merge as start_merge
@@ -115,6 +124,7 @@ def _merge(
                 rules=chosen.rules,
                 message=message,
                 fast_forward=fast_forward,
+                unrelated=unrelated,
                 gate=gate,
                 progress=session.progress,
             )

@@ -87,10 +87,11 @@ def merge(
     rules: Mapping[str, str] | None = None,
     message: str | None = None,
     fast_forward: bool = True,
+    unrelated: bool = False,
     gate: str = "block",
     progress: Progress = SILENT,
 ) -> MergeResult:
-    """Merge `revision` into the current branch.
+    """Merge `revision` into the current branch; with `unrelated`, one that has no commit in common with it too.
 
     `strategy` makes the values that both sides changed; `rules` maps patterns of tensor names to other strategies
     ("ours", "average weights=1,2").  Raises MergeConflicts, with the work tree untouched, when somebody has to decide;
@@ -106,6 +107,11 @@ def merge(
         bases = merge_bases(ours, theirs, repo.parents_of)
         if bases == [theirs]:
             return MergeResult("up-to-date", theirs, ours, theirs)
+        if not bases and not unrelated:
+            raise RepositoryError(
+                f"{revision} and the current branch have no commit in common: nothing says which side changed what",
+                hint=f"`mgit merge {revision} --allow-unrelated` combines every tensor that both have",
+            )
         source, target = repo.manifest_of(ours), repo.manifest_of(theirs)
         check_clean(repo, source, target, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
         if bases == [ours] and fast_forward:
@@ -140,9 +146,10 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
     with repo.writing():
         state = _state(repo)
         sides = open_sides(repo, state.ours, state.theirs)
-        chosen = find_conflicts(state.conflicts, name)
-        resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
         plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+        # Of all conflicts, those too that are decided already: a decision may be taken back.
+        chosen = find_conflicts((*plan.conflicts, *merge_small_files(repo, sides, plan, {})[1]), name)
+        resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
         _check_resolutions(repo, sides, chosen, resolution)
         _, conflicts = merge_small_files(repo, sides, plan, resolutions)
         open_conflicts = tuple(conflict for conflict in (*plan.conflicts, *conflicts) if conflict.id not in resolutions)

@@ -243,9 +243,8 @@ def main() -> None:
         return
     model = options.model
     if model is None:
-        from modelgit.integrations.demo.assets import minilm_weights
-
         from modelgit.environment import Environment
+        from modelgit.integrations.demo.assets import minilm_weights
 
         model = minilm_weights(Environment.capture())
     tools = [MGIT] + ([GIT_LFS] if shutil.which("git-lfs") else [])
