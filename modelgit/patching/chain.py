@@ -17,7 +17,7 @@ __all__ = ["MAX_CHAIN", "MAX_DENSE_COST", "MAX_SPARSE_COST", "SPARSE_BELOW", "an
 I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
 
 MAX_CHAIN = 64
-MAX_DENSE_COST = 3.0
+MAX_DENSE_COST = 3.3  # two dense deltas, with a few sparse patches among them
 MAX_SPARSE_COST = 4.0
 _LINK = 0.05  # keeps the longest chain that the bounds allow below MAX_CHAIN
 SPARSE_BELOW = 0.10  # a record with a base that is smaller than this share of the raw size reads like a sparse one
