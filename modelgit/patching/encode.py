@@ -268,7 +268,7 @@ class TensorWriter:
     # -- choosing
 
     def _bases(self, job: StoreJob) -> list[TensorId | BlobId]:
-        """Candidates: the parent's tensor, and the whole one at the end of its chain (dense deltas go two deep at most)."""
+        """Candidates: the tensor in the parent, and the whole one at the end of its chain (see `chain`)."""
         if job.parent is None or self._reader.size(job.parent) != job.size or job.size == 0:
             return []
         bases: list[TensorId | BlobId] = [job.parent]
