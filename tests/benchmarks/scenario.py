@@ -17,6 +17,7 @@ out where it is not installed.  Without `--model` the packaged MiniLM weights ar
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
@@ -193,7 +194,7 @@ def play(tool: Tool, states: Mapping[str, Path], work: Path) -> tuple[dict[str, 
     costs["status"] = run(tool.status, repo, environment)
     for state in ("base", "dense"):
         costs[f"checkout {state}"] = run(tool.checkout.format(state=f"s-{state}"), repo, environment)
-        if file.read_bytes() != states[state].read_bytes():
+        if not filecmp.cmp(file, states[state], shallow=False):
             raise RuntimeError(f"{tool.name}: {state} did not come back as it went in")
     if tool.merge:
         run("mgit switch main", repo, environment)
