@@ -186,6 +186,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.timeout(2400)  # four minutes of training on two idle processors, a multiple of that on busy ones
 def test_the_real_story(tmp_path, capfd) -> None:
     assert main(["demo", str(tmp_path / "demo")], values=os.environ) == 0
     shown = capfd.readouterr()
