@@ -22,6 +22,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import commit_roots, kept_objects, needed_objects
 from modelgit.store.base import Located, VersionedRoot
 from modelgit.store.root import RECENT_WRITES
+from modelgit.worktree.lockfile import is_alive
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -227,7 +228,7 @@ def _tidy(repo: Repository) -> None:
         for folder in repo.store.incoming_path.iterdir():
             pid = folder.name.split("-")[1] if folder.name.startswith("tmp-") else ""
             age_s = now - folder.stat().st_mtime
-            if age_s > _STALE_INCOMING_S or (pid.isdigit() and not _runs(int(pid)) and age_s > 60):
+            if age_s > _STALE_INCOMING_S or (pid.isdigit() and not is_alive(int(pid)) and age_s > 60):
                 shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.paths.rescue.iterdir():
@@ -237,17 +238,3 @@ def _tidy(repo: Repository) -> None:
         for file in repo.paths.contents.iterdir():
             if now - file.stat().st_mtime > RESCUE_DAYS * 86400:
                 file.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    import sys
-
-    if sys.platform == "win32":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -18,7 +18,7 @@ from types import TracebackType
 from modelgit.errors import ConflictError, RepositoryError
 from modelgit.store.durable import make_directory
 
-__all__ = ["LockFile"]
+__all__ = ["LockFile", "is_alive"]
 
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.02
@@ -109,7 +109,7 @@ class LockFile:
         pid = int(str(holder["pid"]))
         if pid <= 0:
             return True
-        if not _alive(pid):
+        if not is_alive(pid):
             return True
         started = holder.get("started")
         return started is not None and _started(pid) is not None and started != _started(pid)
@@ -133,7 +133,8 @@ class LockFile:
             aside.unlink()
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host has this number; True where that cannot be asked."""
     if sys.platform == "win32":
         return True  # no cheap and safe question there: the message says how to remove the file
     try:
