@@ -7,6 +7,7 @@ coded in parallel and a range of a tensor can be read alone.  How units become r
 
 from __future__ import annotations
 
+from typing import Literal as OneOf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from modelgit.objects import TensorSpec
 from modelgit.registry import Registry
 
-__all__ = ["CODECS", "Codec", "Layout", "Words", "layout_of", "word_dtype"]
+__all__ = ["CODECS", "Codec", "Effort", "Layout", "Words", "layout_of", "word_dtype"]
 
 Words = NDArray[np.unsignedinteger]
+
+Effort = OneOf["fast", "balanced", "tight"]
+"""How much time coding may take for how little space; it changes what a writer tries, never what a reader must know."""
 
 
 class Layout(NamedTuple):
@@ -40,7 +44,7 @@ class Codec(Protocol):
     unit_bytes: int
     random_access: bool
 
-    def encode(self, words: Words, layout: Layout, *, base: Words | None = None) -> bytes:
+    def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """Code `words` (1-D, contiguous, dtype `word_dtype(layout)`, any length up to a unit, possibly 0).
 
         Thread-safe; does not modify its arguments.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from modelgit.codecs.base import Layout, Words
+from modelgit.codecs.base import Effort, Layout, Words
 from modelgit.errors import BugError
 from modelgit.numerics.bits import difference, join_planes, restore, split_planes
 from modelgit.numerics.scratch import scratch
@@ -24,8 +24,9 @@ class DeltaCodec:
     unit_bytes = 512 << 10
     random_access = False
 
-    def encode(self, words: Words, layout: Layout, *, base: Words | None = None) -> bytes:
+    def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """Code the words of one unit against `base`, of the same length."""
+        del effort
         if base is None or base.size != words.size:
             raise BugError("the delta codec was not given a base of the same length")
         if words.size == 0:

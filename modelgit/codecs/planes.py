@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.codecs.base import Layout, Words
+from modelgit.codecs.base import Effort, Layout, Words
 from modelgit.errors import IntegrityError
 from modelgit.numerics.bits import BytesLike, join_planes, rotate_sign, split_planes, unrotate_sign
 from modelgit.numerics.scratch import scratch
@@ -34,9 +34,9 @@ class PlanesCodec:
     unit_bytes = 512 << 10
     random_access = False
 
-    def encode(self, words: Words, layout: Layout, *, base: Words | None = None) -> bytes:
+    def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """Code the words of one unit."""
-        del base
+        del base, effort
         if words.size == 0:
             return b""
         if _suits_lanes(words, layout):

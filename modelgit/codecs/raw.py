@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelgit.codecs.base import Layout, Words
+from modelgit.codecs.base import Effort, Layout, Words
 from modelgit.errors import IntegrityError
 from modelgit.numerics.bits import words_of
 
@@ -17,9 +17,9 @@ class RawCodec:
     unit_bytes = 512 << 10
     random_access = True
 
-    def encode(self, words: Words, layout: Layout, *, base: Words | None = None) -> bytes:
+    def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """The bytes of `words`."""
-        del layout, base
+        del layout, base, effort
         return words.tobytes()
 
     def decode(

@@ -47,9 +47,10 @@ class TrackSettings(Table, frozen=True, kw_only=True):
 
 
 class StorageSettings(Table, frozen=True, kw_only=True):
-    """How records are made: `threads` 0 means one per processor."""
+    """How records are made: `threads` 0 means one per processor, `effort` trades time for space."""
 
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    effort: OneOf["fast", "balanced", "tight"] = "balanced"
 
 
 class TaskSettings(Table, frozen=True, kw_only=True):

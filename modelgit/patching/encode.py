@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from modelgit.codecs.base import CODECS, Codec, Layout, Words, layout_of, word_dtype
+from modelgit.codecs.base import CODECS, Codec, Effort, Layout, Words, layout_of, word_dtype
 from modelgit.errors import BugError, RepositoryError
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
 from modelgit.patching.base import WINDOW_BYTES, TensorSource, windows
@@ -110,7 +110,10 @@ class TensorWriter:
     Anonymous memory is bounded by about 64 MiB of raw tensors in flight plus one extent, whatever the sizes.
     """
 
-    def __init__(self, store: WriteStore, *, threads: int, progress: Progress = SILENT) -> None:
+    def __init__(
+        self, store: WriteStore, *, threads: int, effort: Effort = "balanced", progress: Progress = SILENT
+    ) -> None:
+        self._effort = effort
         self._store = store
         self._reader = TensorReader(store)
         self._threads = max(1, threads)
@@ -170,7 +173,9 @@ class TensorWriter:
         choices = self._choices(job, layout, bases, lambda start, stop: words[start:stop], base_words)
         tried = choices if job.size <= _TRY_ALL_BYTES else choices[:1]
         coded = [
-            _encode_window(choice, words, None if choice.base is None else base_words(choice.base), layout, bases)
+            _encode_window(
+                choice, words, None if choice.base is None else base_words(choice.base), layout, bases, self._effort
+            )
             for choice in tried
         ]
         best = min(coded, key=lambda item: item.size + (32 if item.base is not None else 0))
@@ -219,7 +224,7 @@ class TensorWriter:
             base = None
             if choice.base is not None:
                 base = np.frombuffer(self._reader.read(bases[choice.base], start, stop), word_dtype(layout))
-            coded = _encode_window(choice, words, base, layout, bases)
+            coded = _encode_window(choice, words, base, layout, bases, self._effort)
             return coded, _changed(words, base, job.spec) if count and base is not None else 0
 
         written = changed = 0
@@ -329,12 +334,17 @@ def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
 
 
 def _encode_window(
-    choice: Choice, words: Words, base: Words | None, layout: Layout, bases: Sequence[TensorId | BlobId]
+    choice: Choice,
+    words: Words,
+    base: Words | None,
+    layout: Layout,
+    bases: Sequence[TensorId | BlobId],
+    effort: Effort,
 ) -> _Coded:
     codec = CODECS.get(choice.codec)
     step = codec.unit_bytes // layout.word_bytes
     payloads = [
-        codec.encode(words[at : at + step], layout, base=None if base is None else base[at : at + step])
+        codec.encode(words[at : at + step], layout, base=None if base is None else base[at : at + step], effort=effort)
         for at in range(0, max(1, words.size), step)
     ]
     return _Coded(codec, None if choice.base is None else bases[choice.base], payloads)

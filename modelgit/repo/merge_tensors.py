@@ -152,7 +152,7 @@ def _merge_tensors(
             run = ModelMerge(reads, work.parts, bound, rules=rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
-            writer = TensorWriter(session, threads=repo.threads, progress=progress)
+            writer = TensorWriter(session, threads=repo.threads, effort=repo.settings.storage.effort, progress=progress)
             made = _store_all(reads, writer, run, work, encodings, progress)
         # The order of ours, then what theirs adds: the order of files and tables follows from it.
         order = dict.fromkeys([*ours, *theirs, *base])

@@ -158,7 +158,7 @@ def record_file(
         reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
         scanned = scan_reader(reader)
         old = repo.content_at(before.digest) if before is not None else None
-        writer = TensorWriter(session, threads=repo.threads, progress=progress)
+        writer = TensorWriter(session, threads=repo.threads, effort=repo.settings.storage.effort, progress=progress)
         stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
         if not reader.is_unchanged():
             raise SourceChangedError(
