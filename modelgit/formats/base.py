@@ -70,6 +70,7 @@ FORMATS: Registry[CheckpointFormat] = Registry(
     "modelgit.formats",
     {
         "safetensors": "modelgit.formats.safetensors:SAFETENSORS",
+        "gguf": "modelgit.formats.gguf:GGUF",
         "opaque": "modelgit.formats.opaque:OPAQUE",
     },
 )

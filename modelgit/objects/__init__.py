@@ -2,7 +2,7 @@
 
 from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, Verdict
-from modelgit.objects.dtypes import DTYPES, DType, dtype_named
+from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
 from modelgit.objects.estimates import FisherEstimate
 from modelgit.objects.evaluations import CheckResult, Decision, EvalRecord
 from modelgit.objects.ids import (
@@ -35,6 +35,7 @@ from modelgit.objects.tensors import (
 )
 
 __all__ = [
+    "BLOCK_DTYPES",
     "DTYPES",
     "LEAF_BYTES",
     "BlobId",

@@ -42,12 +42,9 @@ class TensorSpec(Record, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """Length of the raw bytes.
 
-        Raises CheckpointFormatError when sub-byte elements do not fill whole bytes.
+        Raises CheckpointFormatError when sub-byte elements do not fill whole bytes, or rows do not fill whole blocks.
         """
-        bits = self.elements * self.kind.bits
-        if bits % 8:
-            raise CheckpointFormatError(f"{self.dtype} with shape {list(self.shape)} does not fill whole bytes")
-        return bits // 8
+        return self.kind.size_of(self.shape)
 
     def check(self) -> None:
         """Raise CheckpointFormatError for an unknown dtype, too many dimensions, or a negative or absurd extent."""
