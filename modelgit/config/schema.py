@@ -47,10 +47,15 @@ class TrackSettings(Table, frozen=True, kw_only=True):
 
 
 class StorageSettings(Table, frozen=True, kw_only=True):
-    """How records are made: `threads` 0 means one per processor, `effort` trades time for space."""
+    """How records are made.
+
+    `threads` 0 means one per processor, `effort` trades time for space, `verify` decodes everything again before it is
+    written.
+    """
 
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     effort: OneOf["fast", "balanced", "tight"] = "balanced"
+    verify: bool = False
 
 
 class TaskSettings(Table, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from blake3 import blake3
 from modelgit.errors import MgitError
 from modelgit.evals.finite import ValueCounts, count_values, is_mask
 from modelgit.evals.gate import decide
-from modelgit.objects import CheckResult, Decision, EvalRecord, ManifestId, TensorEntry, domain
+from modelgit.objects import CheckResult, Decision, EvalRecord, ManifestId, TensorEntry, TensorId, domain
 from modelgit.patching.base import TensorReads
 from modelgit.progress import SILENT, Progress
 
@@ -56,17 +56,24 @@ class Side:
 
 
 def run_builtin(
-    candidate: Side, baseline: Side | None, reader: TensorReads, *, progress: Progress = SILENT
+    candidate: Side,
+    baseline: Side | None,
+    reader: TensorReads,
+    *,
+    counted: Mapping[TensorId, ValueCounts] | None = None,
+    progress: Progress = SILENT,
 ) -> EvalRecord:
     """The verdict of the built-in suite: "finite values", "names and shapes", "files".
 
     NaN and infinities in a floating-point tensor fail, unless the baseline's tensor of that name has just as many or
-    the tensor is an additive attention mask (zeros and -Inf only).  Added, removed and re-shaped tensors warn.  Files
-    of a model that do not parse, and a shard index that disagrees with the tensors, fail.
+    the tensor is an additive attention mask (zeros and -Inf only).  `counted` holds what the writer saw of the tensors
+    that it has just coded, exactly as they are stored: these are not read again.
+    Added, removed and re-shaped tensors warn.  Files of a model that do not parse, and a shard index that disagrees
+    with the tensors, fail.
     """
     started = time.monotonic()
     results = (
-        _finite_values(candidate, baseline, reader, progress),
+        _finite_values(candidate, baseline, reader, counted or {}, progress),
         _names_and_shapes(candidate, baseline),
         _files(candidate),
     )
@@ -82,7 +89,13 @@ def run_builtin(
     )
 
 
-def _finite_values(candidate: Side, baseline: Side | None, reader: TensorReads, progress: Progress) -> CheckResult:
+def _finite_values(
+    candidate: Side,
+    baseline: Side | None,
+    reader: TensorReads,
+    counted: Mapping[TensorId, ValueCounts],
+    progress: Progress,
+) -> CheckResult:
     before = {} if baseline is None else baseline.models
     passed_ids = {entry.id for tensors in before.values() for entry in tensors.values()}
     changed = [
@@ -97,7 +110,12 @@ def _finite_values(candidate: Side, baseline: Side | None, reader: TensorReads, 
     progress.start(task, sum(entry.spec.size_bytes for _, entry in changed))
     try:
         for path, entry in changed:
-            counts = count_values(reader, entry, progress=progress, task=task)
+            seen = counted.get(entry.id)
+            if seen is None:
+                counts = count_values(reader, entry, progress=progress, task=task)
+            else:
+                counts = seen
+                progress.advance(task, entry.spec.size_bytes)
             if not counts.broken:
                 continue
             line = f"{entry.name} ({counts})"

@@ -11,7 +11,7 @@ from modelgit.merging.plan import StoredTensor
 from modelgit.merging.tensors import TensorParts
 from modelgit.objects import TensorId, TensorSpec
 from modelgit.objects.merges import Conflict, Resolution
-from modelgit.patching.base import TensorReads, TensorSource, windows
+from modelgit.patching.base import WINDOW_BYTES, TensorReads, TensorSource, windows
 
 __all__ = ["Combined", "Grown", "GrownTensor", "Taken", "find_conflicts", "resolve_tensor"]
 
@@ -48,6 +48,8 @@ class Grown:
 
 class GrownTensor:
     """A tensor whose first rows come from a merge and whose last rows come from one side; a TensorSource."""
+
+    step_bytes = WINDOW_BYTES
 
     def __init__(self, reads: TensorReads, spec: TensorSpec, prefix: TensorSource, longer: TensorId) -> None:
         self.spec = spec

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from modelgit.merging.base import BoundStrategy, Where
 from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
 from modelgit.objects import TensorId, TensorSpec
-from modelgit.patching.base import TensorReads, windows
+from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 
 __all__ = ["STEP_BYTES", "MergedTensor", "TensorParts", "compare", "read_diagonal"]
 
@@ -56,6 +56,8 @@ class MergedTensor:
     Windows of any size give the same bytes.  For scope "tensor" the whole result is made at the first read and
     kept until the object goes.  Safe to read from several threads, as far as `reads` is.
     """
+
+    step_bytes = WINDOW_BYTES
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from modelgit.objects.operations import Operation, Root, View
 from modelgit.objects.patches import FileChange, Patch, TensorChange
 from modelgit.objects.tensors import (
     LEAF_BYTES,
+    LeafHasher,
     TensorEntry,
     TensorSpec,
     blob_id,
@@ -52,6 +53,7 @@ __all__ = [
     "FileEntry",
     "FisherEstimate",
     "FisherId",
+    "LeafHasher",
     "Literal",
     "Manifest",
     "ManifestId",

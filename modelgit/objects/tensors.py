@@ -12,7 +12,16 @@ from modelgit.objects.canonical import Record
 from modelgit.objects.dtypes import DType, dtype_named
 from modelgit.objects.ids import BlobId, TensorId, domain
 
-__all__ = ["LEAF_BYTES", "TensorEntry", "TensorSpec", "blob_id", "leaf_digest", "leaf_digests", "tensor_id"]
+__all__ = [
+    "LEAF_BYTES",
+    "LeafHasher",
+    "TensorEntry",
+    "TensorSpec",
+    "blob_id",
+    "leaf_digest",
+    "leaf_digests",
+    "tensor_id",
+]
 
 LEAF_BYTES = 4 << 20
 MAX_DIMENSIONS = 64
@@ -67,6 +76,32 @@ class TensorEntry(Record, frozen=True, kw_only=True):
 def leaf_digest(data: bytes | bytearray | memoryview) -> bytes:
     """The 32-byte digest of one leaf of raw bytes (at most LEAF_BYTES)."""
     return blake3(_LEAF_DOMAIN).update(data).digest()
+
+
+class LeafHasher:
+    """Digests of consecutive leaves of bytes that come in pieces of any size, from the beginning of a leaf on."""
+
+    def __init__(self) -> None:
+        self._digests: list[bytes] = []
+        self._hash = blake3(_LEAF_DOMAIN)
+        self._filled = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes."""
+        view = memoryview(data).cast("B")
+        while view.nbytes:
+            if self._filled == LEAF_BYTES:
+                self._digests.append(self._hash.digest())
+                self._hash = blake3(_LEAF_DOMAIN)
+                self._filled = 0
+            part = view[: LEAF_BYTES - self._filled]
+            self._hash.update(part)
+            self._filled += part.nbytes
+            view = view[part.nbytes :]
+
+    def finish(self) -> list[bytes]:
+        """The digests, that of the last leaf included; that of one empty leaf for nothing."""
+        return [*self._digests, self._hash.digest()]
 
 
 def leaf_digests(data: bytes | bytearray | memoryview) -> list[bytes]:

@@ -7,12 +7,21 @@ patches may be cheaper to read than two dense deltas.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from modelgit.objects import ObjectId
 from modelgit.store.base import Located, ObjectStore
 
-__all__ = ["MAX_CHAIN", "MAX_DENSE_COST", "MAX_SPARSE_COST", "SPARSE_BELOW", "anchor_of", "chain_cost"]
+__all__ = [
+    "MAX_CHAIN",
+    "MAX_DENSE_COST",
+    "MAX_SPARSE_COST",
+    "SPARSE_BELOW",
+    "Link",
+    "anchor_of",
+    "chain_cost",
+    "chain_links",
+]
 
 I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
 
@@ -23,24 +32,29 @@ _LINK = 0.05  # keeps the longest chain that the bounds allow below MAX_CHAIN
 SPARSE_BELOW = 0.10  # a record with a base that is smaller than this share of the raw size reads like a sparse one
 
 
+class Link(NamedTuple):
+    """One step of a chain: the digest of the base (None at its end) and the coded share of the raw size."""
+
+    base: bytes | None
+    share: float
+
+
 def chain_cost(store: ObjectStore, object_id: ObjectId) -> float:
     """Decode cost of the object in passes over it; infinity when it is not here or its chain is broken or too deep."""
     cost = 0.0
-    for link in _links(store, object_id):
+    for link in chain_links(store, object_id):
         if link is None:
             return float("inf")
-        raw = max(1, link.stop - link.start)
-        share = link.length / raw
         if link.base is None:
             return cost + 1.0
-        cost += _LINK + (1.0 if share > SPARSE_BELOW else 4 * share)
+        cost += _LINK + (1.0 if link.share > SPARSE_BELOW else 4 * link.share)
     return float("inf")
 
 
 def anchor_of(store: ObjectStore, object_id: I) -> I | None:
     """The object at the end of the chain: the one that is stored whole.  None when the chain is broken."""
     current = object_id
-    for link in _links(store, object_id):
+    for link in chain_links(store, object_id):
         if link is None:
             return None
         if link.base is None:
@@ -49,16 +63,25 @@ def anchor_of(store: ObjectStore, object_id: I) -> I | None:
     return None
 
 
-def _links(store: ObjectStore, object_id: ObjectId) -> list[Located | None]:
-    links: list[Located | None] = []
+def chain_links(store: ObjectStore, object_id: ObjectId) -> list[Link | None]:
+    """The links from the object down to what is stored whole; None at the end says that the chain is broken."""
+    links: list[Link | None] = []
     current = object_id
     for _ in range(MAX_CHAIN):
-        found = store.locate(current)
-        if not found:
-            return [*links, None]
-        best = min(found, key=lambda item: (item.base is not None, item.length))
-        links.append(best)
-        if best.base is None:
+        link = _link(store.locate(current))
+        links.append(link)
+        if link is None or link.base is None:
             return links
-        current = type(object_id)(best.base)
+        current = type(object_id)(link.base)
     return [*links, None]
+
+
+def _link(found: list[Located]) -> Link | None:
+    """What a read from the first byte on would use, with all records of the same base taken together."""
+    usable = [item for item in found if item.start == 0 and (item.stop or not item.total)]
+    if not usable:
+        return None
+    base = min(usable, key=lambda item: (item.base is not None, item.length)).base
+    same = [item for item in found if item.base == base and item.stop > item.start]
+    raw = sum(item.stop - item.start for item in same)
+    return Link(base, sum(item.length for item in same) / raw if raw else 1.0)

@@ -1,96 +1,49 @@
 """Writing tensors: hash, ask whether it is known, choose, encode, append — overlapped on a thread pool.
 
-Small tensors (up to a window) are read once.  Larger ones are read twice, once to be hashed and, if they are new, once
-to be coded; every leaf of the second reading is hashed again and compared, so that what is stored is what was named.
+Tensors of up to a window are read once and hashed before anything else.  Larger ones are coded while they are hashed,
+piece by piece in a processor's cache, into records that get their id at the end; if it turns out to be known, they are
+taken back.  Only where that is likely (the samples equal the parent's, or there is no parent and the store is not
+empty) a large tensor is hashed first, and every leaf of the second reading is hashed again and compared, so that what
+is stored is what was named.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from modelgit.codecs.base import CODECS, Codec, Effort, Layout, Words, layout_of, word_dtype
-from modelgit.errors import BugError, RepositoryError
-from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
-from modelgit.patching.base import WINDOW_BYTES, TensorSource, windows
+from modelgit.errors import BugError
+from modelgit.numerics.nonfinite import ValueCounts, count_nonfinite
+from modelgit.numerics.scratch import scratch
+from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
+from modelgit.parallel import Workers
+from modelgit.patching.base import WINDOW_BYTES, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
+from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
 from modelgit.patching.materialise import TensorReader
-from modelgit.patching.records import encode_header
+from modelgit.patching.records import UnitChecks, encode_header
 from modelgit.progress import SILENT, Progress
-from modelgit.store.base import WriteStore
+from modelgit.store.base import StagedObject, WriteStore
 
-__all__ = [
-    "EXTENT_BYTES",
-    "BlobSource",
-    "SourceChangedError",
-    "StoreJob",
-    "Stored",
-    "TensorWriter",
-    "write_blob",
-]
+__all__ = ["EXTENT_BYTES", "TensorWriter", "write_blob"]
 
 EXTENT_BYTES = 64 << 20
 _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
 _BYTES_LAYOUT = Layout(1, False)
 _IN_FLIGHT_BYTES = 64 << 20
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class SourceChangedError(RepositoryError):
-    """A file gave different bytes when it was read again: somebody is writing it."""
-
-    code = "source-changed"
-
-
-class StoreJob(NamedTuple):
-    """One tensor (or blob, when `spec` is None) to store.
-
-    `parent` is the tensor of the same name in the parent commit: the first candidate for a base, and what changed
-    values are counted against.  `name` is what messages call it.
-    """
-
-    name: str
-    source: TensorSource | BlobSource
-    spec: TensorSpec | None
-    size: int
-    parent: TensorId | BlobId | None = None
-
-
-class Stored(NamedTuple):
-    """What became of a job: `codec` is "known" when nothing had to be written.
-
-    `values_changed` counts elements that differ in bits from `parent`; None when that was not looked at.
-    """
-
-    name: str
-    id: TensorId | BlobId
-    codec: str
-    bytes_written: int
-    values_changed: int | None
-
-
-class BlobSource:
-    """Bytes in memory as a source."""
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self.spec = TensorSpec(dtype="U8", shape=(len(data),))
-        self._data = memoryview(data)
-
-    def read(self, start: int, stop: int) -> memoryview:
-        """A slice, not a copy."""
-        return self._data[start:stop]
+Ids = TensorId | BlobId
 
 
 class _Coded(NamedTuple):
     codec: Codec
-    base: TensorId | BlobId | None
+    base: Ids | None
     payloads: list[bytes]
 
     @property
@@ -98,210 +51,332 @@ class _Coded(NamedTuple):
         return sum(map(len, self.payloads))
 
 
-class _Result(NamedTuple):
-    id: TensorId | BlobId
-    coded: _Coded | None
-    changed: int | None
+class _Plan(NamedTuple):
+    """What is to be done with a job.
+
+    With an `id` and no `choice` the object is known, or (`coded`) small and coded already.  With a `choice` it is coded
+    window by window; `leaves` are then those of a first reading, if there was one.
+    """
+
+    job: StoreJob
+    layout: Layout
+    bases: Sequence[Ids] = ()
+    id: Ids | None = None
+    coded: _Coded | None = None
+    changed: int | None = None
+    nonfinite: ValueCounts | None = None
+    choice: Choice | None = None
+    leaves: Sequence[bytes] | None = None
+    step: int = WINDOW_BYTES
+    same_size: bool = False  # whether the parent has as many bytes: only then changed values are counted
+
+    @property
+    def base(self) -> Ids | None:
+        """What the choice is coded against."""
+        return None if self.choice is None or self.choice.base is None else self.bases[self.choice.base]
+
+    @property
+    def counts(self) -> bool:
+        """Whether changed values are counted on the way: where the parent is read anyway."""
+        return self.same_size and self.base == self.job.parent
+
+
+class _Step(NamedTuple):
+    """A window of a plan that is coded by window; all of any other."""
+
+    plan: _Plan
+    start: int
+    stop: int
+
+
+class _Window(NamedTuple):
+    payloads: list[bytes]
+    leaves: list[bytes]
+    changed: int
+    nonfinite: ValueCounts
 
 
 class TensorWriter:
     """Stores tensors and blobs through a session, `threads` at a time.
 
-    Anonymous memory is bounded by about 64 MiB of raw tensors in flight plus one extent, whatever the sizes.
+    Anonymous memory is bounded by about 64 MiB of raw tensors in flight and some windows a thread, whatever the sizes.
+    With `verify` every unit is decoded again before it is written and compared with what went in.
     """
 
     def __init__(
-        self, store: WriteStore, *, threads: int, effort: Effort = "balanced", progress: Progress = SILENT
+        self,
+        store: WriteStore,
+        *,
+        threads: int,
+        effort: Effort = "balanced",
+        verify: bool = False,
+        progress: Progress = SILENT,
     ) -> None:
-        self._effort = effort
         self._store = store
         self._reader = TensorReader(store)
         self._threads = max(1, threads)
+        self._effort: Effort = effort
+        self._verify = verify
         self._progress = progress
+        self._nothing_known = store.is_first
+        self._seen: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
 
     def store(self, jobs: Iterable[StoreJob], *, task: str = "store") -> Iterator[Stored]:
         """Store every job, yielding results in order.
 
-        Raises SourceChangedError when a source gives different bytes on its second reading.
+        Raises SourceChangedError when a source gives different bytes on a second reading.
         """
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="mgit-encode") as pool:
-            waiting: deque[tuple[StoreJob, Future[_Result]]] = deque()
-            in_flight = 0
-            try:
-                for job in jobs:
-                    self._progress.check()
-                    if job.size > WINDOW_BYTES:
-                        while waiting:
-                            yield self._finish(*waiting.popleft(), task)
-                        in_flight = 0
-                        yield self._store_large(job, pool, task)
-                        continue
-                    while waiting and in_flight + job.size > _IN_FLIGHT_BYTES:
-                        in_flight -= waiting[0][0].size
-                        yield self._finish(*waiting.popleft(), task)
-                    waiting.append((job, pool.submit(self._prepare_small, job)))
-                    in_flight += job.size
-                    while len(waiting) > 8 * self._threads:
-                        in_flight -= waiting[0][0].size
-                        yield self._finish(*waiting.popleft(), task)
-                while waiting:
-                    yield self._finish(*waiting.popleft(), task)
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        with Workers(self._threads, name="mgit-encode") as workers:
+            plans = workers.ordered(
+                self._plan,
+                self._checked(jobs),
+                ahead=8 * self._threads,
+                weight=lambda job: min(job.size, WINDOW_BYTES),
+                limit=_IN_FLIGHT_BYTES,
+            )
+            steps = workers.ordered(self._run, _steps(plans), ahead=self._threads + 2)
+            for step, window in steps:
+                if window is None:
+                    yield self._finish(step.plan, task)
+                else:
+                    yield self._finish_large(step.plan, window, steps, task)
 
-    # -- small: one window
+    def _checked(self, jobs: Iterable[StoreJob]) -> Iterator[StoreJob]:
+        for job in jobs:
+            self._progress.check()
+            yield job
 
-    def _prepare_small(self, job: StoreJob) -> _Result:
+    # -- planning: what a small tensor needs in all, a large one before its windows are coded
+
+    def _plan(self, job: StoreJob) -> _Plan:
+        return self._plan_small(job) if job.size <= WINDOW_BYTES else self._plan_large(job)
+
+    def _plan_small(self, job: StoreJob) -> _Plan:
         data = job.source.read(0, job.size)
-        leaves = leaf_digests(data)
-        object_id = _identify(job, leaves)
-        if job.parent == object_id:
-            return _Result(object_id, None, 0)
-        if self._store.has(object_id):
-            return _Result(object_id, None, None)
+        object_id = _identify(job, leaf_digests(data))
         layout = _layout(job)
+        plan = _Plan(job, layout, id=object_id)
+        if job.parent == object_id:
+            return plan._replace(changed=0)
+        if self._store.has(object_id):
+            return plan
         words = np.frombuffer(data, word_dtype(layout))
         bases = self._bases(job)
         read: dict[int, Words] = {}
 
         def base_words(index: int) -> Words:
             if index not in read:
-                read[index] = np.frombuffer(self._reader.read(bases[index], 0, job.size), word_dtype(layout))
+                read[index] = np.frombuffer(self._base_bytes(bases[index], 0, job.size), word_dtype(layout))
             return read[index]
 
-        choices = self._choices(job, layout, bases, lambda start, stop: words[start:stop], base_words)
-        tried = choices if job.size <= _TRY_ALL_BYTES else choices[:1]
-        coded = [
-            _encode_window(
-                choice, words, None if choice.base is None else base_words(choice.base), layout, bases, self._effort
-            )
-            for choice in tried
-        ]
-        best = min(coded, key=lambda item: item.size + (32 if item.base is not None else 0))
+        def base_sample(index: int) -> Callable[[], Words]:
+            return lambda: _take(base_words(index), runs)
+
+        runs = sample_runs(words.size)
+        readers = [base_sample(index) for index in range(len(bases))]
+        choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
+        coded = []
+        for choice in choices if job.size <= _TRY_ALL_BYTES else choices[:1]:
+            base = None if choice.base is None else base_words(choice.base)
+            codec = CODECS.get(choice.codec)
+            payloads = self._encode(codec, words, base, layout)
+            coded.append(_Coded(codec, None if choice.base is None else bases[choice.base], payloads))
         changed = None
-        if job.parent is not None and bases and bases[0] == job.parent:
+        if bases and self._reader.size(bases[0]) == job.size:
             changed = _changed(words, base_words(0), job.spec)
-        return _Result(object_id, best, changed)
+        return plan._replace(
+            coded=min(coded, key=lambda item: item.size + (32 if item.base is not None else 0)),
+            changed=changed,
+            nonfinite=None if job.spec is None else count_nonfinite(words, job.spec.dtype),
+        )
 
-    def _finish(self, job: StoreJob, future: Future[_Result], task: str) -> Stored:
-        result = future.result()
-        self._progress.advance(task, job.size)
-        written = 0
-        codec = "known"
-        if result.coded is not None and not self._store.has(result.id):
-            written = self._append(result.id, 0, job.size, job.size, result.coded, _layout(job))
-            codec = result.coded.codec.name
-        return Stored(job.name, result.id, codec, written, result.changed)
-
-    # -- large: many windows, twice
-
-    def _store_large(self, job: StoreJob, pool: ThreadPoolExecutor, task: str) -> Stored:
-        spans = list(windows(job.size))
-        leaves: list[bytes] = []
-        for part in self._ordered(pool, spans, lambda span: _leaves(job, *span)):
-            leaves += part
-            self._progress.check()
-        object_id = _identify(job, leaves)
-        if job.parent == object_id or self._store.has(object_id):
-            self._progress.advance(task, job.size)
-            return Stored(job.name, object_id, "known", 0, 0 if job.parent == object_id else None)
+    def _plan_large(self, job: StoreJob) -> _Plan:
         layout = _layout(job)
         bases = self._bases(job)
-        choice = self._choose_large(job, layout, bases)
-        count = job.parent is not None and choice.base is not None and bases[choice.base] == job.parent
+        runs = sample_runs(job.size // layout.word_bytes)
 
-        def encode(span: tuple[int, int]) -> tuple[_Coded, int]:
-            start, stop = span
-            data = job.source.read(start, stop)
-            first = start // LEAF_BYTES
-            if leaf_digests(data) != leaves[first : first + WINDOW_BYTES // LEAF_BYTES]:
-                raise SourceChangedError(
-                    f"{job.name} changed while it was being committed",
-                    hint="wait until nothing writes the file, then run `mgit commit` again",
-                )
-            words = np.frombuffer(data, word_dtype(layout))
-            base = None
-            if choice.base is not None:
-                base = np.frombuffer(self._reader.read(bases[choice.base], start, stop), word_dtype(layout))
-            coded = _encode_window(choice, words, base, layout, bases, self._effort)
-            return coded, _changed(words, base, job.spec) if count and base is not None else 0
+        def base_sample(base: Ids) -> Callable[[], Words]:
+            return lambda: _sample(
+                lambda start, stop: self._base_bytes(base, start, stop), runs, layout, self._reader.grain(base)
+            )
 
-        written = changed = 0
-        extent: list[bytes] = []
-        begin = 0
-        coded = None
-        for (_, stop), (coded, differing) in zip(spans, self._ordered(pool, spans, encode), strict=True):
-            extent += coded.payloads
-            changed += differing
-            self._progress.advance(task, min(WINDOW_BYTES, job.size))
+        sample = _sample(job.source.read, runs, layout, job.source.step_bytes)
+        readers = [base_sample(base) for base in bases]
+        plan = _Plan(job, layout, bases, same_size=bool(bases) and self._reader.size(bases[0]) == job.size)
+        if self._may_be_known(job, sample, readers):
+            leaves = self._hash(job)
+            object_id = _identify(job, leaves)
+            if job.parent == object_id:
+                return plan._replace(id=object_id, changed=0)
+            if self._store.has(object_id):
+                return plan._replace(id=object_id)
+            plan = plan._replace(leaves=leaves)
+        plan = plan._replace(choice=self._admissible(estimate_choices(sample, readers, layout), bases, layout)[0])
+        step = max(CODECS.get(plan.choice.codec).unit_bytes if plan.choice else 0, job.source.step_bytes)
+        return plan._replace(step=step if plan.base is None else max(step, self._reader.grain(plan.base)))
+
+    def _may_be_known(self, job: StoreJob, sample: Words, readers: Sequence[Callable[[], Words]]) -> bool:
+        """Whether it is worth hashing a large tensor before anything is coded.
+
+        Without a parent it may be anything that is stored, or a copy of what this writer has just met.
+        """
+        key = (job.size, xxhash.xxh3_64_intdigest(sample.data))
+        with self._lock:
+            met = key in self._seen
+            self._seen.add(key)
+        if met:
+            return True
+        return np.array_equal(readers[0](), sample) if readers else not self._nothing_known
+
+    def _hash(self, job: StoreJob) -> list[bytes]:
+        leaves = LeafHasher()
+        for start, stop in windows(job.size, step_bytes=max(job.source.step_bytes, 1 << 20)):
             self._progress.check()
-            if stop - begin >= EXTENT_BYTES or stop == job.size:
-                whole = coded._replace(payloads=extent)
-                written += self._append(object_id, begin, stop, job.size, whole, layout)
-                extent, begin = [], stop
-        return Stored(job.name, object_id, choice.codec, written, changed if count else None)
+            leaves.update(job.source.read(start, stop))
+        return leaves.finish()
 
-    def _choose_large(self, job: StoreJob, layout: Layout, bases: Sequence[TensorId | BlobId]) -> Choice:
-        width = layout.word_bytes
+    # -- coding
 
-        def sample(read: Callable[[int, int], bytes | bytearray | memoryview]) -> Words:
-            parts = [np.frombuffer(read(a * width, b * width), word_dtype(layout)) for a, b in runs]
-            return np.concatenate(parts)
+    def _run(self, step: _Step) -> tuple[_Step, _Window | None]:
+        return step, None if step.plan.choice is None else self._code(
+            step.plan, step.plan.choice, step.start, step.stop
+        )
 
-        runs = sample_runs(job.size // width)
-        readers = [
-            (lambda base=base: sample(lambda start, stop: self._reader.read(base, start, stop))) for base in bases
-        ]
-        choices = estimate_choices(sample(job.source.read), readers, layout)
-        return self._admissible(choices, bases, layout)[0]
+    def _code(self, plan: _Plan, choice: Choice, start: int, stop: int) -> _Window:
+        """Read, hash and encode one window in pieces."""
+        job, layout, base = plan.job, plan.layout, plan.base
+        codec = CODECS.get(choice.codec)
+        leaves = LeafHasher()
+        payloads: list[bytes] = []
+        changed = 0
+        nonfinite = ValueCounts()
+        for low in range(start, stop, plan.step):
+            self._progress.check()
+            high = min(low + plan.step, stop)
+            data = job.source.read(low, high)
+            leaves.update(data)
+            words = np.frombuffer(data, word_dtype(layout))
+            against = None
+            if base is not None:
+                against = np.frombuffer(self._base_bytes(base, low, high), word_dtype(layout))
+                if plan.counts:
+                    changed += _changed(words, against, job.spec)
+            payloads += self._encode(codec, words, against, layout)
+            if job.spec is not None:
+                nonfinite += count_nonfinite(words, job.spec.dtype)
+        found = leaves.finish()
+        first = start // LEAF_BYTES
+        if plan.leaves is not None and list(plan.leaves[first : first + len(found)]) != found:
+            raise SourceChangedError(
+                f"{job.name} changed while it was being committed",
+                hint="wait until nothing writes the file, then run `mgit commit` again",
+            )
+        return _Window(payloads, found, changed, nonfinite)
 
-    def _ordered(self, pool: ThreadPoolExecutor, items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
-        """Map in parallel, in order, with only a few items in flight."""
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > self._threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    def _encode(self, codec: Codec, words: Words, base: Words | None, layout: Layout) -> list[bytes]:
+        step = codec.unit_bytes // layout.word_bytes
+        payloads = []
+        for at in range(0, max(1, words.size), step):
+            unit = words[at : at + step]
+            against = None if base is None else base[at : at + step]
+            payload = codec.encode(unit, layout, base=against, effort=self._effort)
+            if self._verify:
+                again = scratch("encode.again", unit.size, unit.dtype)
+                codec.decode(payload, layout, again, base=against)
+                if not np.array_equal(again, unit):
+                    raise BugError(f"the codec {codec.name} does not give back what it was given")
+            payloads.append(payload)
+        return payloads
+
+    def _base_bytes(self, base: Ids, start: int, stop: int) -> bytearray:
+        """Bytes of a base, which goes on with zeros beyond its end."""
+        end = max(start, min(stop, self._reader.size(base) or 0))
+        data = self._reader.read(base, start, end) if end > start else bytearray()
+        data.extend(bytes(stop - end))
+        return data
+
+    # -- finishing, in the order of the jobs
+
+    def _finish(self, plan: _Plan, task: str) -> Stored:
+        job, object_id, coded = plan.job, plan.id, plan.coded
+        if object_id is None:
+            raise BugError(f"{job.name} has no id")
+        self._progress.advance(task, job.size)
+        if coded is None or self._store.has(object_id):
+            return Stored(job.name, object_id, "known", 0, plan.changed, plan.nonfinite)
+        header = encode_header(coded.codec, plan.layout, UnitChecks.of(coded.payloads))
+        self._store.append(
+            object_id,
+            start=0,
+            stop=job.size,
+            total=job.size,
+            header=header,
+            payload=coded.payloads,
+            base=coded.base,
+        )
+        written = coded.size + len(header)
+        return Stored(job.name, object_id, coded.codec.name, written, plan.changed, plan.nonfinite)
+
+    def _finish_large(
+        self, plan: _Plan, first: _Window, steps: Iterator[tuple[_Step, _Window | None]], task: str
+    ) -> Stored:
+        """Write the windows of one tensor as they come."""
+        job, choice = plan.job, plan.choice
+        if choice is None:
+            raise BugError(f"{job.name} was coded without a choice")
+        staged = self._store.stage()
+        leaves: list[bytes] = []
+        checks = UnitChecks()
+        begin = end = written = changed = 0
+        nonfinite = ValueCounts()
+        window: _Window | None = first
+        while window is not None:
+            size = min(WINDOW_BYTES, job.size - end)
+            end += size
+            staged.write(window.payloads)
+            checks.add(window.payloads)
+            leaves += window.leaves
+            changed += window.changed
+            nonfinite += window.nonfinite
+            self._progress.advance(task, size)
+            if end - begin >= EXTENT_BYTES or end == job.size:
+                header = encode_header(CODECS.get(choice.codec), plan.layout, checks)
+                written += staged.end_record(start=begin, stop=end, total=job.size, header=header, base=plan.base)
+                begin, checks = end, UnitChecks()
+            window = None if end == job.size else next(steps)[1]
+        object_id = _identify(job, leaves)
+        known = self._keep(staged, object_id)
+        return Stored(
+            job.name,
+            object_id,
+            "known" if known else choice.codec,
+            0 if known else written,
+            0 if object_id == job.parent else changed if plan.counts else None,
+            None if job.spec is None else nonfinite,
+        )
+
+    def _keep(self, staged: StagedObject, object_id: Ids) -> bool:
+        """Keep what was staged unless the object turned out to be known; returns whether it did."""
+        if self._store.has(object_id):
+            staged.discard()
+            return True
+        staged.name(object_id)
+        return False
 
     # -- choosing
 
-    def _bases(self, job: StoreJob) -> list[TensorId | BlobId]:
+    def _bases(self, job: StoreJob) -> list[Ids]:
         """Candidates: the tensor in the parent, and the whole one at the end of its chain (see `chain`)."""
-        if job.parent is None or self._reader.size(job.parent) != job.size or job.size == 0:
+        if job.parent is None or not self._reader.size(job.parent) or job.size == 0:
             return []
-        bases: list[TensorId | BlobId] = [job.parent]
+        bases: list[Ids] = [job.parent]
         anchor = anchor_of(self._store, job.parent)
         if anchor is not None and anchor != job.parent:
             bases.append(anchor)
         return bases
 
-    def _choices(
-        self,
-        job: StoreJob,
-        layout: Layout,
-        bases: Sequence[TensorId | BlobId],
-        words: Callable[[int, int], Words],
-        base_words: Callable[[int], Words],
-    ) -> list[Choice]:
-        runs = sample_runs(job.size // layout.word_bytes)
-
-        def sample(read: Callable[[int, int], Words]) -> Words:
-            return np.concatenate([read(start, stop) for start, stop in runs])
-
-        readers = [
-            (lambda index=index: sample(lambda start, stop: base_words(index)[start:stop]))
-            for index in range(len(bases))
-        ]
-        return self._admissible(estimate_choices(sample(words), readers, layout), bases, layout)
-
-    def _admissible(self, choices: list[Choice], bases: Sequence[TensorId | BlobId], layout: Layout) -> list[Choice]:
+    def _admissible(self, choices: list[Choice], bases: Sequence[Ids], layout: Layout) -> list[Choice]:
         """Leave out what would make reading too costly."""
         costs = [chain_cost(self._store, base) for base in bases]
         kept = []
@@ -309,20 +384,11 @@ class TensorWriter:
             if choice.base is not None:
                 cost = costs[choice.base]
                 # A sparse record of most values is read like a dense one, and must not chain like a small patch.
-                is_dense = choice.codec == "delta" or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
+                is_dense = choice.codec != "sparse" or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
                 if cost + 1.0 > MAX_DENSE_COST if is_dense else cost > MAX_SPARSE_COST:
                     continue
             kept.append(choice)
         return kept
-
-    def _append(
-        self, object_id: TensorId | BlobId, start: int, stop: int, total: int, coded: _Coded, layout: Layout
-    ) -> int:
-        header = encode_header(coded.codec, layout, coded.payloads)
-        self._store.append(
-            object_id, start=start, stop=stop, total=total, header=header, payload=coded.payloads, base=coded.base
-        )
-        return coded.size + len(header)
 
 
 def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
@@ -333,21 +399,39 @@ def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
     return stored.id
 
 
-def _encode_window(
-    choice: Choice,
-    words: Words,
-    base: Words | None,
+def _steps(plans: Iterable[_Plan]) -> Iterator[_Step]:
+    for plan in plans:
+        if plan.choice is None:
+            yield _Step(plan, 0, plan.job.size)
+        else:
+            for start, stop in windows(plan.job.size):
+                yield _Step(plan, start, stop)
+
+
+def _take(words: Words, runs: Sequence[tuple[int, int]]) -> Words:
+    return np.concatenate([words[start:stop] for start, stop in runs])
+
+
+def _sample(
+    read: Callable[[int, int], bytes | bytearray | memoryview],
+    runs: Sequence[tuple[int, int]],
     layout: Layout,
-    bases: Sequence[TensorId | BlobId],
-    effort: Effort,
-) -> _Coded:
-    codec = CODECS.get(choice.codec)
-    step = codec.unit_bytes // layout.word_bytes
-    payloads = [
-        codec.encode(words[at : at + step], layout, base=None if base is None else base[at : at + step], effort=effort)
-        for at in range(0, max(1, words.size), step)
-    ]
-    return _Coded(codec, None if choice.base is None else bases[choice.base], payloads)
+    grain: int,
+) -> Words:
+    """The words of `runs`; runs that lie in one piece of `grain` bytes are read together."""
+    width = layout.word_bytes
+    groups: list[list[tuple[int, int]]] = []
+    for run in runs:
+        if groups and run[1] * width <= (groups[-1][0][0] * width // grain + 1) * grain:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    parts: list[Words] = []
+    for group in groups:
+        low = group[0][0]
+        piece = np.frombuffer(read(low * width, group[-1][1] * width), word_dtype(layout))
+        parts += [piece[start - low : stop - low] for start, stop in group]
+    return np.concatenate(parts)
 
 
 def _changed(words: Words, base: Words, spec: TensorSpec | None) -> int:
@@ -361,9 +445,5 @@ def _layout(job: StoreJob) -> Layout:
     return _BYTES_LAYOUT if job.spec is None else layout_of(job.spec)
 
 
-def _identify(job: StoreJob, leaves: Sequence[bytes]) -> TensorId | BlobId:
+def _identify(job: StoreJob, leaves: Sequence[bytes]) -> Ids:
     return blob_id(job.size, leaves) if job.spec is None else tensor_id(job.spec, leaves)
-
-
-def _leaves(job: StoreJob, start: int, stop: int) -> list[bytes]:
-    return leaf_digests(job.source.read(start, stop))

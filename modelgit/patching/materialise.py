@@ -9,8 +9,9 @@ import numpy as np
 
 from modelgit.codecs.base import word_dtype
 from modelgit.errors import IntegrityError
+from modelgit.numerics.scratch import scratch
 from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
-from modelgit.patching.base import WINDOW_BYTES
+from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore
@@ -43,11 +44,30 @@ class TensorReader:
             # Before anything of that size is allocated.
             raise IntegrityError(f"{tensor.KIND} {tensor} does not have the bytes {start} to {stop}")
         out = bytearray(stop - start)
-        try:
-            self._fill(tensor, start, stop, memoryview(out), 0)
-        except PackGoneError:  # garbage collection moved it meanwhile: look again, once
-            self._fill(tensor, start, stop, memoryview(out), 0)
+        self.read_into(tensor, start, memoryview(out))
         return out
+
+    def read_into(self, tensor: TensorId | BlobId, start: int, out: memoryview) -> None:
+        """Fill `out` with the raw bytes from `start` on; raises IntegrityError like `read`."""
+        stop = start + out.nbytes
+        try:
+            self._fill(tensor, start, stop, out, 0)
+        except PackGoneError:  # garbage collection moved it meanwhile: look again, once
+            self._fill(tensor, start, stop, out, 0)
+
+    def grain(self, tensor: TensorId | BlobId) -> int:
+        """The largest unit in the tensor's chain, at least STEP_BYTES."""
+        largest, current = STEP_BYTES, tensor
+        for _ in range(MAX_CHAIN):
+            found = self._store.locate(current)
+            if not found:
+                break
+            item = _cheapest(found)[0]
+            largest = max(largest, self._table(item).unit_bytes)
+            if item.base is None:
+                break
+            current = type(tensor)(item.base)
+        return min(largest, WINDOW_BYTES)
 
     def read_blob(self, blob: BlobId, *, limit: int = 1 << 30) -> bytes:
         """A whole blob, at most `limit` bytes."""
@@ -104,6 +124,17 @@ class TensorReader:
             self._decode(item, object_id, position, end, out[position - start : end - start], depth)
             position = end
 
+    def _fill_base(self, base: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
+        """Bytes of a base, which goes on with zeros beyond its end: the object may have grown."""
+        found = self._store.locate(base)
+        if not found:
+            raise _missing(base)
+        end = max(start, min(stop, found[0].total))
+        if end > start:
+            self._fill(base, start, end, out[: end - start], depth)
+        if end < stop:
+            np.frombuffer(out[end - start :], np.uint8)[:] = 0
+
     def _decode(self, item: Located, object_id: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
         table = self._table(item)
         word = word_dtype(table.layout)
@@ -121,11 +152,11 @@ class TensorReader:
         if item.base is not None:
             if codec.random_access:
                 low, high = start, stop
-                self._fill(type(object_id)(item.base), low, high, target, depth + 1)
+                self._fill_base(type(object_id)(item.base), low, high, target, depth + 1)
                 base = target
             else:
-                base = memoryview(bytearray(high - low))
-                self._fill(type(object_id)(item.base), low, high, base, depth + 1)
+                base = scratch(f"materialise.base{depth}", high - low, np.uint8).data
+                self._fill_base(type(object_id)(item.base), low, high, base, depth + 1)
         elif codec.random_access:
             low, high = start, stop
         for number in range(first, last):

@@ -8,7 +8,7 @@ anything is decoded, on partial reads too, and costs less the better a unit is c
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import xxhash
@@ -17,7 +17,7 @@ from modelgit.codecs.base import CODECS, Codec, Layout
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.store.base import Located
 
-__all__ = ["MAX_UNIT_BYTES", "RecordHeader", "UnitTable", "checksum", "encode_header", "parse_header"]
+__all__ = ["MAX_UNIT_BYTES", "RecordHeader", "UnitChecks", "UnitTable", "checksum", "encode_header", "parse_header"]
 
 MAX_UNIT_BYTES = 8 << 20
 _UNIT = struct.Struct("<IQ")
@@ -53,10 +53,32 @@ def checksum(payload: bytes | bytearray | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(payload)
 
 
-def encode_header(codec: Codec, layout: Layout, payloads: Sequence[bytes]) -> bytes:
-    """The header of a record whose units are `payloads`."""
-    table = b"".join(_UNIT.pack(len(payload), checksum(payload)) for payload in payloads)
-    header = RecordHeader(codec.name, layout.word_bytes, layout.is_float, codec.unit_bytes, table)
+class UnitChecks:
+    """The unit table of a record that is being written: lengths and checksums of payloads, which need not be kept."""
+
+    def __init__(self) -> None:
+        self._table = bytearray()
+
+    @classmethod
+    def of(cls, payloads: Iterable[bytes]) -> UnitChecks:
+        """The table of `payloads`."""
+        checks = cls()
+        checks.add(payloads)
+        return checks
+
+    def add(self, payloads: Iterable[bytes]) -> None:
+        """The next units."""
+        for payload in payloads:
+            self._table += _UNIT.pack(len(payload), checksum(payload))
+
+    def packed(self) -> bytes:
+        """The table as it stands in the header."""
+        return bytes(self._table)
+
+
+def encode_header(codec: Codec, layout: Layout, checks: UnitChecks) -> bytes:
+    """The header of a record of units with these checks."""
+    header = RecordHeader(codec.name, layout.word_bytes, layout.is_float, codec.unit_bytes, checks.packed())
     return msgspec.msgpack.encode(header)
 
 

@@ -24,11 +24,11 @@ from modelgit.objects import (
     encode,
 )
 from modelgit.objects.paths import find_twins
-from modelgit.patching.encode import Stored
+from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
 from modelgit.repo.merge_state import refuse_during_merge
-from modelgit.repo.record import record_worktree
+from modelgit.repo.record import nonfinite_counts, record_worktree
 from modelgit.repo.tree import work_files
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata, write_record
@@ -98,7 +98,15 @@ def commit(
             mask_ids = _check_masks(repo, session, tree.manifest, before, masks)
             from modelgit.repo.gate import run_gate
 
-            evaluations = run_gate(repo, session, tree.manifest, parent, mode=gate, progress=progress)
+            evaluations = run_gate(
+                repo,
+                session,
+                tree.manifest,
+                parent,
+                mode=gate,
+                counted=nonfinite_counts(tree.stored.values()),
+                progress=progress,
+            )
             result = write_commit(
                 repo,
                 session,

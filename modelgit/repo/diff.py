@@ -16,7 +16,7 @@ from modelgit.numerics.stats import PairStatistics, compare
 from modelgit.objects import Manifest, TensorEntry
 from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
 from modelgit.objects.patches import ChangeKind
-from modelgit.patching.base import TensorReads, TensorSource, windows
+from modelgit.patching.base import WINDOW_BYTES, TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.load import find_model
@@ -146,6 +146,8 @@ def _diff(
 
 class _Stored:
     """A stored tensor as a source."""
+
+    step_bytes = WINDOW_BYTES
 
     def __init__(self, reader: TensorReads, entry: TensorEntry) -> None:
         self.spec = entry.spec

@@ -14,7 +14,8 @@ from modelgit.config.schema import TaskSettings
 from modelgit.errors import MgitError, UsageError
 from modelgit.objects import FisherEstimate, FisherId, Manifest, TensorEntry, TensorId, TensorSpec
 from modelgit.objects.manifest import manifest_id
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.patching.encode import TensorWriter
+from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import find_model
 from modelgit.repo.tasks import code_version, encoded, open_task, task_examples, task_settings
@@ -101,7 +102,7 @@ def _estimate(
     with repo.lock:
         session = repo.session()
         try:
-            writer = TensorWriter(session, threads=repo.threads)
+            writer = repo.writer(session)
             entries = list(_store(writer, diagonal.values))
             record = FisherEstimate(
                 of=manifest_id(manifest),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.errors import GateRefused, MgitError
-from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest
+from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, TensorId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
@@ -21,6 +21,7 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.config.schema import Settings
     from modelgit.evals.builtin import Side
+    from modelgit.numerics.nonfinite import ValueCounts
     from modelgit.repo.repository import Repository
 
 __all__ = ["builtin_record", "evaluate_manifest", "recorded_verdicts", "run_gate"]
@@ -33,15 +34,17 @@ def run_gate(
     parent: CommitId | None,
     *,
     mode: str = "block",
+    counted: Mapping[TensorId, ValueCounts] | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
-    """The verdicts on a candidate against its parent.
+    """The verdicts on a candidate against its parent; `counted` is what the writer saw (see `run_builtin`).
 
     Raises GateRefused in mode "block" unless every verdict is a pass (or the first baseline); the verdicts are then in
     `refused.records`.  In mode "warn" a broken limit is kept in the records, with the override noted.
     """
     before = repo.manifest_of(parent)
-    records = [builtin_record(repo, store, manifest, before if parent is not None else None, progress=progress)]
+    baseline = before if parent is not None else None
+    records = [builtin_record(repo, store, manifest, baseline, counted=counted, progress=progress)]
     if records[0].decision not in ("fail", "error"):
         settings = _gate_settings(repo, store, manifest)
         records += evaluate_manifest(repo, store, manifest, parent, settings=settings, progress=progress)
@@ -97,6 +100,7 @@ def builtin_record(
     manifest: Manifest,
     before: Manifest | None,
     *,
+    counted: Mapping[TensorId, ValueCounts] | None = None,
     progress: Progress = SILENT,
 ) -> EvalRecord:
     """The verdict of the gate that needs no configuration: finite values, schema, readable files."""
@@ -106,6 +110,7 @@ def builtin_record(
         _side(repo, manifest, store),
         None if before is None else _side(repo, before, repo.store),
         repo.reader(store),
+        counted=counted,
         progress=progress,
     )
 

@@ -13,11 +13,13 @@ from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.resolve import Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import TensorParts, compare
+from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
-from modelgit.patching.encode import StoreJob, TensorWriter, write_blob
+from modelgit.patching.encode import TensorWriter, write_blob
+from modelgit.patching.jobs import StoreJob
 from modelgit.progress import Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
@@ -49,6 +51,7 @@ class _Tensors(NamedTuple):
     overlap: int
     agree: int
     encodings: dict[str, int]
+    counted: dict[TensorId, ValueCounts]
 
 
 class _Work(NamedTuple):
@@ -82,7 +85,9 @@ def make_commit(
         manifest = Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
         from modelgit.repo.gate import run_gate
 
-        evaluations = run_gate(repo, session, manifest, state.ours, mode=gate, progress=progress)
+        evaluations = run_gate(
+            repo, session, manifest, state.ours, mode=gate, counted=tensors.counted, progress=progress
+        )
         before = sides.ours.manifest
         result = write_commit(
             repo,
@@ -135,6 +140,7 @@ def _merge_tensors(
     statistics: dict[str, str] = {}
     notes: list[str] = []
     encodings: Counter[str] = Counter()
+    counted: dict[TensorId, ValueCounts] = {}
     total = Comparison(changed=(0, 0))
     reads = repo.reader(session)
     rules = {pattern: parse_rule(text) for pattern, text in state.rules.items()}
@@ -152,13 +158,13 @@ def _merge_tensors(
             run = ModelMerge(reads, work.parts, bound, rules=rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
-            writer = TensorWriter(session, threads=repo.threads, effort=repo.settings.storage.effort, progress=progress)
-            made = _store_all(reads, writer, run, work, encodings, progress)
+            writer = repo.writer(session, progress=progress)
+            made = _store_all(reads, writer, run, work, encodings, counted, progress)
         # The order of ours, then what theirs adds: the order of files and tables follows from it.
         order = dict.fromkeys([*ours, *theirs, *base])
         chosen = {name: made.get(name) or work.settled.get(name) for name in order}
         final[model] = {name: tensor for name, tensor in chosen.items() if tensor is not None}
-    return _Tensors(final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings))
+    return _Tensors(final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings), counted)
 
 
 def _divide(
@@ -222,6 +228,7 @@ def _store_all(
     run: ModelMerge,
     work: _Work,
     encodings: Counter[str],
+    counted: dict[TensorId, ValueCounts],
     progress: Progress,
 ) -> dict[str, StoredTensor]:
     """Make and store every tensor of a model; each source goes when its tensor is stored."""
@@ -243,6 +250,8 @@ def _store_all(
         if not isinstance(stored.id, TensorId):
             raise BugError(f"{stored.name} was stored as a {stored.id.KIND}")
         made[stored.name] = (specs[stored.name], stored.id)
+        if stored.nonfinite is not None:
+            counted[stored.id] = stored.nonfinite
         if stored.codec != "known":
             encodings[stored.codec] += 1
     progress.finish("merge")

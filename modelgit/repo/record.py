@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.formats.base import ScannedFile
 from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.formats.layouts import describe
+from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
     BlobId,
     ContentId,
@@ -19,9 +20,12 @@ from modelgit.objects import (
     Manifest,
     ModelEntry,
     TensorEntry,
+    TensorId,
+    TensorSpec,
     encode,
 )
-from modelgit.patching.encode import SourceChangedError, Stored, StoreJob, TensorWriter
+from modelgit.patching.encode import TensorWriter
+from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.tree import WorkFile, work_files
 from modelgit.store.fs import PackSession
@@ -31,7 +35,14 @@ from modelgit.worktree.content import FileRange, assemble
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["RecordedTree", "previous_tensors", "record_file", "record_worktree", "write_content_record"]
+__all__ = [
+    "RecordedTree",
+    "nonfinite_counts",
+    "previous_tensors",
+    "record_file",
+    "record_worktree",
+    "write_content_record",
+]
 
 
 class RecordedTree(NamedTuple):
@@ -77,6 +88,7 @@ def record_worktree(
     changed = [file for file in files.values() if file.path not in stored_already]
     progress.start("store", sum(file.status.st_size for file in changed))
     taken = {path for path in {*files, *before} if only is None or only.get(path, False)}
+    writer = repo.writer(session, progress=progress)
     for file in files.values():
         if file.path not in taken:
             continue
@@ -87,9 +99,7 @@ def record_worktree(
             digest, size = file.known, file.status.st_size
         else:
             base = bases.get(file.path) or _model_tensors(model_bases, file.path)
-            digest, size, stored[file.path] = record_file(
-                repo, session, file, before.get(file.path), base, progress=progress
-            )
+            digest, size, stored[file.path] = record_file(repo, session, writer, file, before.get(file.path), base)
         entries[file.path] = FileEntry(path=file.path, size=size, digest=digest, executable=executable)
     entries.update({path: entry for path, entry in before.items() if path not in taken})
     progress.finish("store")
@@ -143,11 +153,10 @@ def _models(repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest
 def record_file(
     repo: Repository,
     session: PackSession,
+    writer: TensorWriter,
     file: WorkFile,
     before: FileEntry | None,
     bases: Mapping[str, TensorEntry],
-    *,
-    progress: Progress,
 ) -> tuple[ContentId, int, list[Stored]]:
     """Store one file; returns its content id, its size and what became of its ranges.
 
@@ -158,7 +167,6 @@ def record_file(
         reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
         scanned = scan_reader(reader)
         old = repo.content_at(before.digest) if before is not None else None
-        writer = TensorWriter(session, threads=repo.threads, effort=repo.settings.storage.effort, progress=progress)
         stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
         if not reader.is_unchanged():
             raise SourceChangedError(
@@ -188,7 +196,7 @@ def _jobs(
             continue
         tensor = scanned.tensors[item.tensor]
         base = bases.get(tensor.name)
-        usable = base is not None and base.spec.dtype == tensor.spec.dtype and base.spec.shape == tensor.spec.shape
+        usable = base is not None and _comparable(base.spec, tensor.spec)
         yield StoreJob(
             tensor.name,
             FileRange(reader, item.offset, tensor.spec),
@@ -196,6 +204,21 @@ def _jobs(
             item.length,
             base.id if usable and base is not None else None,
         )
+
+
+def _comparable(old: TensorSpec, new: TensorSpec) -> bool:
+    """Whether one may be coded against the other: the same tensor, or one that has grown or lost rows at its end."""
+    return old.dtype == new.dtype and (old.shape == new.shape or (bool(old.shape) and old.shape[1:] == new.shape[1:]))
+
+
+def nonfinite_counts(stored: Iterable[Iterable[Stored]]) -> dict[TensorId, ValueCounts]:
+    """What a writer saw of NaN and infinities, by tensor, for the gate."""
+    return {
+        item.id: item.nonfinite
+        for items in stored
+        for item in items
+        if isinstance(item.id, TensorId) and item.nonfinite is not None
+    }
 
 
 def write_content_record(

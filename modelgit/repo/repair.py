@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError, RepositoryError
 from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
-from modelgit.patching.base import TensorReads
-from modelgit.patching.encode import StoreJob, TensorWriter
+from modelgit.patching.base import WINDOW_BYTES, TensorReads
+from modelgit.patching.encode import TensorWriter
+from modelgit.patching.jobs import StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.repo.fsck import Finding, reachable_objects
@@ -132,6 +133,8 @@ def _salvage(
 
 class _StoredBytes:
     """A stored object as a source, to be stored again."""
+
+    step_bytes = WINDOW_BYTES
 
     def __init__(self, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None) -> None:
         self.spec = spec or TensorSpec(dtype="U8", shape=(reader.size(object_id) or 0,))

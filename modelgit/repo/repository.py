@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from modelgit.config.schema import Settings
     from modelgit.objects import EvalRecord
     from modelgit.objects.diffs import ModelDiff
+    from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.commit import CommitResult
     from modelgit.repo.load import ModelState
@@ -239,6 +240,15 @@ class Repository:
         from modelgit.patching.materialise import TensorReader
 
         return TensorReader(store or self.store)
+
+    def writer(self, session: PackSession, *, progress: Progress = SILENT) -> TensorWriter:
+        """A writer of tensors and blobs as the settings want it; one for all files of a command."""
+        from modelgit.patching.encode import TensorWriter
+
+        storage = self.settings.storage
+        return TensorWriter(
+            session, threads=self.threads, effort=storage.effort, verify=storage.verify, progress=progress
+        )
 
     def file_bytes(self, content: FileContent, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
         """A whole small file.  Raises IntegrityError for one over `limit` bytes."""

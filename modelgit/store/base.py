@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from modelgit.objects import ObjectId, Root
 
-__all__ = ["Located", "ObjectStore", "RecordWriter", "RootStore", "VersionedRoot", "WriteStore"]
+__all__ = ["Located", "ObjectStore", "RecordWriter", "RootStore", "StagedObject", "VersionedRoot", "WriteStore"]
 
 
 class Located(NamedTuple):
@@ -70,8 +70,31 @@ class ObjectStore(Protocol):
         """Every record, pack by pack."""
 
 
+class StagedObject(Protocol):
+    """Records that are written before the id of their object is known: a large tensor is hashed while it is coded."""
+
+    def write(self, payload: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Append to the payload of the current record."""
+
+    def end_record(self, *, start: int, stop: int, total: int, header: bytes, base: ObjectId | None = None) -> int:
+        """Finish the current record; returns its length.  The next `write` begins another."""
+
+    def name(self, object_id: ObjectId) -> None:
+        """Give all finished records to the object."""
+
+    def discard(self) -> None:
+        """Take everything back: the object was known already."""
+
+
 class WriteStore(ObjectStore, RecordWriter, Protocol):
     """A store that shows what was just written to it."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing at all was stored before: then nothing can be known already."""
+
+    def stage(self) -> StagedObject:
+        """Begin an object whose id comes last.  Nothing else may be written before it is named or discarded."""
 
 
 class VersionedRoot(NamedTuple):

@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from modelgit.errors import IntegrityError, RepositoryError
+from modelgit.errors import BugError, IntegrityError, RepositoryError
 from modelgit.objects import ObjectId
 from modelgit.store.base import Located
 from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.store.index import PackLookup
-from modelgit.store.packs import PackWriter, read_at
+from modelgit.store.packs import PackMark, PackWriter, read_at
 
-__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackGoneError", "PackSession", "covers"]
+__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackGoneError", "PackSession", "StagedRecords", "covers"]
 
 PACK_TARGET_BYTES = 64 << 20
 _OPEN_PACKS = 32
@@ -139,6 +139,53 @@ class FileSystemStore:
         return descriptor
 
 
+class StagedRecords:
+    """Records at the end of a session's packs that have no id yet (see `StagedObject`).
+
+    They are at the very end because nothing else is written meanwhile, so that discarding them is a truncation.
+    """
+
+    def __init__(self, session: PackSession) -> None:
+        self._session = session
+        self._packs = len(session.writers)
+        self._mark = session.writers[-1].mark() if session.writers else None
+        self._done: list[tuple[PackWriter, Located]] = []
+        self._writer: PackWriter | None = None
+        self._offset = 0
+
+    def write(self, payload: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Append to the payload of the current record."""
+        with self._session.writing():
+            if self._writer is None:
+                self._writer = self._session.writer()
+                self._offset = self._writer.size
+            for chunk in payload:
+                if len(chunk):
+                    self._writer.write(chunk)
+
+    def end_record(self, *, start: int, stop: int, total: int, header: bytes, base: ObjectId | None = None) -> int:
+        """Finish the current record; returns its length."""
+        self.write((header,))
+        writer, offset = self._writer, self._offset
+        if writer is None:
+            raise BugError("a record was ended before it began")
+        length = writer.size - offset
+        digest = None if base is None else base.digest
+        self._done.append((writer, Located("", b"", start, stop, total, "", offset, length, len(header), digest)))
+        self._writer = None
+        if base is not None:
+            self._session.relied_on.add(base)
+        return length
+
+    def name(self, object_id: ObjectId) -> None:
+        """Give all finished records to the object."""
+        self._session.adopt(object_id, self._done)
+
+    def discard(self) -> None:
+        """Take everything back."""
+        self._session.cut(self._packs, self._mark)
+
+
 class PackSession:
     """Writes records into as many packs as they need, and shows them to its own reader before they are sealed.
 
@@ -150,13 +197,25 @@ class PackSession:
         self._store = store
         self._condemned = condemned
         self._folder = store.incoming_path / temporary_name()
-        self._writers: list[PackWriter] = []
+        self.writers: list[PackWriter] = []
         self._own: dict[tuple[str, bytes], list[tuple[PackWriter, Located]]] = {}
         self._lock = threading.RLock()
         self.sealed: list[str] = []
         self.epoch = epoch
         self.relied_on: set[ObjectId] = set()
         self.bytes_written = 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the session's packs, and say in one sentence what the disk refuses."""
+        with self._lock:
+            try:
+                yield
+            except OSError as error:
+                raise RepositoryError(
+                    f"cannot write to {self._folder.parent}: {error.strerror or error}",
+                    hint="free some space, then run the command again; nothing was recorded",
+                ) from error
 
     def append(
         self,
@@ -170,33 +229,55 @@ class PackSession:
         base: ObjectId | None = None,
     ) -> None:
         """Write one record; thread-safe."""
-        with self._lock:
-            try:
-                writer = self._writer()
-                located = writer.append(
-                    object_id, start=start, stop=stop, total=total, header=header, payload=payload, base=base
-                )
-            except OSError as error:
-                raise RepositoryError(
-                    f"cannot write to {self._folder.parent}: {error.strerror or error}",
-                    hint="free some space, then run the command again; nothing was recorded",
-                ) from error
+        with self.writing():
+            writer = self.writer()
+            located = writer.append(
+                object_id, start=start, stop=stop, total=total, header=header, payload=payload, base=base
+            )
             self.bytes_written += located.length
             self._own.setdefault((object_id.KIND, object_id.digest), []).append((writer, located))
             if base is not None:
                 self.relied_on.add(base)
 
-    def _writer(self) -> PackWriter:
-        if not self._writers or self._writers[-1].size >= PACK_TARGET_BYTES:
+    def adopt(self, object_id: ObjectId, records: Iterable[tuple[PackWriter, Located]]) -> None:
+        """Show staged records as those of an object."""
+        with self._lock:
+            own = self._own.setdefault((object_id.KIND, object_id.digest), [])
+            for writer, item in records:
+                own.append((writer, writer.add(item._replace(kind=object_id.KIND, digest=object_id.digest))))
+                self.bytes_written += item.length
+
+    def cut(self, packs: int, mark: PackMark | None) -> None:
+        """Remove all packs but the first `packs`, and what the last of these got after `mark`."""
+        with self.writing():
+            for writer in self.writers[packs:]:
+                writer.abort()
+            del self.writers[packs:]
+            if mark is not None:
+                self.writers[-1].rollback(mark)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the store has no packs."""
+        return not self._store.lookup.packs()
+
+    def stage(self) -> StagedRecords:
+        """Begin an object whose id comes last."""
+        with self._lock:
+            return StagedRecords(self)
+
+    def writer(self) -> PackWriter:
+        """The pack that the next record goes into."""
+        if not self.writers or self.writers[-1].size >= PACK_TARGET_BYTES:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writers.append(PackWriter(self._folder / f"{len(self._writers)}.pack"))
-        return self._writers[-1]
+            self.writers.append(PackWriter(self._folder / f"{len(self.writers)}.pack"))
+        return self.writers[-1]
 
     def locate(self, object_id: ObjectId) -> list[Located]:
         """Records in this session (pack name `+` and the number of the writer) and in the store."""
         with self._lock:
             own = [
-                item._replace(pack=f"+{self._writers.index(writer)}")
+                item._replace(pack=f"+{self.writers.index(writer)}")
                 for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
             ]
         return own or self._safe(self._store.locate(object_id))
@@ -233,18 +314,20 @@ class PackSession:
         """Bytes `start` to `stop` of a record, sealed or not."""
         if not located.pack.startswith("+"):
             return self._store.read_part(located, start, stop)
-        writer = self._writers[int(located.pack[1:])]
+        writer = self.writers[int(located.pack[1:])]
         with self._lock:  # the writer's file offset is shared where there is no pread
             return writer.read(located, start, stop)
 
     def seal(self) -> list[str]:
         """Make every pack durable and visible; returns their names.  Nothing refers to them yet."""
         with self._lock:
-            if not self._writers:
+            if not self.writers:
+                with contextlib.suppress(OSError):  # everything that was staged may have been taken back
+                    self._folder.rmdir()
                 return []
             try:
                 self._store.packs_path.mkdir(parents=True, exist_ok=True)
-                names = [(writer.path, f"{writer.close()}-{os.urandom(8).hex()}.pack") for writer in self._writers]
+                names = [(writer.path, f"{writer.close()}-{os.urandom(8).hex()}.pack") for writer in self.writers]
                 for path, name in names:
                     path.rename(self._store.packs_path / name)
                 sync_directory(self._store.packs_path)
@@ -254,7 +337,7 @@ class PackSession:
                     f"cannot write to {self._store.packs_path}: {error.strerror or error}",
                     hint="free some space, then run the command again; nothing was recorded",
                 ) from error
-            self._writers = []
+            self.writers = []
             self._own = {}
             self._store.lookup.refresh()
             self.sealed = [name for _, name in names]
@@ -275,9 +358,9 @@ class PackSession:
     def abort(self) -> None:
         """Forget everything that was written."""
         with self._lock:
-            for writer in self._writers:
+            for writer in self.writers:
                 writer.abort()
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
-            self._writers = []
+            self.writers = []
             self._own = {}

@@ -18,6 +18,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
 from blake3 import blake3
@@ -33,6 +34,7 @@ __all__ = [
     "KINDS",
     "PACK_NAME",
     "ROW",
+    "PackMark",
     "PackWriter",
     "pack_row",
     "read_index",
@@ -76,6 +78,14 @@ def unpack_row(data: bytes | memoryview | mmap.mmap, pack: str, position: int = 
     )
 
 
+class PackMark(NamedTuple):
+    """How far a pack under construction had come: what `PackWriter.rollback` returns to."""
+
+    size: int
+    rows: int
+    hash: blake3
+
+
 class PackWriter:
     """Writes one pack under a temporary name.  Not thread-safe; `close` makes it durable but not visible."""
 
@@ -85,12 +95,31 @@ class PackWriter:
         self._hash = blake3()
         self._rows: list[Located] = []
         self.size = 0
-        self._write(HEADER)
+        self.write(HEADER)
 
-    def _write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes of a record that `add` will describe."""
         write_all(self._descriptor, data)
         self._hash.update(data)
         self.size += len(data)
+
+    def add(self, located: Located) -> Located:
+        """Give a written record its row in the index; returns it with an empty pack name: it has none yet."""
+        row = located._replace(pack="")
+        self._rows.append(row)
+        return row
+
+    def mark(self) -> PackMark:
+        """Where the pack ends now."""
+        return PackMark(self.size, len(self._rows), self._hash.copy())
+
+    def rollback(self, mark: PackMark) -> None:
+        """Forget everything that was written after `mark`."""
+        os.ftruncate(self._descriptor, mark.size)
+        os.lseek(self._descriptor, mark.size, os.SEEK_SET)
+        del self._rows[mark.rows :]
+        self._hash = mark.hash.copy()
+        self.size = mark.size
 
     def append(
         self,
@@ -107,8 +136,8 @@ class PackWriter:
         offset = self.size
         for chunk in payload:
             if len(chunk):
-                self._write(chunk)
-        self._write(header)
+                self.write(chunk)
+        self.write(header)
         located = Located(
             object_id.KIND,
             object_id.digest,
@@ -121,8 +150,7 @@ class PackWriter:
             len(header),
             base.digest if base is not None else None,
         )
-        self._rows.append(located)
-        return located
+        return self.add(located)
 
     def read(self, located: Located, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a record of this unsealed pack."""
@@ -133,8 +161,8 @@ class PackWriter:
         rows = sorted(self._rows, key=lambda row: (row.digest, row.kind, row.start))
         index = zstandard.ZstdCompressor(level=3).compress(b"".join(pack_row(row) for row in rows))
         footer = FOOTER.pack(self.size, len(index), len(rows), blake3(index).digest(), TAIL_MAGIC)
-        self._write(index)
-        self._write(footer)
+        self.write(index)
+        self.write(footer)
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1

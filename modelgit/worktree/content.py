@@ -24,6 +24,7 @@ from modelgit.objects import (
     leaf_digest,
     tensor_id,
 )
+from modelgit.patching.base import STEP_BYTES
 from modelgit.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _Leaf = tuple[int, int, int]  # number of the range, and the bytes from and to i
 
 class FileRange:
     """A range of an open file as a source of raw bytes."""
+
+    step_bytes = STEP_BYTES
 
     def __init__(self, file: FileReader, offset: int, spec: TensorSpec | None) -> None:
         self.spec = spec or TensorSpec(dtype="U8")

@@ -72,6 +72,7 @@ def test_higher_layers_win_key_by_key() -> None:
         "user.email": "system",
         "storage.threads": "flags",
         "storage.effort": "built-in",
+        "storage.verify": "built-in",
         "eval.smoke.accuracy.max_drop": "mgit.toml",
         "eval.smoke.accuracy.level": "built-in",
         "eval.smoke.alpha": "environment",

@@ -95,7 +95,7 @@ def shown(default: object) -> str:
         return "required" if default == "required" else f'`"{default}"`'
     if isinstance(default, tuple):
         return "`[]`" if not default else "see below"
-    return f"`{default}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 # The four limits of a suite have the same keys, which are documented once.

@@ -16,7 +16,7 @@ from modelgit import objects
 from modelgit.codecs.base import CODECS, Layout, word_dtype
 from modelgit.numerics.sparse import decode_positions
 from modelgit.objects import LEAF_BYTES, TensorSpec, blob_id, id_class, leaf_digest, tensor_id
-from modelgit.patching.records import encode_header
+from modelgit.patching.records import UnitChecks, encode_header
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).resolve().parents[2] / "docs" / "test-vectors.json").read_text(encoding="utf-8")
@@ -142,6 +142,6 @@ def test_record_headers(vector: dict[str, Any], second_reader: ModuleType) -> No
     payloads = [bytes.fromhex(payload) for payload in vector["payloads"]]
     data = bytes.fromhex(vector["bytes"])
     layout = Layout(vector["word_bytes"], vector["is_float"])
-    assert encode_header(CODECS.get(vector["codec"]), layout, payloads) == data
+    assert encode_header(CODECS.get(vector["codec"]), layout, UnitChecks.of(payloads)) == data
     units = b"".join(struct.pack("<IQ", len(part), xxhash.xxh3_64_intdigest(part)) for part in payloads)
     assert second_reader.unpack(data) == [vector["codec"], *layout, CODECS.get(vector["codec"]).unit_bytes, units]

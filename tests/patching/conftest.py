@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from modelgit.objects import BlobId, TensorId, TensorSpec
-from modelgit.patching.encode import BlobSource, Stored, StoreJob, TensorWriter
+from modelgit.patching.encode import TensorWriter
+from modelgit.patching.jobs import BlobSource, Stored, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.store.fs import FileSystemStore
 

@@ -34,7 +34,8 @@ from modelgit.objects import (
     Verdict,
     View,
 )
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter
+from modelgit.patching.encode import TensorWriter
+from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.remotes.base import RefUpdate, Transport
 from modelgit.remotes.directory import DirectoryTransport, initialise_bare

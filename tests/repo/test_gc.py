@@ -12,7 +12,8 @@ import pytest
 from modelgit.errors import ConflictError, IntegrityError, MgitError, NothingToDo
 from modelgit.formats.safetensors_write import build_header
 from modelgit.objects import CommitId, TensorSpec, View
-from modelgit.patching.encode import BlobSource, StoreJob, TensorWriter, write_blob
+from modelgit.patching.encode import TensorWriter, write_blob
+from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_tag, delete_branch, delete_tag

@@ -14,7 +14,7 @@ import pytest
 import modelgit
 from modelgit.errors import CheckpointFormatError, ConflictError, RepositoryError, UnknownRevision, UsageError
 from modelgit.formats.detect import FileReader
-from modelgit.patching.encode import SourceChangedError
+from modelgit.patching.jobs import SourceChangedError
 from modelgit.repo import Repository
 from modelgit.repo.fsck import fsck
 from modelgit.repo.switch import restore

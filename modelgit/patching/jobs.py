@@ -1,0 +1,62 @@
+"""What is to be stored, and what became of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from modelgit.errors import RepositoryError
+from modelgit.numerics.nonfinite import ValueCounts
+from modelgit.objects import BlobId, TensorId, TensorSpec
+from modelgit.patching.base import STEP_BYTES, TensorSource
+
+__all__ = ["BlobSource", "SourceChangedError", "StoreJob", "Stored"]
+
+
+class SourceChangedError(RepositoryError):
+    """A file gave different bytes when it was read again: somebody is writing it."""
+
+    code = "source-changed"
+
+
+class StoreJob(NamedTuple):
+    """One tensor (or blob, when `spec` is None) to store.
+
+    `parent` is the tensor of the same name in the parent commit: the first candidate for a base, and what changed
+    values are counted against.  It may have more or fewer rows: it is cut, or goes on with zeros.  `name` is what
+    messages call it.
+    """
+
+    name: str
+    source: TensorSource
+    spec: TensorSpec | None
+    size: int
+    parent: TensorId | BlobId | None = None
+
+
+class Stored(NamedTuple):
+    """What became of a job: `codec` is "known" when nothing had to be written.
+
+    `values_changed` counts elements that differ in bits from `parent`; None when that was not looked at or the parent
+    has another size.  `nonfinite` counts NaN and infinities; None for blobs and for what was not coded.
+    """
+
+    name: str
+    id: TensorId | BlobId
+    codec: str
+    bytes_written: int
+    values_changed: int | None
+    nonfinite: ValueCounts | None = None
+
+
+class BlobSource:
+    """Bytes in memory as a source."""
+
+    step_bytes = STEP_BYTES
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.spec = TensorSpec(dtype="U8", shape=(len(data),))
+        self._data = memoryview(data)
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """A slice, not a copy."""
+        return self._data[start:stop]
