@@ -98,6 +98,9 @@ def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
         part = share(result.bytes_added, result.raw_bytes)
         taken = f" → {size(result.bytes_added)} ({part} of the tree), {exact}"
     output.say("  ", (", ".join(words) or "no changes") + taken)
+    if result.training.files:
+        state = result.training.files
+        output.say(f"  training state: {plural(len(state), 'file')}, {size(sum(entry.size for entry in state))}")
     output.say_lines(verdict_lines(result.evaluations, baseline=next(iter(result.commit.parents), None), indent=2))
 
 

@@ -43,6 +43,8 @@ def fsck(session: Session, quick: bool, as_json: bool) -> None:
             )
         )
         output.say(f"{'Checked quickly' if quick else 'Checked'}: {looked}")
+        if report.training_absent:
+            output.say(f"  the training state of {plural(report.training_absent, 'commit')} is not kept here")
     if report.findings:
         raise _error(report.findings)
 

@@ -40,6 +40,7 @@ def show(session: Session, revision: str, as_json: bool) -> None:
     """
     from modelgit.repo.gate import recorded_verdicts
     from modelgit.repo.log import log
+    from modelgit.repo.training import training_of
 
     repo, output = session.repository, session.output
     [entry] = log(repo, revision, limit=1)
@@ -58,6 +59,11 @@ def show(session: Session, revision: str, as_json: bool) -> None:
     if entry.patch.base is not None and entry.patch.files:
         _section(session, "files", [_file(change) for change in entry.patch.files])
     _section(session, "tree", _tree(manifest))
+    training = training_of(repo, entry.id)
+    if training.is_absent:
+        _section(session, "training state", [[dim("not kept here: it expired, or was never fetched")]])
+    elif training.id is not None:
+        _section(session, "training state", _tree(training.manifest))
     output.release()
 
 

@@ -48,6 +48,7 @@ def status(session: Session, verbose: bool, as_json: bool) -> None:
         rows.append([yellow("M") if model.total else red("D"), model.path, f"  {part}"])
         tensors[model.path] = model.tensors
     rows += [[_LETTERS.get(file.change, file.change), file.path] for file in found.files]
+    rows += [[_LETTERS.get(file.change, file.change), file.path, "  (training state)"] for file in found.training]
     for row, parts in zip(rows, columns(rows, gap=1, indent=2), strict=True):
         output.line(*parts)
         if verbose:

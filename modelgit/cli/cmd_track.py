@@ -10,6 +10,7 @@ from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, bold, plain_data
 from modelgit.cli._session import Session
+from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount
 
 if TYPE_CHECKING:
@@ -22,23 +23,33 @@ _LISTED = 8
 
 @command("track", example="mgit track models/bot")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option(
+    "--training-state",
+    is_flag=True,
+    help="PATH (the tracked directories) holds optimizer states and the like: record them beside the model.",
+)
 @json_option
 @pass_session
-def track(session: Session, paths: tuple[str, ...], as_json: bool) -> None:
+def track(session: Session, paths: tuple[str, ...], training_state: bool, as_json: bool) -> None:
     """Record each PATH (a checkpoint's directory, or a file) from the next commit on; without PATH, list what is.
 
     The paths are written into mgit.toml, which is recorded with the model.  Optimizer states and the like are left
-    out, as `track.ignore` says.
+    out, as `track.ignore` says, unless --training-state records them: beside the model, never as part of it, and for
+    as long as [retention] says.
     """
     from modelgit.repo.track import track as start_tracking
 
     repo = session.repository
+    if training_state:
+        _track_training(session, paths, as_json=as_json)
+        return
     if not paths:
         tracked = repo.settings.track.paths
         if as_json:
             session.output.json("mgit.track/1", {"paths": list(tracked), "ignore": list(repo.settings.track.ignore)})
             return
         session.output.lines([[path] for path in tracked])
+        session.output.lines([[path, "  (training state)"] for path in repo.settings.track.training_state])
         if not tracked:
             session.output.say("nothing is tracked yet")
         return
@@ -48,6 +59,32 @@ def track(session: Session, paths: tuple[str, ...], as_json: bool) -> None:
         return
     for item in found:
         _say(session.output, item)
+
+
+def _track_training(session: Session, paths: tuple[str, ...], *, as_json: bool) -> None:
+    from modelgit.repo.track import track_training
+
+    repo, output = session.repository, session.output
+    places = paths or tuple(
+        str(repo.worktree / path) for path in repo.settings.track.paths if (repo.worktree / path).is_dir()
+    )
+    if not places:
+        raise UsageError(
+            "no tracked directory has training state beside its model",
+            hint="`mgit track --training-state PATH` names where it lies",
+        )
+    found = [track_training(repo, place) for place in places]
+    if as_json:
+        output.json(
+            "mgit.track/1",
+            {"added": [{"path": path, "files": files} for path, files in found]}
+            | {"training_state": list(repo.settings.track.training_state)},
+        )
+        return
+    for path, files in found:
+        what = f"{plural(len(files), 'file')}, {size(sum(files.values()))}" if files else "nothing there yet"
+        output.say("Tracking training state in ", bold(path), f": {what}")
+        _list(output, "files", tuple(files))
 
 
 def _say(output: Output, found: TrackedModel) -> None:

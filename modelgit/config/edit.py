@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_tracked_path", "remove_tracked_path", "set_value", "unset_value"]
 
-_PATHS = ("track", "paths")
+_TRACK = "track"
 
 
 def _by_hand(name: str) -> UsageError:
@@ -142,8 +142,8 @@ def unset_value(text: str, key: str, *, name: str = "config.toml") -> str:
     return _edited(text, name, remove, remove)
 
 
-def add_tracked_path(text: str, path: str, *, name: str = VERSIONED) -> str:
-    """The text of `mgit.toml` with `path` among `track.paths`; the same text if it is there already.
+def add_tracked_path(text: str, path: str, *, key: str = "paths", name: str = VERSIONED) -> str:
+    """The text of `mgit.toml` with `path` in the list `track.KEY`; the same text if it is there already.
 
     Raises UsageError for a path that leaves the repository.
     """
@@ -151,28 +151,28 @@ def add_tracked_path(text: str, path: str, *, name: str = VERSIONED) -> str:
     if problem is not None:
         raise UsageError(f"{path!a} cannot be tracked: {problem}")
     _parse(text, name)
-    tracked = tomllib.loads(text).get("track", {}).get("paths", [])
+    tracked = tomllib.loads(text).get(_TRACK, {}).get(key, [])
     if path in tracked:
         return text
 
     def change(document: tomlkit.TOMLDocument) -> None:
         import tomlkit
 
-        table = _table_at(document, _PATHS[:-1])
-        if "paths" not in table:
-            table["paths"] = tomlkit.array()
-        table["paths"].append(path)
+        table = _table_at(document, (_TRACK,))
+        if key not in table:
+            table[key] = tomlkit.array()
+        table[key].append(path)
 
-    return _edited(text, name, change, lambda data: _assign(data, _PATHS, [*tracked, path]))
+    return _edited(text, name, change, lambda data: _assign(data, (_TRACK, key), [*tracked, path]))
 
 
-def remove_tracked_path(text: str, path: str, *, name: str = VERSIONED) -> str:
-    """The text of `mgit.toml` without `path` among `track.paths`.
+def remove_tracked_path(text: str, path: str, *, key: str = "paths", name: str = VERSIONED) -> str:
+    """The text of `mgit.toml` without `path` in the list `track.KEY`.
 
     Raises UsageError, with the nearest tracked path, when it is not there.
     """
     _parse(text, name)
-    tracked = tomllib.loads(text).get("track", {}).get("paths", [])
+    tracked = tomllib.loads(text).get(_TRACK, {}).get(key, [])
     if path not in tracked:
         near = difflib.get_close_matches(path, tracked, n=1)
         raise UsageError(
@@ -181,8 +181,10 @@ def remove_tracked_path(text: str, path: str, *, name: str = VERSIONED) -> str:
         )
 
     def change(document: tomlkit.TOMLDocument) -> None:
-        array: Any = document["track"]["paths"]
+        array: Any = document[_TRACK][key]
         for position in reversed([i for i, item in enumerate(tracked) if item == path]):
             del array[position]
 
-    return _edited(text, name, change, lambda data: _assign(data, _PATHS, [item for item in tracked if item != path]))
+    return _edited(
+        text, name, change, lambda data: _assign(data, (_TRACK, key), [item for item in tracked if item != path])
+    )

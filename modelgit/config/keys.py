@@ -125,7 +125,7 @@ def _check_meaning(path: tuple[str, ...], value: object, where: str) -> None:
     key = join_key(path)
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where}`{key}` must be a finite number, not {value}")  # a limit of nan never bites
-    if path == ("track", "paths") and isinstance(value, tuple):
+    if path in (("track", "paths"), ("track", "training_state")) and isinstance(value, tuple):
         for item in value:
             problem = None if item == "." else path_problem(item)
             if problem is not None:

@@ -5,12 +5,14 @@ Every table has defaults; unknown keys are refused by name where the files are r
 
 from __future__ import annotations
 
+import glob
 from typing import Annotated
 from typing import Literal as OneOf
 
 import msgspec
 
 __all__ = [
+    "TRAINING_NAMES",
     "EvalSettings",
     "Limit",
     "RemoteSettings",
@@ -20,6 +22,27 @@ __all__ = [
     "TrackSettings",
     "UserSettings",
 ]
+
+
+TRAINING_NAMES = (
+    "checkpoint-*/",
+    "global_step*/",
+    "optimizer*.pt",
+    "optimizer*.bin",
+    "optimizer*.safetensors",
+    "scheduler*.pt",
+    "scheduler*.bin",
+    "rng_state*.pth",
+    "random_states_*",
+    "scaler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "*.distcp",
+    ".metadata",
+)
+"""Names that transformers, accelerate, DeepSpeed and torch give to the state of a training run."""
+
+IGNORED = ("checkpoint-*/", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,16 +57,38 @@ class UserSettings(Table, frozen=True, kw_only=True):
 
 
 class TrackSettings(Table, frozen=True, kw_only=True):
-    """What is recorded: files and directories, relative to the repository root, and glob patterns to leave out."""
+    """What is recorded: files and directories, relative to the repository root, and glob patterns to leave out.
+
+    `training_state` lists files and directories that are recorded beside the model, with a retention of their own.
+    """
 
     paths: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = (
-        "checkpoint-*/",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state*.pth",
-        "training_args.bin",
-    )
+    ignore: tuple[str, ...] = IGNORED
+
+    training_state: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Patterns of what is not part of a model: `ignore`, and what is recorded as training state."""
+        if not self.training_state:
+            return self.ignore
+        found = list(self.ignore)
+        for place in self.training_state:
+            found += self.training_patterns(place) or (f"{glob.escape(place)}/", glob.escape(place))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def ignore_in_training(self) -> tuple[str, ...]:
+        """The patterns of `ignore` that are not there to leave out training state."""
+        return tuple(pattern for pattern in self.ignore if pattern not in (*IGNORED, *TRAINING_NAMES))
+
+    def training_patterns(self, place: str) -> tuple[str, ...] | None:
+        """Patterns of training state below `place`, a path of `training_state`; None where everything is.
+
+        A place that holds a tracked model, or is one, is shared with it: there, names decide.
+        """
+        shared = any(place in (".", path) or path == "." or path.startswith(f"{place}/") for path in self.paths)
+        return TRAINING_NAMES if shared else None
 
 
 class StorageSettings(Table, frozen=True, kw_only=True):

@@ -44,7 +44,8 @@ class Commit(Record, frozen=True, kw_only=True):
     """A patch with a proof: parents, the manifest (the proof) and the patch (what changed).
 
     `verdicts` are those that let the commit in; `trailers` are key/value notes, `recipe` tells how a merge
-    was made.  `signature` is an ssh signature over the canonical bytes of the commit without it.
+    was made.  `training` names the files of training state that were recorded beside the model; it may be absent from a
+    store that has the commit.  `signature` is an ssh signature over the canonical bytes of the commit without it.
     """
 
     parents: tuple[CommitId, ...]
@@ -57,6 +58,7 @@ class Commit(Record, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...] = ()
     recipe: MergeRecipe | None = None
     signature: str | None = None
+    training: ManifestId | None = None
 
     @property
     def subject(self) -> str:

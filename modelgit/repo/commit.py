@@ -29,6 +29,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.record import nonfinite_counts, record_worktree
+from modelgit.repo.training import TrainingState, record_training, training_files, training_of
 from modelgit.repo.tree import work_files
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata, write_record
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CommitResult", "advance_branch", "commit", "write_commit"]
 
+NO_TRAINING_STATE = TrainingState()
+
 
 class CommitResult(NamedTuple):
     """A commit that was made.
 
     `encodings` counts changed tensors by codec; `bytes_added` is what the records take in the store; `raw_bytes` is the
-    size of the whole tree; `evaluations` are the verdicts that let it in.
+    size of the whole tree; `evaluations` are the verdicts that let it in; `training` has the files of training state
+    recorded beside the tree.
     """
 
     id: CommitId
@@ -56,6 +60,7 @@ class CommitResult(NamedTuple):
     raw_bytes: int
     evaluations: tuple[EvalRecord, ...]
     is_first: bool
+    training: Manifest = Manifest()
 
 
 def commit(
@@ -91,7 +96,10 @@ def commit(
         try:
             selected = _selection(repo, before, only)
             tree = record_worktree(repo, session, before, only=selected, progress=progress)
-            if not allow_empty and _same_tree(tree.manifest, before):
+            training = record_training(repo, session, parent, tree.manifest, only=selected, progress=progress)
+            kept = training_of(repo, parent)
+            same_state = training.manifest == kept.manifest
+            if not allow_empty and same_state and _same_tree(tree.manifest, before):
                 raise NothingToDo("nothing changed since the last commit", hint="`mgit status` shows what is tracked")
             counts = _counts(tree.manifest, tree.stored)
             changes = compare_manifests(repo, before, tree.manifest, new_store=session, counts=counts)
@@ -118,6 +126,7 @@ def commit(
                 author=author,
                 evaluations=evaluations,
                 masks=mask_ids,
+                training=training,
                 encodings=_encodings(tree.stored),
             )
             session.seal()
@@ -148,6 +157,7 @@ def write_commit(
     recipe: MergeRecipe | None = None,
     trailers: Mapping[str, str] | None = None,
     encodings: Mapping[str, int] | None = None,
+    training: TrainingState = NO_TRAINING_STATE,
     exact: bool = True,
 ) -> CommitResult:
     """Append manifest, patch, verdicts and commit to the session; the caller seals it and moves the root.
@@ -187,6 +197,7 @@ def write_commit(
         trailers=dict(trailers or {}),
         verdicts=verdicts,
         recipe=recipe,
+        training=training.id,
     )
     commit_id = write_record(session, CommitId, made)
     return CommitResult(
@@ -200,6 +211,7 @@ def write_commit(
         raw_bytes=sum(entry.size for entry in manifest.files),
         evaluations=tuple(evaluations),
         is_first=not parents,
+        training=training.manifest,
     )
 
 
@@ -239,7 +251,8 @@ def _same_tree(new: Manifest, old: Manifest) -> bool:
 def _selection(repo: Repository, before: Manifest, only: Sequence[str]) -> dict[str, bool] | None:
     if not only:
         return None
-    paths = {*work_files(repo), *(entry.path for entry in before.files)}
+    state = training_of(repo, repo.head()).manifest
+    paths = {*work_files(repo), *training_files(repo), *(entry.path for entry in (*before.files, *state.files))}
     patterns = [pattern.rstrip("/") for pattern in only]
     selected = {
         path: any(fnmatchcase(path, pattern) or path.startswith(pattern + "/") for pattern in patterns)

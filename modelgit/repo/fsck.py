@@ -42,13 +42,17 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class FsckReport(Record, frozen=True, kw_only=True):
-    """What was looked at, and what was found."""
+    """What was looked at, and what was found.
+
+    `training_absent` counts commits whose training state is not kept here, which is no damage.
+    """
 
     packs: int
     objects: int
     commits: int
     operations: int
     findings: tuple[Finding, ...] = ()
+    training_absent: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -101,13 +105,22 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     for object_id, (_, label) in walk.items():
         if isinstance(object_id, ContentId) and not quick:
             _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label, damaged))
+    absent = sum(_lacks_training(repo, item) for item in walk if str(item) not in damaged)
     return FsckReport(
         packs=len(packs),
         objects=len(walk),
         commits=commits,
         operations=operations,
         findings=tuple(_with_users(repo, findings, roots)),
+        training_absent=absent,
     )
+
+
+def _lacks_training(repo: Repository, object_id: ObjectId) -> bool:
+    if not isinstance(object_id, CommitId):
+        return False
+    training = repo.commit_at(object_id).training
+    return training is not None and not repo.store.has(training)
 
 
 def _collect(findings: list[Finding], subject: str, label: str, work: Callable[[], object]) -> bool:

@@ -17,6 +17,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.commit import CommitResult
 from modelgit.repo.merge_files import OpenSide, open_side
 from modelgit.repo.merge_state import clear_state, read_state, refuse_during_merge, write_state
+from modelgit.repo.training import joined, training_of
 from modelgit.repo.update import check_clean, move_worktree
 
 if TYPE_CHECKING:
@@ -113,13 +114,25 @@ def merge(
                 hint=f"`mgit merge {revision} --allow-unrelated` combines every tensor that both have",
             )
         source, target = repo.manifest_of(ours), repo.manifest_of(theirs)
-        check_clean(repo, source, target, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
-        if bases == [ours] and fast_forward:
+        forward = bases == [ours] and fast_forward
+        # A merge leaves the training state alone; going forward to a commit brings that commit's.
+        training = (
+            (training_of(repo, ours).manifest, training_of(repo, theirs).manifest) if forward else (Manifest(),) * 2
+        )
+        check_clean(
+            repo,
+            joined(source, training[0]),
+            joined(target, training[1]),
+            verb="merging",
+            hint="`mgit commit -m …` or `mgit restore .` first",
+        )
+        if forward:
             view = repo.view()
             move_worktree(
                 repo,
                 source,
                 target,
+                training=training,
                 description=f"merge: {revision} (fast-forward)",
                 view=view,
                 after=view.with_head(theirs),

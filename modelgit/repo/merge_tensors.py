@@ -25,6 +25,7 @@ from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
 from modelgit.repo.merge_files import merged_weights
 from modelgit.repo.record import write_content_record
+from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.fs import PackSession
 
@@ -98,6 +99,7 @@ def make_commit(
             message=state.message,
             parents=(state.ours, state.theirs),
             evaluations=evaluations,
+            training=training_of(repo, state.ours),
             encodings=tensors.encodings,
             recipe=MergeRecipe(
                 base=sides.base_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +65,16 @@ def kept_objects(repo: Repository) -> set[ObjectId]:
     return kept
 
 
-def needed_objects(repo: Repository, commits: Iterable[CommitId], *, kept: Iterable[ObjectId] = ()) -> Iterator[Needed]:
+def needed_objects(
+    repo: Repository,
+    commits: Iterable[CommitId],
+    *,
+    kept: Iterable[ObjectId] = (),
+    expired: Collection[CommitId] = (),
+) -> Iterator[Needed]:
     """Every object that the commits and `kept` reach, once each, tensors with their specs.
+
+    Training state that is not here is passed over, and so is that of the commits `expired`.
 
     Raises IntegrityError when a record on the way is missing or damaged.
     """
@@ -78,7 +86,7 @@ def needed_objects(repo: Repository, commits: Iterable[CommitId], *, kept: Itera
             continue
         seen.add(object_id)
         yield object_id, None
-        for child, spec in children_of(repo, object_id):
+        for child, spec in children_of(repo, object_id, training=object_id not in expired):
             if isinstance(child, (TensorId, BlobId)):
                 if child not in seen:
                     seen.add(child)
@@ -87,8 +95,8 @@ def needed_objects(repo: Repository, commits: Iterable[CommitId], *, kept: Itera
                 pending.append(child)
 
 
-def children_of(repo: Repository, object_id: ObjectId) -> Iterator[Needed]:
-    """What a record names directly."""
+def children_of(repo: Repository, object_id: ObjectId, *, training: bool = True) -> Iterator[Needed]:
+    """What a record names directly; a commit's training state only if it is here, and `training`."""
     store = repo.store
     if isinstance(object_id, CommitId):
         commit = read_record(store, object_id, Commit)
@@ -96,6 +104,8 @@ def children_of(repo: Repository, object_id: ObjectId) -> Iterator[Needed]:
         yield commit.manifest, None
         yield commit.patch, None
         yield from ((verdict.record, None) for verdict in commit.verdicts)
+        if training and commit.training is not None and store.has(commit.training):
+            yield commit.training, None
         return
     match object_id.KIND:
         case "manifest":

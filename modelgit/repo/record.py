@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RecordedTree",
+    "is_stored",
     "nonfinite_counts",
     "previous_tensors",
     "record_file",
@@ -84,7 +85,7 @@ def record_worktree(
     model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
     entries: dict[str, FileEntry] = {}
     stored: dict[str, list[Stored]] = {}
-    stored_already = {file.path for file in files.values() if _is_stored(repo, session, file, before.get(file.path))}
+    stored_already = {file.path for file in files.values() if is_stored(repo, session, file, before.get(file.path))}
     changed = [file for file in files.values() if file.path not in stored_already]
     progress.start("store", sum(file.status.st_size for file in changed))
     taken = {path for path in {*files, *before} if only is None or only.get(path, False)}
@@ -107,7 +108,7 @@ def record_worktree(
     return RecordedTree(Manifest(files=tuple(entries[path] for path in sorted(entries)), models=models), stored)
 
 
-def _is_stored(repo: Repository, session: PackSession, file: WorkFile, before: FileEntry | None) -> bool:
+def is_stored(repo: Repository, session: PackSession, file: WorkFile, before: FileEntry | None) -> bool:
     """Whether the file need not be read: `stat` vouches for it, and everything that it consists of is here.
 
     A content record alone proves nothing: garbage collection may have left it behind and taken the tensors.
@@ -139,7 +140,7 @@ def _models(repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest
         if not inside:
             continue
         if (repo.worktree / path).exists():
-            described = describe(repo.worktree, path, ignore=repo.settings.track.ignore)
+            described = describe(repo.worktree, path, ignore=repo.settings.track.left_out)
             weights = tuple(name for name in described.weights if name in entries)
             layout: str = described.layout
         else:

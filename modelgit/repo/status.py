@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from modelgit.objects import CommitId, ContentId, FileContent, Manifest, Record, TensorEntry
 from modelgit.objects.graph import ahead_behind
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.training import training_files, training_of
 from modelgit.repo.tree import content_of, hash_changed, work_files
 from modelgit.worktree.content import hash_file
 
@@ -36,6 +37,7 @@ class Status(Record, frozen=True, kw_only=True):
 
     `upstream` is the ref that the branch is compared with (the remote branch of that name, else main); `ahead` and
     `behind` count commits.  `merging` names the commit of an unfinished merge.
+    `training` are changed files of training state.
     """
 
     branch: str | None
@@ -48,11 +50,12 @@ class Status(Record, frozen=True, kw_only=True):
     merging: CommitId | None = None
     conflicts: int = 0
     tracked: int = 0
+    training: tuple[ChangedFile, ...] = ()
 
     @property
     def is_clean(self) -> bool:
         """Whether a commit would have nothing to record."""
-        return not self.models and not self.files
+        return not self.models and not self.files and not self.training
 
 
 def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
@@ -70,6 +73,7 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
             change = "added" if path not in before else "deleted" if path not in now else "modified"
             changed.append(ChangedFile(path=path, change=change))
     models, explained = _models(repo, manifest, before, now, read)
+    training = _training(repo, view.head, progress)
     repo.index.save()
     upstream, ahead, behind = _upstream(repo)
     merging, conflicts = _merging(repo)
@@ -84,6 +88,20 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
         merging=merging,
         conflicts=conflicts,
         tracked=len(files),
+        training=training,
+    )
+
+
+def _training(repo: Repository, head: CommitId | None, progress: Progress) -> tuple[ChangedFile, ...]:
+    """Changed files of training state; those of a commit whose state is not kept here are not missed."""
+    before = {entry.path: entry.digest for entry in training_of(repo, head).manifest.files}
+    if not before and not repo.settings.track.training_state:
+        return ()
+    now, _ = hash_changed(repo, training_files(repo), progress=progress)
+    return tuple(
+        ChangedFile(path=path, change="added" if path not in before else "deleted" if path not in now else "modified")
+        for path in sorted({*before, *now})
+        if before.get(path) != now.get(path)
     )
 
 

@@ -11,6 +11,7 @@ from modelgit.objects import ContentId, Manifest, View
 from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.training import joined, refuse_absent, training_of
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.repo.update import check_clean, files_at, move_worktree, rescue, strangers
 from modelgit.worktree.checkout import find_regular
@@ -57,8 +58,9 @@ def switch(
             else:
                 after = View(refs=view.refs, branch=target)
             commit = after.head
-        source = repo.manifest_of(view.head)
-        wanted = repo.manifest_of(commit)
+        recorded = (repo.manifest_of(view.head), repo.manifest_of(commit))
+        training = (training_of(repo, view.head).manifest, training_of(repo, commit).manifest)
+        source, wanted = joined(recorded[0], training[0]), joined(recorded[1], training[1])
         if discard:
             _put_aside(repo, source, wanted, progress)
         elif source != wanted:
@@ -79,8 +81,8 @@ def switch(
             )
         move_worktree(
             repo,
-            source,
-            wanted,
+            *recorded,
+            training=training,
             description=description,
             view=view,
             after=after,
@@ -178,10 +180,18 @@ def restore(
         raise UsageError("nothing named to restore", hint="`mgit restore PATH`; `mgit restore .` for everything")
     with repo.writing():
         commit = repo.resolve(source or "HEAD")
-        manifest = repo.manifest_of(commit)
-        head = repo.manifest_of(repo.head())
+        recorded = (repo.manifest_of(repo.head()), repo.manifest_of(commit))
+        state = training_of(repo, commit)
+        training = (training_of(repo, repo.head()).manifest, state.manifest)
+        head, manifest = joined(recorded[0], training[0]), joined(recorded[1], training[1])
         chosen = {entry.path for entry in manifest.files if any(_matches(entry.path, pattern) for pattern in patterns)}
         if not chosen:
+            if any(
+                place == pattern or place.startswith(f"{pattern}/") or pattern.startswith(f"{place}/")
+                for place in repo.settings.track.training_state
+                for pattern in patterns
+            ):
+                refuse_absent(commit, state)
             raise UsageError(
                 f"nothing in {commit.short} matches {', '.join(patterns)}",
                 hint="`mgit show` lists its files",
@@ -190,13 +200,20 @@ def restore(
         now = _digests(repo, files_at(repo, chosen), progress)
         wanted = {entry.path: entry.digest for entry in manifest.files if entry.path in chosen}
         differing = sorted(path for path in chosen if now.get(path) != wanted[path])
-        recorded = {entry.path: entry.digest for entry in head.files}
+        digests = {entry.path: entry.digest for entry in head.files}
         for path in differing:
-            if path in now and (now[path] is None or now[path] != recorded.get(path)):
+            if path in now and (now[path] is None or now[path] != digests.get(path)):
                 rescue(repo, path)
         if differing:
             move_worktree(
-                repo, head, manifest, description="restore", view=None, after=None, paths=differing, progress=progress
+                repo,
+                *recorded,
+                training=training,
+                description="restore",
+                view=None,
+                after=None,
+                paths=differing,
+                progress=progress,
             )
         return differing
 

@@ -277,16 +277,26 @@ def pull(
 def _adopt(repo: Repository, tip: CommitId, description: str, progress: Progress) -> None:
     """Check out a commit on a branch that has none yet."""
     from modelgit.objects import Manifest
+    from modelgit.repo.training import joined, training_of
     from modelgit.repo.update import check_clean, move_worktree
 
     with repo.writing():
         view = repo.view()
         if view.head is not None or view.branch is None:
             raise ConflictError("the branch got a commit meanwhile", hint="run it again")
-        target = repo.manifest_of(tip)
-        check_clean(repo, Manifest(), target, verb="checking out", hint="move the files away first")
+        target, training = repo.manifest_of(tip), training_of(repo, tip).manifest
+        check_clean(repo, Manifest(), joined(target, training), verb="checking out", hint="move the files away first")
         after = View(refs={**view.refs, f"heads/{view.branch}": tip}, branch=view.branch)
-        move_worktree(repo, Manifest(), target, description=description, view=view, after=after, progress=progress)
+        move_worktree(
+            repo,
+            Manifest(),
+            target,
+            training=(Manifest(), training),
+            description=description,
+            view=view,
+            after=after,
+            progress=progress,
+        )
 
 
 def clone(

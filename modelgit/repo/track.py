@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from modelgit.config.edit import add_tracked_path, remove_tracked_path
 from modelgit.errors import UsageError
 from modelgit.formats.layouts import TrackedModel, describe
+from modelgit.formats.listing import list_files
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["relative_path", "track", "untrack"]
+__all__ = ["relative_path", "track", "track_training", "untrack"]
 
 
 def relative_path(repo: Repository, path: str) -> str:
@@ -39,20 +40,45 @@ def track(repo: Repository, path: str) -> TrackedModel:
     """
     relative = relative_path(repo, path)
     with repo.writing():
-        found = describe(repo.worktree, relative, ignore=repo.settings.track.ignore)
+        found = describe(repo.worktree, relative, ignore=repo.settings.track.left_out)
         _edit(repo, lambda text: add_tracked_path(text, relative))
         return found
 
 
-def untrack(repo: Repository, path: str) -> str:
-    """Stop recording `path`; the files stay where they are.  Raises UsageError when it is not tracked."""
+def track_training(repo: Repository, path: str) -> tuple[str, dict[str, int]]:
+    """Record the training state at `path` beside the model from the next commit on.
+
+    Returns the path and the files found, with their sizes.  Raises UsageError when there is nothing at `path`.
+    """
+    from modelgit.repo.training import training_files
+
     relative = relative_path(repo, path)
     with repo.writing():
-        if relative not in repo.settings.track.paths:
-            raise UsageError(
-                f"{relative} is not tracked", hint="tracked: " + (", ".join(repo.settings.track.paths) or "nothing")
-            )
-        _edit(repo, lambda text: remove_tracked_path(text, relative))
+        list_files(repo.worktree, relative)
+        _edit(repo, lambda text: add_tracked_path(text, relative, key="training_state"))
+        inside = "" if relative == "." else relative
+        files = training_files(repo)
+        return relative, {
+            name: file.status.st_size
+            for name, file in files.items()
+            if not inside or name == inside or name.startswith(f"{inside}/")
+        }
+
+
+def untrack(repo: Repository, path: str) -> str:
+    """Stop recording `path`, as a model or as training state; the files stay where they are.
+
+    Raises UsageError when it is neither.
+    """
+    relative = relative_path(repo, path)
+    with repo.writing():
+        tracked = repo.settings.track
+        keys = [key for key in ("paths", "training_state") if relative in getattr(tracked, key)]
+        if not keys:
+            known = ", ".join((*tracked.paths, *tracked.training_state)) or "nothing"
+            raise UsageError(f"{relative} is not tracked", hint=f"tracked: {known}")
+        for key in keys:
+            _edit(repo, lambda text, key=key: remove_tracked_path(text, relative, key=key))  # type: ignore[misc]
         return relative
 
 

@@ -61,7 +61,7 @@ def work_files(repo: Repository) -> dict[str, WorkFile]:
     found: dict[str, WorkFile] = {}
     for tracked in (*ALWAYS_RECORDED, *settings.paths):
         try:
-            listing = list_files(root, tracked, ignore=settings.ignore)
+            listing = list_files(root, tracked, ignore=settings.left_out)
         except UsageError:
             continue  # a tracked path that is gone shows up as deleted files
         for path in listing.files:

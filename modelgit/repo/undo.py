@@ -9,6 +9,7 @@ from modelgit.errors import ConflictError, NothingToDo
 from modelgit.objects import Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.training import joined, training_of
 from modelgit.repo.update import check_clean, move_worktree
 
 if TYPE_CHECKING:
@@ -109,8 +110,9 @@ def _move(
     verb: str,
     progress: Progress,
 ) -> None:
-    source = repo.manifest_of(view.head)
-    target = repo.manifest_of(after.head)
+    recorded = (repo.manifest_of(view.head), repo.manifest_of(after.head))
+    training = (training_of(repo, view.head).manifest, training_of(repo, after.head).manifest)
+    source, target = joined(recorded[0], training[0]), joined(recorded[1], training[1])
     if not moves_files or source == target:
 
         def change(now: View) -> View:
@@ -123,8 +125,8 @@ def _move(
     check_clean(repo, source, target, verb=verb, hint="`mgit commit -m …` or `mgit restore .` first", progress=progress)
     move_worktree(
         repo,
-        source,
-        target,
+        *recorded,
+        training=training,
         description=description,
         view=view,
         after=after,

@@ -16,6 +16,7 @@ from modelgit.objects.manifest import content_id, manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
+from modelgit.repo.training import joined
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import sync_directory
@@ -107,15 +108,20 @@ def move_worktree(
     view: View | None,
     after: View | None,
     paths: Collection[str] | None = None,
+    training: tuple[Manifest, Manifest] = (Manifest(), Manifest()),
     session: PackSession | None = None,
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
     progress: Progress = SILENT,
 ) -> None:
-    """Bring the files from `source` to `target` and publish the step from `view` to `after` (None: files only).
+    """Bring the files from `source` to `target`, each with its `training` state, and publish the step.
+
+    The step is from `view` to `after` (None: files only).
 
     The caller holds the lock, has checked that nothing is lost, and has sealed `session`, which must hold the target.
     """
+    recorded = (source, target)
+    source, target = joined(source, training[0]), joined(target, training[1])
     in_the_way = strangers(repo, source, target, paths=paths)
     if in_the_way:
         place = repo.worktree / in_the_way[0]
@@ -128,8 +134,8 @@ def move_worktree(
                 refs[ref] = after.refs.get(ref)
                 expected[ref] = view.refs.get(ref)
     intent = Intent(
-        source=manifest_id(source),
-        target=manifest_id(target),
+        source=manifest_id(recorded[0]),
+        target=manifest_id(recorded[1]),
         description=description,
         author=str(repo.signature()),
         publishes=after is not None,
@@ -140,6 +146,8 @@ def move_worktree(
         paths=None if paths is None else tuple(sorted(paths)),
         restores=restores,
         redo=redo,
+        source_training=training[0].files,
+        target_training=training[1].files,
     )
     repo.journal.write(intent)
     apply_intent(repo, intent, source, target, session=session, progress=progress)
@@ -155,7 +163,8 @@ def finish_pending(repo: Repository, *, locked: bool = False) -> None:
     if intent is None:
         return
     source = Manifest() if intent.source is None else _manifest_or_empty(repo, intent.source)
-    target = repo.manifest_at(intent.target)
+    source = joined(source, Manifest(files=intent.source_training))
+    target = joined(repo.manifest_at(intent.target), Manifest(files=intent.target_training))
     _rescue_strangers(repo, intent, source, target)
     apply_intent(repo, intent, source, target)
     repo.index.save()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modelgit.errors import RepositoryError
-from modelgit.objects import CommitId, ManifestId, OperationId, Record, decode, encode
+from modelgit.objects import CommitId, FileEntry, ManifestId, OperationId, Record, decode, encode
 from modelgit.store.durable import make_directory, sync_directory, write_durably
 
 __all__ = ["Intent", "Journal"]
@@ -20,6 +20,7 @@ class Intent(Record, frozen=True, kw_only=True):
     `refs` are the refs that the view gets (None deletes one) where they are still at `expected`; others stay as they
     are then.  `branch` and `detached` are the head that it gets, `restores` and `redo` what the operation says of an
     undo.  `paths` limits the change to some files (restore); `publishes` False changes files only.
+    The two last are the files of training state, which have a manifest of their own that may be gone by then.
     """
 
     source: ManifestId | None
@@ -34,6 +35,8 @@ class Intent(Record, frozen=True, kw_only=True):
     paths: tuple[str, ...] | None = None
     restores: OperationId | None = None
     redo: tuple[OperationId, ...] = ()
+    source_training: tuple[FileEntry, ...] = ()
+    target_training: tuple[FileEntry, ...] = ()
 
 
 class Journal:
