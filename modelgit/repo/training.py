@@ -116,7 +116,8 @@ def record_training(
     model: dict[str, TensorEntry] = {}
     entries: dict[str, FileEntry] = {path: entry for path, entry in old.items() if only and not only.get(path, False)}
     changed = sum(file.status.st_size for file in files.values() if file.known is None)
-    progress.start("store training state", changed)
+    progress.start("store", changed)
+    writer = repo.writer(session, progress=progress)
     for path, file in files.items():
         if only is not None and not only.get(path, False):
             continue
@@ -134,9 +135,9 @@ def record_training(
             bases = dict(model)
             if previous is not None:
                 bases.update({entry.name: entry for entry in repo.content_at(previous.digest).tensors})
-            digest, size, _ = record_file(repo, session, file, previous, bases, progress=progress)
+            digest, size, _ = record_file(repo, session, writer, file, previous, bases)
         entries[path] = FileEntry(path=path, size=size, digest=digest, executable=executable)
-    progress.finish("store training state")
+    progress.finish("store")
     if not entries:
         return TrainingState()
     manifest = Manifest(files=tuple(entries[path] for path in sorted(entries)))
