@@ -20,13 +20,10 @@ import argparse
 import filecmp
 import hashlib
 import json
-import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -34,19 +31,14 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from process import Measured, Shell, store_bytes
+from process import medians as medians_of
 from safetensors.numpy import load_file, save_file
+from table import Row
 
 Arrays = dict[str, NDArray[np.generic]]
 STATES = ("base", "sparse", "lowrank", "dense", "alt")
 SEED = 0
-
-
-class Measured(NamedTuple):
-    """One command: CPU and wall seconds, and the largest process's peak resident MiB."""
-
-    cpu_s: float
-    wall_s: float
-    peak_mib: float
 
 
 class Tool(NamedTuple):
@@ -147,58 +139,32 @@ def write_states(states: Mapping[str, Arrays], folder: Path, dtype: str) -> dict
     return paths
 
 
-def run(command: str, cwd: Path, environment: Mapping[str, str]) -> Measured:
-    """Run a shell command to its end and account for it and its children.  Raises RuntimeError when it fails."""
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(["bash", "-c", command], cwd=cwd, env=environment, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise RuntimeError(f"{command}: exit {process.returncode}\n{output.read().decode()}")
-    return Measured(usage.ru_utime + usage.ru_stime, time.monotonic() - started, usage.ru_maxrss / 1024)
-
-
-def store_bytes(folder: Path) -> int:
-    """Bytes of all files of the store."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def play(tool: Tool, states: Mapping[str, Path], work: Path) -> tuple[dict[str, int], dict[str, Measured]]:
     """The whole history with one tool: bytes by commit, and what each command cost."""
-    shutil.rmtree(work, ignore_errors=True)
-    home = work / "home"
-    repo = work / "repo"
-    home.mkdir(parents=True)
-    repo.mkdir()
-    identity = {f"GIT_{who}_{what}": "b@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {
-        **os.environ, **identity, "HOME": str(home), "MGIT_AUTHOR": "b <b@example.org>", "PATH": path,
-    }  # fmt: skip
+    shell = Shell.fresh(work / "repo")
+    repo = shell.folder
     sizes: dict[str, int] = {}
     costs: dict[str, Measured] = {}
     file = repo / "model.safetensors"
     shutil.copyfile(states["base"], file)
-    run(tool.start, repo, environment)
+    shell.run(tool.start)
     before = store_bytes(repo / tool.store)
     for state in STATES:
         if state == "alt":
-            run(tool.branch.format(state="alt", start="s-sparse"), repo, environment)
+            shell.run(tool.branch.format(state="alt", start="s-sparse"))
         shutil.copyfile(states[state], file)
-        costs[f"commit {state}"] = run(tool.commit.format(state=state), repo, environment)
-        run(f"{tool.name.split('-')[0]} tag s-{state}", repo, environment)
+        costs[f"commit {state}"] = shell.run(tool.commit.format(state=state))
+        shell.run(f"{tool.name.split('-')[0]} tag s-{state}")
         after = store_bytes(repo / tool.store)
         sizes[state], before = after - before, after
-    costs["status"] = run(tool.status, repo, environment)
+    costs["status"] = shell.run(tool.status)
     for state in ("base", "dense"):
-        costs[f"checkout {state}"] = run(tool.checkout.format(state=f"s-{state}"), repo, environment)
+        costs[f"checkout {state}"] = shell.run(tool.checkout.format(state=f"s-{state}"))
         if not filecmp.cmp(file, states[state], shallow=False):
             raise RuntimeError(f"{tool.name}: {state} did not come back as it went in")
     if tool.merge:
-        run("mgit switch main", repo, environment)
-        costs["merge alt"] = run(tool.merge.format(state="alt"), repo, environment)
+        shell.run("mgit switch main")
+        costs["merge alt"] = shell.run(tool.merge.format(state="alt"))
     return sizes, costs
 
 
@@ -220,13 +186,34 @@ def report(results: Mapping[str, list[tuple[dict[str, int], dict[str, Measured]]
             if not found:
                 line += f"{'-':>24}"
                 continue
-            medians[tool] = Measured(*(statistics.median(values) for values in zip(*found, strict=True)))
+            medians[tool] = medians_of(found)
             line += f"{medians[tool].cpu_s:9.2f} {medians[tool].wall_s:7.2f} {medians[tool].peak_mib:6.0f}"
         if len(medians) == 2:
             line += f"{medians['mgit'].cpu_s / medians['git-lfs'].cpu_s:9.2f}"
         print(line)
         figures[command] = {tool: value._asdict() for tool, value in medians.items()}
     return figures
+
+
+def scenario_rows(model: Path, work: Path) -> Iterator[Row]:
+    """The five commits in both dtypes, once each: sizes against their bars, CPU time of each command beside git-lfs."""
+    for dtype, bar in (("f32", 140.0), ("bf16", 42.0)):
+        group = f"Five commits, {dtype}"
+        work.mkdir(parents=True, exist_ok=True)
+        figures = work / f"{dtype}.json"
+        command = [sys.executable, __file__, "--model", model, "--dtype", dtype, "--runs", 1, "--json", figures]
+        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+        found = json.loads(figures.read_text(encoding="utf-8"))
+        sizes = found["mgit MB"]
+        note = ", ".join(f"{state} {sizes[state]:.2f}" for state in STATES)
+        if "git-lfs MB" in found:
+            note += f"; git-lfs {found['git-lfs MB']['total']:.1f}"
+        yield Row(group, "store after five commits", sizes["total"], "MB", bar, "at most", note)
+        for step, costs in found.items():
+            if isinstance(costs, dict) and "git-lfs" in costs:
+                ratio = costs["mgit"]["cpu_s"] / costs["git-lfs"]["cpu_s"]
+                peak = f"mgit {costs['mgit']['cpu_s']:.2f} CPU s, peak {costs['mgit']['peak_mib']:.0f} MiB"
+                yield Row(group, f"{step}: CPU time over git-lfs", ratio, "", note=peak)
 
 
 def main() -> None:
