@@ -8,7 +8,9 @@ from collections import OrderedDict
 import numpy as np
 
 from modelgit.codecs.base import word_dtype
+from modelgit.codecs.lowrank import decode_factors
 from modelgit.errors import IntegrityError
+from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.scratch import scratch
 from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
@@ -20,6 +22,7 @@ from modelgit.store.fs import PackGoneError
 __all__ = ["TensorReader"]
 
 _TABLES = 4096
+_FACTOR_NUMBERS = 1 << 22  # of all corrections that are kept: 32 MiB
 
 
 class TensorReader:
@@ -28,6 +31,7 @@ class TensorReader:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._tables: OrderedDict[tuple[str, int], UnitTable] = OrderedDict()
+        self._corrections: OrderedDict[tuple[str, int], Factors] = OrderedDict()
         self._lock = threading.Lock()
 
     def size(self, tensor: TensorId | BlobId) -> int | None:
@@ -157,6 +161,9 @@ class TensorReader:
             else:
                 base = scratch(f"materialise.base{depth}", high - low, np.uint8).data
                 self._fill_base(type(object_id)(item.base), low, high, base, depth + 1)
+            if table.prelude_bytes:
+                known = np.frombuffer(base, word)
+                predict(self._factors(item, object_id, table), known, low // word.itemsize, known)
         elif codec.random_access:
             low, high = start, stop
         for number in range(first, last):
@@ -165,10 +172,7 @@ class TensorReader:
             cut = table.offsets[first]
             part = payload[table.offsets[number] - cut : table.offsets[number + 1] - cut]
             if checksum(part) != table.checksums[number]:
-                raise IntegrityError(
-                    f"object {object_id} is damaged on disk (pack {item.pack[:16]}, unit {number})",
-                    hint="`mgit fetch --repair` gets a good copy from a remote",
-                )
+                raise _damaged(object_id, item, f"unit {number}")
             words = np.frombuffer(target[begin - low : end - low], word)
             codec.decode(
                 part,
@@ -193,6 +197,35 @@ class TensorReader:
                     if len(self._tables) > _TABLES:
                         self._tables.popitem(last=False)
         return table
+
+    def _factors(self, item: Located, object_id: ObjectId, table: UnitTable) -> Factors:
+        """The correction in front of a record's units; those of a few records are kept."""
+        key = (item.pack, item.offset)
+        with self._lock:
+            factors = self._corrections.get(key)
+            if factors is not None:
+                self._corrections.move_to_end(key)
+                return factors
+        prelude = self._store.read_part(item, 0, table.prelude_bytes)
+        if checksum(prelude) != table.prelude_check:
+            raise _damaged(object_id, item, "prelude")
+        width = table.layout.word_bytes
+        factors = decode_factors(prelude, table.layout, item.start // width, (item.stop - item.start) // width)
+        if not item.pack.startswith("+"):
+            with self._lock:
+                self._corrections[key] = factors
+                held = sum(kept.left.size + kept.right.size for kept in self._corrections.values())
+                while held > _FACTOR_NUMBERS:
+                    _, dropped = self._corrections.popitem(last=False)
+                    held -= dropped.left.size + dropped.right.size
+        return factors
+
+
+def _damaged(object_id: ObjectId, item: Located, where: str) -> IntegrityError:
+    return IntegrityError(
+        f"object {object_id} is damaged on disk (pack {item.pack[:16]}, {where})",
+        hint="`mgit fetch --repair` gets a good copy from a remote",
+    )
 
 
 def _cheapest(records: list[Located]) -> list[Located]:

@@ -1,7 +1,9 @@
 """The record of a tensor or blob: which codec, and a table of its units.
 
 Header (canonical msgpack array): codec name, word size, float or not, raw bytes per unit, and a packed table of
-`u32 payload length, u64 xxh3 of the payload` per unit.  The checksum is of the coded bytes: it is checked before
+`u32 payload length, u64 xxh3 of the payload` per unit.  A record whose base is corrected before the units are decoded
+against it (`codecs.lowrank`) says so by two more elements, the length and the xxh3 of the correction, which lies before
+the units.  The checksum is of the coded bytes: it is checked before
 anything is decoded, on partial reads too, and costs less the better a unit is coded.
 """
 
@@ -17,9 +19,19 @@ from modelgit.codecs.base import CODECS, Codec, Layout
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.store.base import Located
 
-__all__ = ["MAX_UNIT_BYTES", "RecordHeader", "UnitChecks", "UnitTable", "checksum", "encode_header", "parse_header"]
+__all__ = [
+    "MAX_PRELUDE_BYTES",
+    "MAX_UNIT_BYTES",
+    "RecordHeader",
+    "UnitChecks",
+    "UnitTable",
+    "checksum",
+    "encode_header",
+    "parse_header",
+]
 
 MAX_UNIT_BYTES = 8 << 20
+MAX_PRELUDE_BYTES = 32 << 20
 _UNIT = struct.Struct("<IQ")
 
 
@@ -31,21 +43,39 @@ class RecordHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     is_float: bool
     unit_bytes: int
     units: bytes
+    prelude_bytes: int = 0
+    prelude_check: int = 0
 
 
 class UnitTable:
-    """A parsed header: the codec, the layout, and where each unit's payload lies inside the record."""
+    """A parsed header: the codec, the layout, and where each unit's payload lies inside the record.
 
-    __slots__ = ("checksums", "codec", "layout", "offsets", "unit_bytes")
+    The prelude, if there is one, ends where the first unit begins; its checksum is `prelude_check`.
+    """
+
+    __slots__ = ("checksums", "codec", "layout", "offsets", "prelude_check", "unit_bytes")
 
     def __init__(
-        self, codec: Codec, layout: Layout, unit_bytes: int, offsets: Sequence[int], checksums: Sequence[int]
+        self,
+        codec: Codec,
+        layout: Layout,
+        unit_bytes: int,
+        offsets: Sequence[int],
+        checksums: Sequence[int],
+        *,
+        prelude_check: int = 0,
     ) -> None:
         self.codec = codec
         self.layout = layout
         self.unit_bytes = unit_bytes
         self.offsets = offsets
         self.checksums = checksums
+        self.prelude_check = prelude_check
+
+    @property
+    def prelude_bytes(self) -> int:
+        """The length of the prelude; 0 for none."""
+        return self.offsets[0]
 
 
 def checksum(payload: bytes | bytearray | memoryview) -> int:
@@ -76,10 +106,10 @@ class UnitChecks:
         return bytes(self._table)
 
 
-def encode_header(codec: Codec, layout: Layout, checks: UnitChecks) -> bytes:
-    """The header of a record of units with these checks."""
-    header = RecordHeader(codec.name, layout.word_bytes, layout.is_float, codec.unit_bytes, checks.packed())
-    return msgspec.msgpack.encode(header)
+def encode_header(codec: Codec, layout: Layout, checks: UnitChecks, *, prelude: bytes = b"") -> bytes:
+    """The header of a record of units with these checks, behind `prelude`."""
+    fields = (codec.name, layout.word_bytes, layout.is_float, codec.unit_bytes, checks.packed())
+    return msgspec.msgpack.encode((*fields, len(prelude), checksum(prelude)) if prelude else fields)
 
 
 def parse_header(data: bytes, located: Located) -> UnitTable:
@@ -101,11 +131,15 @@ def parse_header(data: bytes, located: Located) -> UnitTable:
         raise IntegrityError(
             f"{what} is coded as {codec.name} " + ("without" if codec.needs_base else "with") + " a base"
         )
-    offsets, checksums, position = [0], [], 0
+    if header.prelude_bytes and (not codec.needs_base or not 0 < header.prelude_bytes <= MAX_PRELUDE_BYTES):
+        raise IntegrityError(f"{what} has a prelude that it cannot have")
+    position = header.prelude_bytes
+    offsets, checksums = [position], []
     for length, digest in _UNIT.iter_unpack(header.units):
         position += length
         offsets.append(position)
         checksums.append(digest)
     if position != located.length - located.header:
         raise IntegrityError(f"{what} has units that do not fill its record")
-    return UnitTable(codec, Layout(header.word_bytes, header.is_float), size, offsets, checksums)
+    layout = Layout(header.word_bytes, header.is_float)
+    return UnitTable(codec, layout, size, offsets, checksums, prelude_check=header.prelude_check)

@@ -14,6 +14,8 @@ from blake3 import blake3
 
 from modelgit import objects
 from modelgit.codecs.base import CODECS, Layout, word_dtype
+from modelgit.codecs.lowrank import decode_factors, encode_factors
+from modelgit.numerics.lowrank import predict
 from modelgit.numerics.sparse import decode_positions
 from modelgit.objects import LEAF_BYTES, TensorSpec, blob_id, id_class, leaf_digest, tensor_id
 from modelgit.patching.records import UnitChecks, encode_header
@@ -145,3 +147,23 @@ def test_record_headers(vector: dict[str, Any], second_reader: ModuleType) -> No
     assert encode_header(CODECS.get(vector["codec"]), layout, UnitChecks.of(payloads)) == data
     units = b"".join(struct.pack("<IQ", len(part), xxhash.xxh3_64_intdigest(part)) for part in payloads)
     assert second_reader.unpack(data) == [vector["codec"], *layout, CODECS.get(vector["codec"]).unit_bytes, units]
+
+
+@pytest.mark.parametrize("vector", VECTORS["corrections"], ids=lambda v: v["dtype"])
+def test_corrections_of_a_base(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    prelude, base, first = bytes.fromhex(vector["prelude"]), bytes.fromhex(vector["base"]), vector["first_word"]
+    predicted = bytes.fromhex(vector["predicted"])
+    assert second_reader.correct_base(prelude, base, first) == predicted
+    layout = Layout(4 if vector["dtype"] == "F32" else 2, True)
+    words = np.frombuffer(bytearray(base), word_dtype(layout))
+    factors = decode_factors(prelude, layout, first, words.size)
+    again = decode_factors(encode_factors(factors), layout, first, words.size)
+    assert np.array_equal(again.left, factors.left)
+    assert np.array_equal(again.right, factors.right)
+    assert again[:4] == factors[:4]
+    for start, stop in ((0, words.size), (1, words.size - 1), (words.size // 2, words.size // 2 + 1)):
+        out = np.empty(stop - start, words.dtype)
+        predict(factors, words[start:stop], first + start, out)
+        assert out.tobytes() == predicted[start * layout.word_bytes : stop * layout.word_bytes]
+    predict(factors, words, first, words)
+    assert words.tobytes() == predicted
