@@ -23,6 +23,7 @@ __all__ = [
     "RootMoved",
     "UnknownRevision",
     "UsageError",
+    "WeightsPruned",
 ]
 
 
@@ -94,6 +95,12 @@ class UnknownRevision(RepositoryError):
     """No commit, branch or tag answers to this name."""
 
     code = "unknown-revision"
+
+
+class WeightsPruned(RepositoryError):
+    """The commit is there, and its weights were taken by retention."""
+
+    code = "weights-pruned"
 
 
 class ConflictError(RepositoryError):

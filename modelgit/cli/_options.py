@@ -12,7 +12,17 @@ from modelgit.cli._output import ColorChoice
 if TYPE_CHECKING:
     from modelgit.cli._session import Session
 
-__all__ = ["Command", "Group", "command", "common_options", "group", "json_option", "no_such_command", "pass_session"]
+__all__ = [
+    "Command",
+    "Group",
+    "command",
+    "common_options",
+    "group",
+    "json_option",
+    "no_such_command",
+    "pass_session",
+    "prune_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,6 +193,15 @@ def command(name: str, *, example: str, **more: Any) -> Callable[[Callable[..., 
 def group(name: str, *, example: str, **more: Any) -> Callable[[Callable[..., Any]], Group]:
     """Make a group of a function; its docstring is the help."""
     return cast("Callable[[Callable[..., Any]], Group]", click.group(name, cls=Group, example=example, **more))
+
+
+def prune_option(function: F) -> F:
+    """`--prune=now`: forget what `undo` could still reach, so that its bytes go too."""
+    return click.option(
+        "--prune",
+        type=click.Choice(["now"]),
+        help="now: forget all operations but the current one. Nothing before it can be undone then.",
+    )(function)
 
 
 def json_option(function: F) -> F:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelgit.cli._format import plural, size
-from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._options import command, json_option, pass_session, prune_option
 from modelgit.cli._output import plain_data
 from modelgit.cli._session import Session
 
@@ -14,17 +14,17 @@ __all__ = ["gc"]
 
 @command("gc", example="mgit gc --dry-run")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be freed; change nothing.")
-@click.option("--prune-now", is_flag=True, help="Forget all operations but the current one: nothing can be undone.")
+@prune_option
 @json_option
 @pass_session
-def gc(session: Session, dry_run: bool, prune_now: bool, as_json: bool) -> None:
+def gc(session: Session, dry_run: bool, prune: str | None, as_json: bool) -> None:
     """Free space: drop what no branch, tag or undoable operation reaches.
 
     Commands that run meanwhile lose nothing.  Operations stay undoable for 30 days, and the last 200 in any case.
     """
     from modelgit.repo.gc import collect
 
-    report = collect(session.repository, prune_now=prune_now, dry_run=dry_run, progress=session.progress)
+    report = collect(session.repository, prune_now=prune == "now", dry_run=dry_run, progress=session.progress)
     output = session.output
     if as_json:
         output.json("mgit.gc/1", plain_data(report))

@@ -16,13 +16,14 @@ from modelgit.objects.ids import (
     ObjectId,
     OperationId,
     PatchId,
+    RetentionId,
     TensorId,
     domain,
     id_class,
 )
 from modelgit.objects.manifest import FileContent, FileEntry, Literal, Manifest, ModelEntry, Segment, TensorRef
 from modelgit.objects.masks import Mask, MaskRegion
-from modelgit.objects.operations import Operation, Root, View
+from modelgit.objects.operations import Operation, Pruning, Retention, Root, View
 from modelgit.objects.patches import FileChange, Patch, TensorChange
 from modelgit.objects.tensors import (
     LEAF_BYTES,
@@ -67,7 +68,10 @@ __all__ = [
     "OperationId",
     "Patch",
     "PatchId",
+    "Pruning",
     "Record",
+    "Retention",
+    "RetentionId",
     "Root",
     "Segment",
     "Signature",

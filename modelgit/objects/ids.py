@@ -20,6 +20,7 @@ __all__ = [
     "ObjectId",
     "OperationId",
     "PatchId",
+    "RetentionId",
     "TensorId",
     "domain",
     "id_class",
@@ -153,6 +154,13 @@ class OperationId(ObjectId):
     KIND = "operation"
 
 
+class RetentionId(ObjectId):
+    """Which commits were pruned, and when."""
+
+    __slots__ = ()
+    KIND = "retention"
+
+
 _CLASSES: dict[str, type[ObjectId]] = {
     cls.KIND: cls
     for cls in (
@@ -166,6 +174,7 @@ _CLASSES: dict[str, type[ObjectId]] = {
         FisherId,
         EvalRecordId,
         OperationId,
+        RetentionId,
     )
 }
 

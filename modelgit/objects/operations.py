@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from modelgit.objects.canonical import Record
-from modelgit.objects.ids import CommitId, OperationId
+from modelgit.objects.ids import CommitId, OperationId, RetentionId
 
-__all__ = ["Operation", "Root", "View"]
+__all__ = ["Operation", "Pruning", "Retention", "Root", "View"]
 
 
 class View(Record, frozen=True, kw_only=True):
@@ -55,11 +55,26 @@ class Operation(Record, frozen=True, kw_only=True):
     nonce: str = ""
 
 
+class Pruning(Record, frozen=True, kw_only=True):
+    """One run of `mgit prune`: when, by which family of `[retention]`, and the commits that lost their weights."""
+
+    family: str
+    time_ms: int
+    commits: tuple[CommitId, ...]
+
+
+class Retention(Record, frozen=True, kw_only=True):
+    """Every commit of which the weights were pruned here: it is there, and its weights may be missing."""
+
+    prunings: tuple[Pruning, ...] = ()
+
+
 class Root(Record, frozen=True, kw_only=True):
     """The one mutable thing: which operation is current, and what garbage collection is about to delete.
 
     `epoch` counts garbage collections; `condemned` names packs that may vanish; `write_id` and `recent` let a
-    writer whose acknowledgement was lost find out that its swap landed.
+    writer whose acknowledgement was lost find out that its swap landed.  `retention` names the record of the commits
+    whose weights were pruned, None where none were.
     """
 
     format: int
@@ -68,3 +83,4 @@ class Root(Record, frozen=True, kw_only=True):
     condemned: tuple[str, ...] = ()
     write_id: str = ""
     recent: tuple[str, ...] = ()
+    retention: RetentionId | None = None

@@ -11,34 +11,35 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import ObjectId, OperationId, Record, Root, id_class
+from modelgit.objects import Record, RetentionId, Root
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.reach import commit_roots, kept_objects, needed_objects
-from modelgit.store.base import Located, VersionedRoot
+from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
+from modelgit.repo.pruned import pruned_commits
+from modelgit.store.base import VersionedRoot
 from modelgit.store.root import RECENT_WRITES
 from modelgit.worktree.lockfile import is_alive
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["GcReport", "collect", "retire_packs"]
+__all__ = ["GcReport", "collect", "finish_collection", "retire_packs"]
 
-KEEP_OPERATIONS = 200
-KEEP_DAYS = 30
 RESCUE_DAYS = 7
-_REWRITE_ABOVE = 0.3  # share of dead bytes at which a pack is worth writing again
 _STALE_INCOMING_S = 14 * 86400
-_TRIES = 8
+_TRIES = 200
 
 
 class GcReport(Record, frozen=True, kw_only=True):
-    """What a collection did (or, dry, would do)."""
+    """What a collection did (or, dry, would do).
+
+    `bytes_freed` is the size of the packs that went, less that of the packs that were written in their place.
+    """
 
     packs_before: int
     packs_deleted: int
@@ -62,159 +63,110 @@ def collect(
     nothing can be undone, and everything that no ref reaches is freed.
     """
     with repo.writing():
-        for _ in range(_TRIES):
-            try:
-                return _collect(repo, prune_now, dry_run, progress)
-            except RootMoved:
-                continue
-    raise ConflictError("the repository is being changed too often to collect", hint="run `mgit gc` again later")
+        marking = Marking(repo, prune_now=prune_now, pruned=pruned_commits(repo))
+        report = finish_collection(repo, marking, dry_run=dry_run, progress=progress)
+        if not dry_run:
+            _tidy(repo)
+            repo.store.lookup.write_cache()
+        return report
 
 
-def _collect(repo: Repository, prune_now: bool, dry_run: bool, progress: Progress) -> GcReport:
-    listed = repo.operations.listed()
-    current = repo.roots.read()
-    kept_operations, dropped = _operations(repo, current, prune_now)
-    roots = commit_roots(repo, operations=len(kept_operations))
-    needed = {object_id for object_id, _ in needed_objects(repo, roots, kept=kept_objects(repo))}
-    live = _with_bases(repo, needed)
+def finish_collection(
+    repo: Repository,
+    marking: Marking,
+    *,
+    rewrite_above: float = REWRITE_ABOVE,
+    forced: Collection[Key] = (),
+    retention: RetentionId | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> GcReport:
+    """Mark, write again what is worth it, and retire what is left over.
+
+    Packs with a dead object of `forced` are written again however little of them is dead, and go before all others.
+    `retention` becomes the root's record of pruned commits in the same step.  Raises RootMoved when that is given and
+    the root moved since `marking` looked: what is pruned has to be thought over then.
+    """
+    rewrite: list[str] | None = None
+    copied: set[tuple[str, int]] = set()
+    written: list[str] = []
+    for _ in range(_TRIES):
+        before = marking.root.version
+        marking.mark()
+        if retention is not None and marking.root.version != before:
+            raise RootMoved("another process changed the repository meanwhile", hint="run the command again")
+        if rewrite is None:
+            rewrite = marking.wasteful_packs(above=rewrite_above, forced=forced)
+            records = marking.kept_records(rewrite)
+            if dry_run:
+                return _report(marking, rewrite, sum(pack_sizes(records)), dry_run=True)
+            written = copy_records(repo, records, progress)
+            copied = {place_of(item) for item in records}
+        # What has come to life since it was decided what to copy keeps its pack.
+        rewrite = [name for name in rewrite if all(place_of(item) in copied for item in marking.kept_records([name]))]
+        condemned = [*rewrite, *marking.dead_packs()]
+        if not condemned and not marking.dropped_operations and retention is None:
+            break
+        urgent = {name for name in condemned if any((i.kind, i.digest) in forced for i in marking.packs[name])}
+        try:
+            order = sorted(condemned, key=lambda name: name not in urgent)
+            retire_packs(repo, marking.root, order, retention=retention)
+        except RootMoved:
+            if retention is not None:
+                raise
+            continue
+        # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
+        # was listed before the root that our swap replaced can no longer be published: its writer lost to us.
+        repo.operations.remove(marking.listed - marking.kept_operations)
+        break
+    else:
+        raise ConflictError("the repository is being changed too often to collect", hint="run `mgit gc` again later")
     repo.store.lookup.refresh()
-    packs: dict[str, list[Located]] = {}
-    for item in repo.store.objects():
-        packs.setdefault(item.pack, []).append(item)
-    for name in repo.store.lookup.packs():
-        packs.setdefault(name, [])
-    chosen = _choose(packs, live)
-    dead = [name for name, records in packs.items() if not any(_is_kept(item, chosen) for item in records)]
-    rewrite = [
-        name for name, records in packs.items() if name not in dead and _dead_share(records, chosen) > _REWRITE_ABOVE
-    ]
-    sizes = {name: (repo.store.packs_path / name).stat().st_size for name in packs}
-    freed = sum(sizes[name] for name in dead)
-    freed += sum(item.length for name in rewrite for item in packs[name] if not _is_kept(item, chosen))
-    report = GcReport(
-        packs_before=len(packs),
+    sizes = sum((repo.store.packs_path / name).stat().st_size for name in written)
+    return _report(marking, rewrite or [], sizes, dry_run=False)
+
+
+def _report(marking: Marking, rewrite: Sequence[str], written: int, *, dry_run: bool) -> GcReport:
+    dead = marking.dead_packs()
+    return GcReport(
+        packs_before=len(marking.sizes),
         packs_deleted=len(dead),
         packs_rewritten=len(rewrite),
-        bytes_freed=freed,
-        objects_kept=len(needed),
-        operations_dropped=len(dropped),
+        bytes_freed=marking.size_of(dead) + marking.size_of(rewrite) - written,
+        objects_kept=marking.needed,
+        operations_dropped=marking.dropped_operations,
         dry_run=dry_run,
     )
-    if dry_run:
-        return report
-    if rewrite:
-        _rewrite(repo, [item for name in rewrite for item in packs[name] if _is_kept(item, chosen)], progress)
-    condemned = [*dead, *rewrite]
-    if condemned or dropped:
-        retire_packs(repo, current, condemned)
-        # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
-        # was listed before the root that our first swap replaced can no longer be published: its writer lost to us.
-        repo.operations.remove(listed - kept_operations)
-    _tidy(repo)
-    repo.store.lookup.refresh()
-    repo.store.lookup.write_cache()
-    return report
 
 
-def retire_packs(repo: Repository, current: VersionedRoot, packs: Sequence[str]) -> None:
+def retire_packs(
+    repo: Repository, current: VersionedRoot, packs: Sequence[str], *, retention: RetentionId | None = None
+) -> None:
     """Delete packs: condemned in the root first, so that a writer that relies on one finds out before it publishes.
 
     Raises RootMoved, with nothing deleted, when the root is no longer `current`.
     """
-    moved = _swap(repo, current, condemned=tuple(packs), epoch=current.root.epoch + 1)
+    moved = _swap(repo, current, condemned=tuple(packs), epoch=current.root.epoch + 1, retention=retention)
     for name in packs:
         repo.store.delete(name)
     with contextlib.suppress(RootMoved):  # somebody moved on: the names stay listed, which harms nobody
         _swap(repo, moved, condemned=(), epoch=moved.root.epoch)
 
 
-def _operations(repo: Repository, current: VersionedRoot, prune_now: bool) -> tuple[set[OperationId], set[OperationId]]:
-    """Operations to keep and to drop; what an undo or redo points at stays with it."""
-    horizon_ms = (time.time() - KEEP_DAYS * 86400) * 1000
-    kept: set[OperationId] = set()
-    dropped: set[OperationId] = set()
-    for number, (object_id, operation) in enumerate(repo.operations.history(current.root.operation)):
-        keep = number == 0 if prune_now else number < KEEP_OPERATIONS or operation.time_ms > horizon_ms
-        if keep and not dropped:
-            kept.add(object_id)
-        else:
-            dropped.add(object_id)
-    return kept, dropped
-
-
-def _with_bases(repo: Repository, needed: set[ObjectId]) -> set[tuple[str, bytes]]:
-    """The needed objects and those that their records are coded against."""
-    live = {(object_id.KIND, object_id.digest) for object_id in needed}
-    pending = list(live)
-    while pending:
-        kind, digest = pending.pop()
-        for item in repo.store.locate(id_class(kind)(digest)):
-            if item.base is not None and (kind, item.base) not in live:
-                live.add((kind, item.base))
-                pending.append((kind, item.base))
-    return live
-
-
-def _choose(packs: dict[str, list[Located]], live: set[tuple[str, bytes]]) -> set[tuple[str, int]]:
-    """One record for each range of each live object: places as (pack, offset)."""
-    best: dict[tuple[str, bytes, int, int], Located] = {}
-    for records in packs.values():
-        for item in records:
-            if (item.kind, item.digest) not in live:
-                continue
-            key = (item.kind, item.digest, item.start, item.stop)
-            known = best.get(key)
-            if known is None or (item.base is not None, item.length, item.pack) < (
-                known.base is not None,
-                known.length,
-                known.pack,
-            ):
-                best[key] = item
-    return {(item.pack, item.offset) for item in best.values()}
-
-
-def _is_kept(item: Located, chosen: set[tuple[str, int]]) -> bool:
-    return (item.pack, item.offset) in chosen
-
-
-def _dead_share(records: list[Located], chosen: set[tuple[str, int]]) -> float:
-    total = sum(item.length for item in records)
-    dead = sum(item.length for item in records if not _is_kept(item, chosen))
-    return dead / total if total else 0.0
-
-
-def _rewrite(repo: Repository, records: list[Located], progress: Progress) -> None:
-    """Copy live records, as they are, into new packs."""
-    session = repo.session()
-    progress.start("rewrite", sum(item.length for item in records))
-    try:
-        for item in sorted(records, key=lambda item: (item.pack, item.offset)):
-            progress.check()
-            header, payload = repo.store.read(item)
-            kind = id_class(item.kind)
-            session.append(
-                kind(item.digest),
-                start=item.start,
-                stop=item.stop,
-                total=item.total,
-                header=header,
-                payload=(payload,),
-                base=None if item.base is None else kind(item.base),
-            )
-            progress.advance("rewrite", item.length)
-        session.seal()
-    except BaseException:
-        session.abort()
-        raise
-    progress.finish("rewrite")
-
-
-def _swap(repo: Repository, current: VersionedRoot, *, condemned: tuple[str, ...], epoch: int) -> VersionedRoot:
+def _swap(
+    repo: Repository,
+    current: VersionedRoot,
+    *,
+    condemned: tuple[str, ...],
+    epoch: int,
+    retention: RetentionId | None = None,
+) -> VersionedRoot:
     write_id = os.urandom(16).hex()
     root: Root = msgspec.structs.replace(
         current.root,
         condemned=condemned,
         epoch=epoch,
+        retention=retention or current.root.retention,
         write_id=write_id,
         recent=(*current.root.recent, write_id)[-RECENT_WRITES:],
     )
@@ -224,6 +176,7 @@ def _swap(repo: Repository, current: VersionedRoot, *, condemned: tuple[str, ...
 def _tidy(repo: Repository) -> None:
     """Leftovers of commands that were killed, expired rescues, and caches that point at nothing."""
     now = time.time()
+    repo.retention_log.remove(repo.retention_log.listed() - {repo.roots.read().root.retention})
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.store.incoming_path.iterdir():
             pid = folder.name.split("-")[1] if folder.name.startswith("tmp-") else ""

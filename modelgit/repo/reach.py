@@ -16,6 +16,7 @@ from modelgit.objects import (
     FisherId,
     Literal,
     Manifest,
+    ManifestId,
     Mask,
     MaskId,
     ObjectId,
@@ -28,7 +29,7 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Needed", "commit_roots", "kept_objects", "needed_objects"]
+__all__ = ["Needed", "commit_roots", "kept_objects", "merge_roots", "needed_objects"]
 
 Needed = tuple[ObjectId, TensorSpec | None]
 
@@ -44,13 +45,17 @@ def commit_roots(repo: Repository, *, operations: int | None = None) -> set[Comm
         roots |= set(view.refs.values())
         if view.detached is not None:
             roots.add(view.detached)
-    if repo.paths.merge.exists():
-        from modelgit.repo.merge_state import read_state
+    return roots | merge_roots(repo)
 
-        state = read_state(repo)
-        if state is not None:
-            roots |= {state.ours, state.theirs}
-    return roots
+
+def merge_roots(repo: Repository) -> set[CommitId]:
+    """The commits of a merge under way."""
+    if not repo.paths.merge.exists():
+        return set()
+    from modelgit.repo.merge_state import read_state
+
+    state = read_state(repo)
+    return set() if state is None else {state.ours, state.theirs}
 
 
 def kept_objects(repo: Repository) -> set[ObjectId]:
@@ -71,15 +76,20 @@ def needed_objects(
     *,
     kept: Iterable[ObjectId] = (),
     expired: Collection[CommitId] = (),
+    pruned: Collection[CommitId] = (),
+    seen: set[ObjectId] | None = None,
 ) -> Iterator[Needed]:
     """Every object that the commits and `kept` reach, once each, tensors with their specs.
 
-    Training state that is not here is passed over, and so is that of the commits `expired`.
+    Training state that is not here is passed over, and so is that of the commits `expired`.  Of the commits `pruned`
+    everything else is needed but the contents of their weights' files.  What is in `seen` is passed
+    over and not walked through; what is walked is added to it, so that a later call goes on where this one ended.
 
     Raises IntegrityError when a record on the way is missing or damaged.
     """
-    seen: set[ObjectId] = set()
+    seen = set() if seen is None else seen
     pending: list[ObjectId] = sorted({*commits, *kept})
+    thin: list[ManifestId] = []
     while pending:
         object_id = pending.pop()
         if object_id in seen:
@@ -91,8 +101,33 @@ def needed_objects(
                 if child not in seen:
                     seen.add(child)
                     yield child, spec
+            elif (
+                object_id in pruned and isinstance(object_id, CommitId) and child == repo.commit_at(object_id).manifest
+            ):
+                thin.append(repo.commit_at(object_id).manifest)
             elif child not in seen:
                 pending.append(child)
+    for manifest in thin:
+        yield from _without_weights(repo, manifest, seen)
+
+
+def _without_weights(repo: Repository, manifest_id: ManifestId, seen: set[ObjectId]) -> Iterator[Needed]:
+    """A manifest that only pruned commits have.
+
+    Neither it nor the content records of its weights are added to `seen`: another commit may need all of them.
+    """
+    if manifest_id in seen:
+        return
+    manifest = read_record(repo.store, manifest_id, Manifest)
+    yield manifest_id, None
+    weights = {path for model in manifest.models for path in model.weights}
+    for entry in manifest.files:
+        if entry.digest in seen:
+            continue
+        if entry.path in weights:
+            yield entry.digest, None
+        else:
+            yield from needed_objects(repo, (), kept=(entry.digest,), seen=seen)
 
 
 def children_of(repo: Repository, object_id: ObjectId, *, training: bool = True) -> Iterator[Needed]:

@@ -38,6 +38,7 @@ from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
+from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT_LINE, FileRoot
 from modelgit.worktree.index import StatIndex
 from modelgit.worktree.journal import Journal
@@ -72,6 +73,7 @@ class Repository:
         self.records = RecordCache()
         self.roots = FileRoot(paths.directory)
         self.operations = OperationLog(paths.directory)
+        self.retention_log = RetentionLog(paths.directory)
         self.index = StatIndex(paths.stat_index)
         self.journal = Journal(paths.journal)
         self.lock = LockFile(paths.lock, host=environment.host)

@@ -37,6 +37,7 @@ __all__ = [
     "PackMark",
     "PackWriter",
     "pack_row",
+    "packed_size",
     "read_index",
     "unpack_row",
     "verify_pack",
@@ -158,8 +159,8 @@ class PackWriter:
 
     def close(self) -> str:
         """Write the index and the footer, flush to disk, and return the pack's content hash in hex."""
-        rows = sorted(self._rows, key=lambda row: (row.digest, row.kind, row.start))
-        index = zstandard.ZstdCompressor(level=3).compress(b"".join(pack_row(row) for row in rows))
+        rows = self._rows
+        index = _pack_index(rows)
         footer = FOOTER.pack(self.size, len(index), len(rows), blake3(index).digest(), TAIL_MAGIC)
         self.write(index)
         self.write(footer)
@@ -175,6 +176,16 @@ class PackWriter:
             self._descriptor = -1
         with contextlib.suppress(OSError):  # `gc` tidies up what cannot be removed now
             self.path.unlink()
+
+
+def _pack_index(rows: Iterable[Located]) -> bytes:
+    ordered = sorted(rows, key=lambda row: (row.digest, row.kind, row.start))
+    return zstandard.ZstdCompressor(level=3).compress(b"".join(map(pack_row, ordered)))
+
+
+def packed_size(rows: Iterable[Located], end: int) -> int:
+    """Bytes of the pack file whose records are `rows`, the last one ending at `end`."""
+    return end + len(_pack_index(rows)) + FOOTER.size
 
 
 def read_at(descriptor: int, offset: int, length: int, name: str) -> bytes:

@@ -10,6 +10,8 @@ import os
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from modelgit.errors import ConflictError, IntegrityError, RootMoved
 from modelgit.objects import ObjectId, Operation, OperationId, Root, View
 from modelgit.store.base import RootStore
@@ -70,11 +72,10 @@ def publish(
                 nonce=os.urandom(8).hex(),
             )
         )
-        root = Root(
+        root = msgspec.structs.replace(
+            current.root,
             format=FORMAT,
             operation=operation,
-            epoch=current.root.epoch,
-            condemned=current.root.condemned,
             write_id=write_id,
             recent=(*current.root.recent, write_id)[-RECENT_WRITES:],
         )

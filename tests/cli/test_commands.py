@@ -391,9 +391,9 @@ def test_gc_says_what_it_freed(bot: Any, files: Any) -> None:
     bot("commit", "-m", "to be forgotten")
     bot("undo")
     bot("restore", ".")
-    would = json.loads(bot("gc", "--dry-run", "--prune-now", "--json").out)
+    would = json.loads(bot("gc", "--dry-run", "--prune=now", "--json").out)
     assert would["dry_run"] is True and would["bytes_freed"] > 0
-    assert bot("gc", "--prune-now").err.startswith("Freed ")
+    assert bot("gc", "--prune=now").err.startswith("Freed ")
     bot("redo", code=1)
     bot("fsck")
 

@@ -241,9 +241,8 @@ def test_collections_against_writers_lose_no_acknowledged_commit(bot: Repository
     assert not failures, failures[:5]
     report = fsck(Repository.open(bot.worktree, environment=bot.environment))
     assert report.is_sound, report.findings[:5]
-    # Thirty rounds are aimed at; a busy machine gets through fewer before the deadline, and that is no failure.
-    assert rounds >= 5
-    assert len(acknowledged) >= 20
+    assert rounds >= 30
+    assert len(acknowledged) >= 60
 
 
 class Side:
