@@ -56,7 +56,7 @@ class Operation(Record, frozen=True, kw_only=True):
 
 
 class Pruning(Record, frozen=True, kw_only=True):
-    """One run of `mgit prune`: when, by which family of `[retention]`, and the commits that lost their weights."""
+    """One pruning: when, by which family of `[retention]`, and the commits that lost their weights."""
 
     family: str
     time_ms: int

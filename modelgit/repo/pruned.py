@@ -16,7 +16,7 @@ __all__ = ["Pruning", "pruned_commits", "pruned_on", "refuse_pruned", "weights_m
 
 
 def pruned_commits(repo: Repository) -> dict[CommitId, Pruning]:
-    """The commits that `mgit prune` took the weights of, each with the run that did."""
+    """The commits whose weights were pruned, each with the pruning that took them."""
     current = repo.roots.read().root.retention
     try:
         retention = repo.retention_log.read(current)

@@ -82,8 +82,8 @@ def needed_objects(
     """Every object that the commits and `kept` reach, once each, tensors with their specs.
 
     Training state that is not here is passed over, and so is that of the commits `expired`.  Of the commits `pruned`
-    everything else is needed but the contents of their weights' files.  What is in `seen` is passed
-    over and not walked through; what is walked is added to it, so that a later call goes on where this one ended.
+    everything else is needed but the contents of their weights' files.  What is in `seen` is passed over and not walked
+    through; what is walked is added to it, so that a later call goes on where this one ended.
 
     Raises IntegrityError when a record on the way is missing or damaged.
     """
