@@ -22,6 +22,7 @@ from modelgit.store.base import ObjectStore
 from modelgit.store.durable import sync_directory
 from modelgit.store.fs import PackSession
 from modelgit.worktree.checkout import find_regular, obstacles, remove_file, write_files
+from modelgit.worktree.copying import copy_file
 from modelgit.worktree.journal import Intent
 
 if TYPE_CHECKING:
@@ -305,11 +306,8 @@ def rescue(repo: Repository, path: str) -> str:
         target = repo.paths.rescue / f"{stamp}.{number}" / path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(repo.worktree / path, target)
-        with target.open("rb+") as file:
-            import os
-
-            os.fsync(file.fileno())
+        copy_file(repo.worktree / path, target)
+        shutil.copystat(repo.worktree / path, target)
         sync_directory(target.parent)
     except OSError as error:
         raise RepositoryError(
