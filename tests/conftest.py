@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import hypothesis
@@ -139,3 +141,14 @@ def bot(repo: Repository, files: Files) -> Repository:
     repo.track("bot.safetensors")
     repo.commit("base")
     return repo
+
+
+@pytest.fixture(scope="session")
+def second_reader() -> ModuleType:
+    """The reader that was written from docs/format.md alone."""
+    path = Path(__file__).parent / "fixtures" / "second_reader.py"
+    spec = importlib.util.spec_from_file_location("mgit_second_reader", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -33,6 +33,7 @@ from modelgit.objects.tensors import (
     blob_id,
     leaf_digest,
     leaf_digests,
+    preimage,
     tensor_id,
 )
 
@@ -90,6 +91,7 @@ __all__ = [
     "id_class",
     "leaf_digest",
     "leaf_digests",
+    "preimage",
     "tensor_id",
     "to_builtins",
     "to_json",

@@ -20,6 +20,7 @@ __all__ = [
     "blob_id",
     "leaf_digest",
     "leaf_digests",
+    "preimage",
     "tensor_id",
 ]
 
@@ -109,13 +110,20 @@ def leaf_digests(data: bytes | bytearray | memoryview) -> list[bytes]:
     return [leaf_digest(data[start : start + LEAF_BYTES]) for start in range(0, max(1, len(data)), LEAF_BYTES)]
 
 
-def tensor_id(spec: TensorSpec, leaves: Iterable[bytes]) -> TensorId:
-    """The id of a tensor from its spec and the digests of its leaves, in order."""
+def preimage(size_bytes: int, spec: TensorSpec | None, leaves: Iterable[bytes]) -> bytes:
+    """What the id of a tensor (of a blob: `spec` is None) is hashed from, but for the domain."""
+    if spec is None:
+        return struct.pack("<Q", size_bytes) + b"".join(leaves)
     name = spec.dtype.encode("ascii")
     head = struct.pack("<B", len(name)) + name + struct.pack(f"<I{len(spec.shape)}Q", len(spec.shape), *spec.shape)
-    return TensorId.of(head + b"".join(leaves))
+    return head + b"".join(leaves)
+
+
+def tensor_id(spec: TensorSpec, leaves: Iterable[bytes]) -> TensorId:
+    """The id of a tensor from its spec and the digests of its leaves, in order."""
+    return TensorId.of(preimage(0, spec, leaves))
 
 
 def blob_id(size_bytes: int, leaves: Iterable[bytes]) -> BlobId:
     """The id of a blob from its length and the digests of its leaves, in order."""
-    return BlobId.of(struct.pack("<Q", size_bytes) + b"".join(leaves))
+    return BlobId.of(preimage(size_bytes, None, leaves))

@@ -26,6 +26,7 @@ from modelgit.patching.base import WINDOW_BYTES, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
+from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.patching.records import UnitChecks, encode_header
 from modelgit.progress import SILENT, Progress
@@ -154,9 +155,10 @@ class TensorWriter:
 
     def _plan_small(self, job: StoreJob) -> _Plan:
         data = job.source.read(0, job.size)
-        object_id = _identify(job, leaf_digests(data))
+        leaves = leaf_digests(data)
+        object_id = _identify(job, leaves)
         layout = _layout(job)
-        plan = _Plan(job, layout, id=object_id)
+        plan = _Plan(job, layout, id=object_id, leaves=leaves)
         if job.parent == object_id:
             return plan._replace(changed=0)
         if self._store.has(object_id):
@@ -316,6 +318,7 @@ class TensorWriter:
             base=coded.base,
         )
         written = coded.size + len(header)
+        written += write_leaf_table(self._store, object_id, job.size, job.spec, plan.leaves or ())
         return Stored(job.name, object_id, coded.codec.name, written, plan.changed, plan.nonfinite)
 
     def _finish_large(
@@ -347,6 +350,8 @@ class TensorWriter:
             window = None if end == job.size else next(steps)[1]
         object_id = _identify(job, leaves)
         known = self._keep(staged, object_id)
+        if not known:
+            written += write_leaf_table(self._store, object_id, job.size, job.spec, leaves)
         return Stored(
             job.name,
             object_id,

@@ -12,9 +12,10 @@ from modelgit.codecs.lowrank import decode_factors
 from modelgit.errors import IntegrityError
 from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.scratch import scratch
-from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
+from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, leaf_digest, preimage
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
+from modelgit.patching.leaves import REPAIR, LeafChecks, check_leaf_tables
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore
 from modelgit.store.fs import PackGoneError
@@ -30,6 +31,7 @@ class TensorReader:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._leaves = LeafChecks(store, self)
         self._tables: OrderedDict[tuple[str, int], UnitTable] = OrderedDict()
         self._corrections: OrderedDict[tuple[str, int], Factors] = OrderedDict()
         self._lock = threading.Lock()
@@ -63,10 +65,10 @@ class TensorReader:
         """The largest unit in the tensor's chain, at least STEP_BYTES."""
         largest, current = STEP_BYTES, tensor
         for _ in range(MAX_CHAIN):
-            found = self._store.locate(current)
+            found = _cheapest(self._store.locate(current))
             if not found:
                 break
-            item = _cheapest(found)[0]
+            item = found[0]
             largest = max(largest, self._table(item).unit_bytes)
             if item.base is None:
                 break
@@ -92,19 +94,23 @@ class TensorReader:
         # Never a list of ranges first: a stranger's record may claim exabytes.
         starts = range(0, max(1, size), LEAF_BYTES)
         leaves = [leaf_digest(self.read(object_id, start, min(start + LEAF_BYTES, size))) for start in starts]
-        actual: ObjectId = blob_id(size, leaves) if spec is None else tensor_id(spec, leaves)
-        if actual != object_id:
-            raise IntegrityError(
-                f"object {object_id} does not match its id", hint="`mgit fetch --repair` gets a good copy from a remote"
-            )
+        expected = preimage(size, spec, leaves)
+        if type(object_id).of(expected) != object_id:
+            raise IntegrityError(f"object {object_id} does not match its id", hint=REPAIR)
+        check_leaf_tables(self._store, object_id, expected)
+
+    def read_verified(self, object_id: TensorId | BlobId, spec: TensorSpec | None, start: int, stop: int) -> bytearray:
+        """As `read`, every byte checked against the id: for what comes from a source that is not trusted.
+
+        The leaves of 4 MiB that the range touches are rebuilt; an object without a leaf table is rebuilt whole, once.
+        Raises IntegrityError when they do not match.
+        """
+        return self._leaves.read(object_id, spec, start, stop)
 
     def record(self, tensor: TensorId | BlobId) -> tuple[Located, UnitTable] | None:
         """The record that a read would use for the first bytes, with its header; None when there is none."""
-        found = self._store.locate(tensor)
-        if not found:
-            return None
-        best = _cheapest(found)[0]
-        return best, self._table(best)
+        found = _cheapest(self._store.locate(tensor))
+        return (found[0], self._table(found[0])) if found else None
 
     def _fill(self, object_id: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
         if depth > MAX_CHAIN:
@@ -229,7 +235,8 @@ def _damaged(object_id: ObjectId, item: Located, where: str) -> IntegrityError:
 
 
 def _cheapest(records: list[Located]) -> list[Located]:
-    return sorted(records, key=lambda item: (item.base is not None, item.length))
+    ranges = [item for item in records if not item.is_leaf_table]
+    return sorted(ranges, key=lambda item: (item.base is not None, item.length))
 
 
 def _missing(object_id: ObjectId) -> IntegrityError:

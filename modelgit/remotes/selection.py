@@ -10,7 +10,8 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from modelgit.errors import IntegrityError, MgitError
-from modelgit.objects import ObjectId
+from modelgit.objects import ObjectId, TensorSpec
+from modelgit.patching.leaves import leaf_table_bytes
 from modelgit.remotes.base import Needed
 from modelgit.store.base import Located
 
@@ -131,6 +132,7 @@ class _Choice:
                     following.append(base)
             chosen.append(best)
             position = best.stop
+        chosen += [row for row in rows if _is_sound_leaf_table(row, total, item.spec)][:1]
         if item.size is not None and total != item.size:
             raise IntegrityError(f"{object_id.KIND} {object_id} ({item.name}) has {total} bytes, not {item.size}")
         return chosen
@@ -158,6 +160,11 @@ class _Choice:
 
 def _base(object_id: ObjectId, row: Located) -> ObjectId | None:
     return None if row.base is None else type(object_id)(row.base)
+
+
+def _is_sound_leaf_table(row: Located, total: int, spec: TensorSpec | None) -> bool:
+    """Whether a row has the length of the object's leaf table; its bytes are checked with those of the object."""
+    return row.is_leaf_table and row.total == total and row.length == leaf_table_bytes(total, spec) and not row.header
 
 
 def _is_sound(row: Located, position: int) -> bool:

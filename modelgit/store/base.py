@@ -33,6 +33,11 @@ class Located(NamedTuple):
     header: int
     base: bytes | None
 
+    @property
+    def is_leaf_table(self) -> bool:
+        """Whether this is no part of the object, but what its id is hashed from (see `patching.leaves`)."""
+        return self.stop == 0 < self.total
+
 
 class RecordWriter(Protocol):
     """Accepts records into packs that nobody sees before they are sealed."""

@@ -280,7 +280,8 @@ class PackSession:
                 item._replace(pack=f"+{self.writers.index(writer)}")
                 for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
             ]
-        return own or self._safe(self._store.locate(object_id))
+        # What is being written may be a part, or only the leaf table, of an object that is here already.
+        return own if own and covers(own) else [*own, *self._safe(self._store.locate(object_id))]
 
     def _safe(self, records: list[Located]) -> list[Located]:
         return [item for item in records if item.pack not in self._condemned]

@@ -38,7 +38,11 @@ class Shelf:
         return bytes(reader.read(object_id, start, size if stop is None else stop))
 
     def records(self, object_id: TensorId | BlobId) -> list:
-        return sorted(self.store.locate(object_id), key=lambda item: item.start)
+        ranges = [item for item in self.store.locate(object_id) if not item.is_leaf_table]
+        return sorted(ranges, key=lambda item: item.start)
+
+    def leaf_tables(self, object_id: TensorId | BlobId) -> list:
+        return [item for item in self.store.locate(object_id) if item.is_leaf_table]
 
 
 @pytest.fixture
