@@ -6,19 +6,18 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Container, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container
 from pathlib import Path
 
-from modelgit.errors import IntegrityError, RepositoryError
-from modelgit.objects import BlobId, FileContent, FileEntry, Literal, TensorId
+from modelgit.errors import RepositoryError
+from modelgit.objects import FileContent, FileEntry
 from modelgit.objects.paths import check_tree
-from modelgit.patching.base import TensorReads, windows
+from modelgit.patching.base import TensorReads
 from modelgit.progress import SILENT, Progress
-from modelgit.store.durable import sync_directory, temporary_name, write_all
+from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.worktree.index import StatIndex
 
-__all__ = ["find_regular", "obstacles", "remove_file", "resolve_path", "write_content", "write_files"]
+__all__ = ["find_regular", "obstacles", "remove_file", "resolve_path", "write_files"]
 
 _NAME_KEPT = 80  # characters of a target's name that its temporary file has, too
 _LEFTOVER = re.compile(r"\.(.+)\.tmp-[0-9]+-[0-9a-f]{12}\Z", re.DOTALL)
@@ -90,65 +89,6 @@ def obstacles(root: Path, relative: str, leaving: Container[str]) -> list[str]:
     return sorted(found)
 
 
-def write_content(
-    reader: TensorReads,
-    content: FileContent,
-    size: int,
-    path: Path,
-    *,
-    threads: int,
-    progress: Progress,
-    executable: bool = False,
-) -> None:
-    """Rebuild a file at `path` (which must not exist), flushed to disk.
-
-    Raises IntegrityError when stored bytes are damaged or do not add up to `size`, RepositoryError when the disk
-    refuses.
-    """
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o777 if executable else 0o666
-    )
-    try:
-        written = 0
-        for chunk in _chunks(reader, content, threads):
-            progress.check()
-            write_all(descriptor, chunk)
-            written += len(chunk)
-            progress.advance("checkout", len(chunk))
-        if written != size:
-            raise IntegrityError(f"{path.name}: its segments hold {written} bytes, the manifest promises {size}")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _chunks(reader: TensorReads, content: FileContent, threads: int) -> Iterator[bytearray]:
-    """Windows of the file in order, decoded a few ahead by a pool."""
-    pieces: list[tuple[TensorId | BlobId, int, int]] = []
-    for segment in content.segments:
-        if isinstance(segment, Literal):
-            object_id: TensorId | BlobId = segment.blob
-            length = segment.length
-        else:
-            if not 0 <= segment.index < len(content.tensors):
-                raise IntegrityError(f"a segment names tensor {segment.index} of {len(content.tensors)}")
-            entry = content.tensors[segment.index]
-            object_id, length = entry.id, entry.spec.size_bytes
-        pieces += [(object_id, start, stop) for start, stop in windows(length)]
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-decode") as pool:
-        ahead = 2 * max(1, threads)
-        waiting = [pool.submit(reader.read, *piece) for piece in pieces[:ahead]]
-        try:
-            for number in range(len(pieces)):
-                data = waiting.pop(0).result()
-                if number + ahead < len(pieces):
-                    waiting.append(pool.submit(reader.read, *pieces[number + ahead]))
-                yield data
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def write_files(
     root: Path,
     entries: list[FileEntry],
@@ -166,6 +106,8 @@ def write_files(
     """
     check_tree([entry.path for entry in entries])
     _remove_leftovers(root, entries)
+    if entries:  # what needs arrays is not loaded for a switch that writes nothing
+        from modelgit.worktree.rebuild import write_content
     progress.start("checkout", sum(entry.size for entry in entries))
     for entry in entries:
         target = resolve_path(root, entry.path)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
 from modelgit.formats.base import ScannedFile
@@ -24,11 +22,9 @@ from modelgit.objects import (
     leaf_digest,
     tensor_id,
 )
+from modelgit.parallel import Workers
 from modelgit.patching.base import STEP_BYTES
 from modelgit.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["FileRange", "assemble", "hash_file"]
 
@@ -75,8 +71,6 @@ def hash_file(
 
     Raises RepositoryError when the file changes meanwhile, CheckpointFormatError when it is malformed.
     """
-    from concurrent.futures import ThreadPoolExecutor  # costs more than a whole `status` that reads nothing
-
     with FileReader(path, shown=shown) as file:
         scanned = scan_reader(file)
         leaves = [
@@ -91,8 +85,8 @@ def hash_file(
             return number, leaf_digest(file.read(scanned.ranges[number].offset + start, stop - start))
 
         digests: list[list[bytes]] = [[] for _ in scanned.ranges]
-        with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-hash") as pool:
-            for number, value in _batched(pool, digest, leaves):
+        with Workers(threads, name="mgit-hash") as workers:
+            for number, value in workers.ordered(digest, leaves, ahead=4 * workers.count):
                 digests[number].append(value)
         if not file.is_unchanged():
             raise RepositoryError(f"{shown} changed while it was being read", hint="try again when nothing writes it")
@@ -103,11 +97,3 @@ def hash_file(
             for number, item in enumerate(scanned.ranges)
         ]
         return assemble(scanned, ids), file.stat
-
-
-def _batched(
-    pool: ThreadPoolExecutor, work: Callable[[_Leaf], tuple[int, bytes]], leaves: list[_Leaf]
-) -> Iterator[tuple[int, bytes]]:
-    # A map over everything would queue one future per leaf of a terabyte: a few hundred at a time are plenty.
-    for at in range(0, len(leaves), 256):
-        yield from pool.map(work, leaves[at : at + 256])
