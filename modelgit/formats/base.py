@@ -71,6 +71,8 @@ FORMATS: Registry[CheckpointFormat] = Registry(
     {
         "safetensors": "modelgit.formats.safetensors:SAFETENSORS",
         "gguf": "modelgit.formats.gguf:GGUF",
+        "onnx": "modelgit.formats.onnx:ONNX",
+        "onnx-data": "modelgit.formats.onnx:ONNX_DATA",
         "opaque": "modelgit.formats.opaque:OPAQUE",
     },
 )

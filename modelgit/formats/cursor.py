@@ -23,11 +23,20 @@ def quoted(name: str) -> str:
 class Cursor:
     """A position in `file` that moves from `start` towards `stop`.
 
-    `kind` is what the file is said to be ("a GGUF file"), for messages.  Every method raises CheckpointFormatError,
-    and reads nothing, when it would pass `stop`.
+    `buffer_bytes` are read at a time.  `kind` is what the file is said to be ("GGUF file"), for messages.  Every method
+    raises CheckpointFormatError, and reads nothing, when it would pass `stop`.
     """
 
-    def __init__(self, file: ReadAt, *, kind: str, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self,
+        file: ReadAt,
+        *,
+        kind: str,
+        start: int = 0,
+        stop: int | None = None,
+        buffer_bytes: int = _BUFFER_BYTES,
+    ) -> None:
+        self._buffer_bytes = buffer_bytes
         self.file = file
         self.kind = kind
         self.position = start
@@ -62,7 +71,7 @@ class Cursor:
         self.require(length, what)
         at = self.position - self._buffer_start
         if at < 0 or at + length > len(self._buffer):
-            size = min(max(length, _BUFFER_BYTES), self.left)
+            size = min(max(length, self._buffer_bytes), self.left)
             self._buffer = self.file.read(self.position, size)
             self._buffer_start = self.position
             at = 0
