@@ -76,14 +76,32 @@ class FileReader:
             except OSError as error:
                 raise CheckpointFormatError(f"{self.shown} cannot be read: {error.strerror or error}") from error
             if not part:
-                raise CheckpointFormatError(
-                    f"{self.shown} ends at byte {offset}, {missing} bytes early: it changed while it was read",
-                    hint="try again when nothing writes to it",
-                )
+                raise self._short(offset, missing)
             parts.append(part)
             offset += len(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset` on, without allocating.  Raises CheckpointFormatError like `read`."""
+        if not hasattr(os, "preadv"):
+            out[:] = self.read(offset, out.nbytes)
+            return
+        while out.nbytes:
+            try:
+                got = os.preadv(self._descriptor, [out[: 1 << 30]], offset)
+            except OSError as error:
+                raise CheckpointFormatError(f"{self.shown} cannot be read: {error.strerror or error}") from error
+            if not got:
+                raise self._short(offset, out.nbytes)
+            offset += got
+            out = out[got:]
+
+    def _short(self, offset: int, missing: int) -> CheckpointFormatError:
+        return CheckpointFormatError(
+            f"{self.shown} ends at byte {offset}, {missing} bytes early: it changed while it was read",
+            hint="try again when nothing writes to it",
+        )
 
     def is_unchanged(self) -> bool:
         """Whether size, times and inode are still those of the opening; False says that the bytes read may be mixed."""

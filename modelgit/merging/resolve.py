@@ -66,6 +66,10 @@ class GrownTensor:
             return self._reads.read(self._longer, start, stop)
         return bytearray(self._prefix.read(start, border)) + self._reads.read(self._longer, border, stop)
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        out[:] = self.read(start, start + out.nbytes)
+
 
 def find_conflicts(conflicts: Sequence[Conflict], text: str) -> tuple[Conflict, ...]:
     """The conflicts that `text` names: an id (`PATH:ITEM`), a path (all in it), or an item that is in one path only.

@@ -92,6 +92,10 @@ class MergedTensor:
             merged += self._window(low + first, low + last)
         return memoryview(merged)[start - low : stop - low]
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        out[:] = self.read(start, start + out.nbytes)
+
     def _window(self, start: int, stop: int) -> bytes:
         parts, unit = self._parts, element_bytes(self.spec.dtype)
         return combine_window(

@@ -36,6 +36,9 @@ class TensorSource(Protocol):
     def read(self, start: int, stop: int) -> bytes | bytearray | memoryview:
         """Raw little-endian bytes `start` to `stop` (byte offsets inside the tensor, on word borders)."""
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same from `start` on, into a buffer of the caller's."""
+
 
 class TensorReads(Protocol):
     """Reading stored tensors by range; thread-safe, checked, bounded in memory by the range that is asked for."""

@@ -154,22 +154,22 @@ class TensorWriter:
         return self._plan_small(job) if job.size <= WINDOW_BYTES else self._plan_large(job)
 
     def _plan_small(self, job: StoreJob) -> _Plan:
-        data = job.source.read(0, job.size)
+        layout = _layout(job)
+        words, data = _buffer("encode.data", job.size, layout)
+        job.source.read_into(0, data)
         leaves = leaf_digests(data)
         object_id = _identify(job, leaves)
-        layout = _layout(job)
         plan = _Plan(job, layout, id=object_id, leaves=leaves)
         if job.parent == object_id:
             return plan._replace(changed=0)
         if self._store.has(object_id):
             return plan
-        words = np.frombuffer(data, word_dtype(layout))
         bases = self._bases(job)
         read: dict[int, Words] = {}
 
         def base_words(index: int) -> Words:
             if index not in read:
-                read[index] = np.frombuffer(self._base_bytes(bases[index], 0, job.size), word_dtype(layout))
+                read[index] = self._base_words(bases[index], 0, job.size, layout, f"encode.base{index}")
             return read[index]
 
         def base_sample(index: int) -> Callable[[], Words]:
@@ -200,7 +200,10 @@ class TensorWriter:
 
         def base_sample(base: Ids) -> Callable[[], Words]:
             return lambda: _sample(
-                lambda start, stop: self._base_bytes(base, start, stop), runs, layout, self._reader.grain(base)
+                lambda start, stop: self._base_words(base, start, stop, layout, "encode.base").data,
+                runs,
+                layout,
+                self._reader.grain(base),
             )
 
         sample = _sample(job.source.read, runs, layout, job.source.step_bytes)
@@ -235,7 +238,9 @@ class TensorWriter:
         leaves = LeafHasher()
         for start, stop in windows(job.size, step_bytes=max(job.source.step_bytes, 1 << 20)):
             self._progress.check()
-            leaves.update(job.source.read(start, stop))
+            _, data = _buffer("encode.data", stop - start, _BYTES_LAYOUT)
+            job.source.read_into(start, data)
+            leaves.update(data)
         return leaves.finish()
 
     # -- coding
@@ -256,12 +261,12 @@ class TensorWriter:
         for low in range(start, stop, plan.step):
             self._progress.check()
             high = min(low + plan.step, stop)
-            data = job.source.read(low, high)
+            words, data = _buffer("encode.data", high - low, layout)
+            job.source.read_into(low, data)
             leaves.update(data)
-            words = np.frombuffer(data, word_dtype(layout))
             against = None
             if base is not None:
-                against = np.frombuffer(self._base_bytes(base, low, high), word_dtype(layout))
+                against = self._base_words(base, low, high, layout, "encode.base")
                 if plan.counts:
                     changed += _changed(words, against, job.spec)
             payloads += self._encode(codec, words, against, layout)
@@ -291,12 +296,14 @@ class TensorWriter:
             payloads.append(payload)
         return payloads
 
-    def _base_bytes(self, base: Ids, start: int, stop: int) -> bytearray:
-        """Bytes of a base, which goes on with zeros beyond its end."""
-        end = max(start, min(stop, self._reader.size(base) or 0))
-        data = self._reader.read(base, start, end) if end > start else bytearray()
-        data.extend(bytes(stop - end))
-        return data
+    def _base_words(self, base: Ids, start: int, stop: int, layout: Layout, name: str) -> Words:
+        """Words of a base, which goes on with zeros beyond its end, in this thread's buffer of that name."""
+        words, data = _buffer(name, stop - start, layout)
+        known = max(start, min(stop, self._reader.size(base) or 0)) - start
+        if known:
+            self._reader.read_into(base, start, data[:known])
+        words[known // layout.word_bytes :] = 0
+        return words
 
     # -- finishing, in the order of the jobs
 
@@ -431,12 +438,21 @@ def _sample(
             groups[-1].append(run)
         else:
             groups.append([run])
-    parts: list[Words] = []
+    sample = np.empty(sum(stop - start for start, stop in runs), word_dtype(layout))
+    filled = 0
     for group in groups:
         low = group[0][0]
         piece = np.frombuffer(read(low * width, group[-1][1] * width), word_dtype(layout))
-        parts += [piece[start - low : stop - low] for start, stop in group]
-    return np.concatenate(parts)
+        for start, stop in group:
+            sample[filled : filled + stop - start] = piece[start - low : stop - low]
+            filled += stop - start
+    return sample
+
+
+def _buffer(name: str, size_bytes: int, layout: Layout) -> tuple[Words, memoryview]:
+    """This thread's buffer of that name, as words and as bytes."""
+    words = scratch(name, size_bytes // layout.word_bytes, word_dtype(layout))
+    return words, words.view(np.uint8).data
 
 
 def _changed(words: Words, base: Words, spec: TensorSpec | None) -> int:

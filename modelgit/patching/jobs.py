@@ -60,3 +60,7 @@ class BlobSource:
     def read(self, start: int, stop: int) -> memoryview:
         """A slice, not a copy."""
         return self._data[start:stop]
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """A copy."""
+        out[:] = self._data[start : start + out.nbytes]

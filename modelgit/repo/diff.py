@@ -158,6 +158,10 @@ class _Stored:
         """Raw bytes of a range."""
         return self._reader.read(self._entry.id, start, stop)
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        self._reader.read_into(self._entry.id, start, out)
+
 
 def compare_pair(
     model: str,

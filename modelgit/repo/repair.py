@@ -144,6 +144,9 @@ class _StoredBytes:
     def read(self, start: int, stop: int) -> bytearray:
         return self._reader.read(self._id, start, stop)
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        self._reader.read_into(self._id, start, out)
+
 
 def _store_again(
     session: PackSession, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None, label: str

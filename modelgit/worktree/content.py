@@ -45,6 +45,10 @@ class FileRange:
         """Bytes `start` to `stop` of the range."""
         return self._file.read(self._offset + start, stop - start)
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        self._file.read_into(self._offset + start, out)
+
 
 def assemble(scanned: ScannedFile, ids: list[TensorId | BlobId]) -> FileContent:
     """The content record of a scanned file; `ids` has one id per range."""

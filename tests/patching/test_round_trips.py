@@ -275,6 +275,9 @@ class Fickle:
             self.seen = -(1 << 60)
         return bytes(self.raw[start:stop])
 
+    def read_into(self, start: int, out: memoryview) -> None:
+        out[:] = self.read(start, start + len(out))
+
 
 @pytest.mark.parametrize("at", [0, 9 * MIB, 20 * MIB - 1])
 def test_a_source_that_changes_between_two_readings_is_refused(shelf, at: int) -> None:
