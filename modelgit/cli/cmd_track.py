@@ -28,9 +28,10 @@ _LISTED = 8
     is_flag=True,
     help="PATH (the tracked directories) holds optimizer states and the like: record them beside the model.",
 )
+@click.option("--opaque", is_flag=True, help="Record the file PATH byte for byte, without a look at what it is.")
 @json_option
 @pass_session
-def track(session: Session, paths: tuple[str, ...], training_state: bool, as_json: bool) -> None:
+def track(session: Session, paths: tuple[str, ...], training_state: bool, opaque: bool, as_json: bool) -> None:
     """Record each PATH (a checkpoint's directory, or a file) from the next commit on; without PATH, list what is.
 
     The paths are written into mgit.toml, which is recorded with the model.  Optimizer states and the like are left
@@ -40,6 +41,8 @@ def track(session: Session, paths: tuple[str, ...], training_state: bool, as_jso
     from modelgit.repo.track import track as start_tracking
 
     repo = session.repository
+    if opaque and (training_state or not paths):
+        raise UsageError("--opaque is for files of their own", hint="`mgit track --opaque FILE`")
     if training_state:
         _track_training(session, paths, as_json=as_json)
         return
@@ -53,7 +56,7 @@ def track(session: Session, paths: tuple[str, ...], training_state: bool, as_jso
         if not tracked:
             session.output.say("nothing is tracked yet")
         return
-    found = [start_tracking(repo, path) for path in paths]
+    found = [start_tracking(repo, path, opaque=opaque) for path in paths]
     if as_json:
         session.output.json("mgit.track/1", {"added": plain_data(found), "paths": list(repo.settings.track.paths)})
         return
@@ -97,8 +100,11 @@ def _say(output: Output, found: TrackedModel) -> None:
         words.append(plural(len(found.files), "file"))
     output.say("Tracking ", bold(found.path), f": {', '.join([*words, size(found.size_bytes)])}")
     _list(output, "ignored", found.ignored)
-    _list(output, "not read", found.opaque, "recorded byte for byte")
-    _list(output, "apart", found.apart, "repeats tensors of the model")
+    reasons = dict(found.notes)
+    _list(output, "not read", tuple(path for path in found.opaque if path not in reasons), "recorded byte for byte")
+    for path, reason in found.notes:
+        _list(output, "not read", (path,), f"{reason}: recorded byte for byte")
+    _list(output, "apart", found.apart, "not what the model is loaded from")
     _list(output, "skipped", found.links, "symbolic links are not followed")
     _list(output, "skipped", found.special, "not plain files")
 

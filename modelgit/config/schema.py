@@ -60,12 +60,14 @@ class TrackSettings(Table, frozen=True, kw_only=True):
     """What is recorded: files and directories, relative to the repository root, and glob patterns to leave out.
 
     `training_state` lists files and directories that are recorded beside the model, with a retention of their own.
+    Files that match a pattern of `opaque` are recorded byte for byte, without a look at what they are.
     """
 
     paths: tuple[str, ...] = ()
     ignore: tuple[str, ...] = IGNORED
 
     training_state: tuple[str, ...] = ()
+    opaque: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from modelgit.objects import TensorSpec
+from modelgit.objects import TensorSpec, TensorView
 from modelgit.registry import Registry
 
 __all__ = ["FORMATS", "CheckpointFormat", "ReadAt", "ScannedFile", "ScannedRange", "ScannedTensor"]
@@ -31,12 +31,18 @@ class ScannedRange(NamedTuple):
 
 
 class ScannedFile(NamedTuple):
-    """What a scan found: ranges in file order without gaps or overlaps, and the tensors they hold."""
+    """What a scan found: ranges in file order without gaps or overlaps, and the tensors they hold.
+
+    `views` are further names over the bytes of those tensors.  `note` says, for people, why a file of weights is
+    recorded byte for byte.
+    """
 
     format: str
     size: int
     ranges: tuple[ScannedRange, ...]
     tensors: tuple[ScannedTensor, ...]
+    views: tuple[TensorView, ...] = ()
+    note: str = ""
 
 
 class ReadAt(Protocol):
@@ -70,6 +76,10 @@ FORMATS: Registry[CheckpointFormat] = Registry(
     "modelgit.formats",
     {
         "safetensors": "modelgit.formats.safetensors:SAFETENSORS",
+        "torch-zip": "modelgit.formats.torch_zip:TORCH_ZIP",
+        "torch-legacy": "modelgit.formats.torch_legacy:TORCH_LEGACY",
+        "npz": "modelgit.formats.npz:NPZ",
+        "npy": "modelgit.formats.npy:NPY",
         "gguf": "modelgit.formats.gguf:GGUF",
         "onnx": "modelgit.formats.onnx:ONNX",
         "onnx-data": "modelgit.formats.onnx:ONNX_DATA",

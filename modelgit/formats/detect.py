@@ -131,11 +131,13 @@ def _candidates() -> Iterator[CheckpointFormat]:
     yield FORMATS.get("opaque")
 
 
-def scan_reader(file: ReadAt) -> ScannedFile:
-    """Scan an open file in the first format that recognises it.
+def scan_reader(file: ReadAt, *, opaque: bool = False) -> ScannedFile:
+    """Scan an open file in the first format that recognises it; with `opaque`, take it byte for byte.
 
     Raises CheckpointFormatError for a malformed file: a broken `.safetensors` is an error, never quietly opaque.
     """
+    if opaque:
+        return FORMATS.get("opaque").scan(file)
     head = file.read(0, min(file.size, _HEAD_BYTES))
     for candidate in _candidates():
         if candidate.detect(head, file.path.name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal as OneOf
@@ -12,21 +13,35 @@ import msgspec
 from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import ScannedFile
 from modelgit.formats.detect import FileReader, scan_reader
-from modelgit.formats.listing import Listing, list_files
+from modelgit.formats.listing import Listing, list_files, matching_pattern
 from modelgit.formats.lookalikes import is_weight_name
+from modelgit.objects import STORAGE_SUFFIX
 
 __all__ = ["LAYOUT_TITLES", "LayoutName", "TrackedModel", "describe"]
 
-LayoutName = OneOf["hf-checkpoint", "peft-adapter", "safetensors", "directory", "file"]
+LayoutName = OneOf["hf-checkpoint", "peft-adapter", "safetensors", "torch", "numpy", "gguf", "directory", "file"]
 
 LAYOUT_TITLES: Mapping[LayoutName, str] = {
     "hf-checkpoint": "Hugging Face checkpoint",
     "peft-adapter": "PEFT adapter",
     "safetensors": "safetensors file",
+    "torch": "PyTorch checkpoint",
+    "numpy": "numpy arrays",
+    "gguf": "GGUF file",
     "directory": "directory",
     "file": "file",
 }
-_INDEX = ".safetensors.index.json"
+_INDEX = (".safetensors.index.json", ".bin.index.json")
+_SINGLE: Mapping[str, LayoutName] = {
+    "safetensors": "safetensors",
+    "torch-zip": "torch",
+    "torch-legacy": "torch",
+    "npz": "numpy",
+    "npy": "numpy",
+    "gguf": "gguf",
+}
+# The names under which Hugging Face libraries look for pickled weights, and those of their shards.
+_PICKLED = re.compile(r"(?:pytorch_model|adapter_model)(?:\.[a-z0-9_]+)?(?:-\d+-of-\d+)?\.bin")
 _MAX_INDEX_BYTES = 100_000_000
 
 
@@ -34,8 +49,9 @@ class TrackedModel(NamedTuple):
     """A tracked path as it lies on disk; paths are relative to the repository root, with forward slashes, sorted.
 
     `weights` are the files whose tensors form the model's one name space.  `apart` are files with tensors that do
-    not belong to it, because they repeat its names (another precision, another copy); `opaque` are weight files that
-    are recorded byte for byte without being read (pickles).  Both are among `files`, like everything recorded.
+    not belong to it: they repeat its names (another precision, another copy), or are not what a library would load
+    (an optimizer's state, arrays of data).  `opaque` are weight files that are recorded byte for byte, and `notes` says
+    of some of them (path, reason) why.  Both are among `files`, like everything recorded.
     `elements` counts the values of each dtype, most frequent dtype first.
     """
 
@@ -53,6 +69,7 @@ class TrackedModel(NamedTuple):
     elements: tuple[tuple[str, int], ...]
     size_bytes: int
     weight_bytes: int
+    notes: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -79,16 +96,24 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def _scan_all(root: Path, listing: Listing) -> dict[str, ScannedFile]:
+def _scan_all(root: Path, listing: Listing, opaque: Sequence[str]) -> dict[str, ScannedFile]:
     scanned: dict[str, ScannedFile] = {}
     for path in listing.files:
         with FileReader(root / path, shown=path) as file:
-            scanned[path] = scan_reader(file)
+            scanned[path] = scan_reader(file, opaque=matching_pattern(path, opaque, directory=False) is not None)
     return scanned
 
 
 def _names(file: ScannedFile) -> set[str]:
-    return {tensor.name for tensor in file.tensors}
+    return {tensor.name for tensor in file.tensors} | {view.name for view in file.views}
+
+
+def _parts(file: ScannedFile) -> set[str]:
+    """The names of a file's tensors: views in place of the storages that they show parts of."""
+    shown = {view.tensor for view in file.views if file.tensors[view.tensor].name.endswith(STORAGE_SUFFIX)}
+    return {tensor.name for index, tensor in enumerate(file.tensors) if index not in shown} | {
+        view.name for view in file.views if view.tensor in shown
+    }
 
 
 def _why_missing(listing: Listing, shard: str) -> str:
@@ -124,7 +149,7 @@ def _check_index(root: Path, index: str, listing: Listing, scanned: Mapping[str,
                     hint="download or save the whole checkpoint, then try again",
                 )
             held[path] = _names(scanned[path])
-        if name not in held[path]:
+        if name not in held[path] and scanned[path].format != "opaque":
             raise CheckpointFormatError(
                 f"{index} says that {shard} holds the tensor {name[:100]!a}, and its header does not",
                 hint="shards and index are of different checkpoints: save or download both again",
@@ -137,16 +162,32 @@ def _choose_weights(
 ) -> tuple[list[str], list[str]]:
     """Split the files that hold tensors into those of the model's name space and those apart."""
     indexed = set(shards)
+    candidates = {path for path, file in scanned.items() if file.tensors}
+    if layout in ("hf-checkpoint", "peft-adapter"):
+        # What such a directory is loaded from; a pickle or archive of another name is state, or data.
+        loaded = {
+            path
+            for path in candidates
+            if path in indexed
+            or scanned[path].format in ("safetensors", "gguf")
+            or _PICKLED.fullmatch(path.rpartition("/")[2])
+        }
+        others, candidates = (candidates - loaded, loaded) if loaded else (set(), candidates)
+    else:
+        others = set()
 
-    def preference(path: str) -> tuple[bool, bool, bool, str]:
+    def preference(path: str) -> tuple[int, bool, bool, bool, str]:
         inner = path[len(base) :]
         main = inner in ("model.safetensors", "adapter_model.safetensors")
-        return (path not in indexed, not main, "/" in inner, path)
+        nested = "/" in inner
+        # Libraries take safetensors where both are there.
+        rank = 2 if nested else 0 if scanned[path].format == "safetensors" else 1
+        return (rank, path not in indexed, not main, nested, path)
 
     weights: list[str] = []
-    apart: list[str] = []
+    apart: list[str] = sorted(others)
     taken: set[str] = set()
-    for path in sorted((p for p, file in scanned.items() if file.tensors), key=preference):
+    for path in sorted(candidates, key=preference):
         names = _names(scanned[path])
         # Some publishers put a second copy of all weights, under other names, beside the one that is loaded.
         is_copy = layout == "hf-checkpoint" and bool(weights) and path[len(base) :].startswith("consolidated")
@@ -160,21 +201,22 @@ def _choose_weights(
 
 def _layout_of(base: str, listing: Listing, scanned: Mapping[str, ScannedFile]) -> LayoutName:
     if not listing.is_directory:
-        return "safetensors" if scanned[listing.path].format == "safetensors" else "file"
+        return _SINGLE.get(scanned[listing.path].format, "file")
     top = {path[len(base) :] for path in listing.files if "/" not in path[len(base) :]}
     if "adapter_config.json" in top and "config.json" not in top:
         return "peft-adapter"
-    if any(name.endswith((".safetensors", _INDEX)) for name in top):
+    if any(name.endswith((".safetensors", *_INDEX)) or _PICKLED.fullmatch(name) for name in top):
         return "hf-checkpoint"
     if "config.json" in top and any(is_weight_name(name) for name in top):
         return "hf-checkpoint"
     return "directory"
 
 
-def describe(root: Path, relative: str, *, ignore: Sequence[str] = ()) -> TrackedModel:
+def describe(root: Path, relative: str, *, ignore: Sequence[str] = (), opaque: Sequence[str] = ()) -> TrackedModel:
     """Look at `relative` (forward slashes, or `.`) under the repository root: all headers, no weights, are read.
 
-    Every index of shards is checked against the shards.  Raises UsageError when there is nothing to track, and
+    Files that match a pattern of `ignore` are left out, those that match one of `opaque` are not looked into.  Every
+    index of shards is checked against the shards.  Raises UsageError when there is nothing to track, and
     CheckpointFormatError, naming the file, for missing shards, Git LFS pointers and malformed or hostile files.
     """
     listing = list_files(root, relative, ignore=ignore)
@@ -184,7 +226,7 @@ def describe(root: Path, relative: str, *, ignore: Sequence[str] = ()) -> Tracke
             hint=f"`cp -rL {relative} COPY` makes real files of them, then track COPY",
         )
     base = relative + "/" if listing.is_directory and relative != "." else ""
-    scanned = _scan_all(root, listing)
+    scanned = _scan_all(root, listing, opaque)
     shards: set[str] = set()
     for path in listing.files:
         if path.endswith(_INDEX):
@@ -194,8 +236,9 @@ def describe(root: Path, relative: str, *, ignore: Sequence[str] = ()) -> Tracke
     elements: dict[str, int] = {}
     tensors = 0
     for path in weights:
+        # A tied tensor is one tensor of several names; slices of one storage are several tensors.
+        tensors += len(_parts(scanned[path]))
         for tensor in scanned[path].tensors:
-            tensors += 1
             kind = tensor.spec.dtype
             elements[kind] = elements.get(kind, 0) + tensor.spec.elements
     return TrackedModel(
@@ -213,4 +256,5 @@ def describe(root: Path, relative: str, *, ignore: Sequence[str] = ()) -> Tracke
         elements=tuple(sorted(elements.items(), key=lambda item: (-item[1], item[0]))),
         size_bytes=sum(file.size for file in scanned.values()),
         weight_bytes=sum(scanned[path].size for path in weights),
+        notes=tuple((path, file.note) for path, file in scanned.items() if file.note),
     )

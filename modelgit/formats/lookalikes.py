@@ -11,12 +11,13 @@ from pathlib import PurePosixPath
 
 from modelgit.errors import CheckpointFormatError
 
-__all__ = ["WEIGHT_SUFFIXES", "is_weight_name", "refuse_lookalike", "refuse_pointer"]
+__all__ = ["TORCH_SUFFIXES", "WEIGHT_SUFFIXES", "is_torch_name", "is_weight_name", "refuse_lookalike", "refuse_pointer"]
 
 WEIGHT_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".keras", ".model", ".msgpack", ".npy", ".npz", ".onnx"}
     | {".pkl", ".pt", ".pth", ".safetensors", ".sft", ".tflite"}
 )
+TORCH_SUFFIXES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024  # the specification's own limit
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
@@ -26,6 +27,11 @@ _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|error)\b", 
 def is_weight_name(name: str) -> bool:
     """Whether a file of this name is expected to hold weights."""
     return PurePosixPath(name).suffix.lower() in WEIGHT_SUFFIXES
+
+
+def is_torch_name(name: str) -> bool:
+    """Whether a file of this name is expected to be a PyTorch checkpoint, if it is a zip archive or a pickle."""
+    return PurePosixPath(name).suffix.lower() in TORCH_SUFFIXES
 
 
 def refuse_pointer(head: bytes, size: int, shown: str) -> None:

@@ -1,14 +1,17 @@
-"""Any file at all: one range of literal bytes, stored and restored exactly, never looked into.
-
-Pickled checkpoints (`.pt`, `.bin`, `.pth`) are opaque too: reading their tensors is not worth running their code.
-"""
+"""Any file at all: one range of literal bytes, stored and restored exactly, never looked into."""
 
 from __future__ import annotations
 
 from modelgit.formats.base import ReadAt, ScannedFile, ScannedRange
 from modelgit.formats.lookalikes import is_weight_name, refuse_pointer
 
-__all__ = ["OPAQUE", "OpaqueFormat"]
+__all__ = ["OPAQUE", "OpaqueFormat", "record_whole"]
+
+
+def record_whole(file: ReadAt, note: str = "") -> ScannedFile:
+    """One literal range over the whole file (none for an empty one); `note` says why it is not read."""
+    ranges = (ScannedRange(0, file.size, None),) if file.size else ()
+    return ScannedFile("opaque", file.size, ranges, (), note=note)
 
 
 class OpaqueFormat:
@@ -27,8 +30,7 @@ class OpaqueFormat:
         """
         if is_weight_name(file.path.name):
             refuse_pointer(file.read(0, min(file.size, 256)), file.size, file.shown)
-        ranges = (ScannedRange(0, file.size, None),) if file.size else ()
-        return ScannedFile(self.name, file.size, ranges, ())
+        return record_whole(file)
 
 
 OPAQUE = OpaqueFormat()

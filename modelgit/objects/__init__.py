@@ -36,11 +36,13 @@ from modelgit.objects.tensors import (
     preimage,
     tensor_id,
 )
+from modelgit.objects.views import STORAGE_SUFFIX, TensorView, check_view, row_major
 
 __all__ = [
     "BLOCK_DTYPES",
     "DTYPES",
     "LEAF_BYTES",
+    "STORAGE_SUFFIX",
     "BlobId",
     "CheckResult",
     "Commit",
@@ -81,9 +83,11 @@ __all__ = [
     "TensorId",
     "TensorRef",
     "TensorSpec",
+    "TensorView",
     "Verdict",
     "View",
     "blob_id",
+    "check_view",
     "decode",
     "domain",
     "dtype_named",
@@ -92,6 +96,7 @@ __all__ = [
     "leaf_digest",
     "leaf_digests",
     "preimage",
+    "row_major",
     "tensor_id",
     "to_builtins",
     "to_json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from modelgit.objects.canonical import Record, encode
 from modelgit.objects.ids import BlobId, ContentId, ManifestId
 from modelgit.objects.tensors import TensorEntry
+from modelgit.objects.views import TensorView
 
 __all__ = [
     "FileContent",
@@ -20,10 +21,15 @@ __all__ = [
 
 
 class Literal(Record, tag="literal", frozen=True, kw_only=True):
-    """`length` bytes of a file that are not a tensor; `blob` holds them."""
+    """`length` bytes of a file that are not a tensor; `blob` holds them from byte `offset` on.
+
+    All literals of a file are recorded as one blob, in file order: hundreds of little headers and paddings would
+    otherwise be hundreds of objects.
+    """
 
     blob: BlobId
     length: int
+    offset: int = 0
 
 
 class TensorRef(Record, tag="tensor", frozen=True, kw_only=True):
@@ -38,12 +44,14 @@ Segment = Literal | TensorRef
 class FileContent(Record, frozen=True, kw_only=True):
     """One file, exactly: its format, its tensors, and the segments whose concatenation is the file.
 
-    An object of its own, so that a file that a commit leaves alone costs one id.
+    An object of its own, so that a file that a commit leaves alone costs one id.  `views` are names beyond those of
+    `tensors`: tied tensors, slices and transpositions over the bytes of one of them.
     """
 
     format: str
     segments: tuple[Segment, ...]
     tensors: tuple[TensorEntry, ...] = ()
+    views: tuple[TensorView, ...] = ()
 
 
 class FileEntry(Record, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from modelgit.errors import CheckpointFormatError, IntegrityError, UsageError
 from modelgit.formats.base import FORMATS
 from modelgit.objects import BlobId, FileContent, Literal, TensorId
 from modelgit.patching.base import TensorReads
+from modelgit.patching.blobs import BufferedBlobs
 
 __all__ = ["StoredFile", "check_table"]
 
@@ -22,16 +23,16 @@ class StoredFile:
     def __init__(self, reader: TensorReads, content: FileContent, *, shown: str) -> None:
         self.path = Path(shown)
         self.shown = shown
-        self._reader = reader
-        self._pieces: list[tuple[BlobId | TensorId, int]] = []
+        self._reader = BufferedBlobs(reader)
+        self._pieces: list[tuple[BlobId | TensorId, int, int]] = []
         self._starts: list[int] = []
         self.size = 0
         for segment in content.segments:
             if isinstance(segment, Literal):
-                piece: tuple[BlobId | TensorId, int] = (segment.blob, segment.length)
+                piece: tuple[BlobId | TensorId, int, int] = (segment.blob, segment.length, segment.offset)
             elif 0 <= segment.index < len(content.tensors):
                 entry = content.tensors[segment.index]
-                piece = (entry.id, entry.spec.size_bytes)
+                piece = (entry.id, entry.spec.size_bytes, 0)
             else:
                 raise IntegrityError(f"{shown}: a segment names tensor {segment.index} of {len(content.tensors)}")
             self._pieces.append(piece)
@@ -41,19 +42,22 @@ class StoredFile:
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`; raises CheckpointFormatError when the file is shorter.
 
-        Whole literals are read where a part is asked for; tensors are read on word borders.
+        Tensors are read on word borders.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise CheckpointFormatError(f"{self.shown} has {self.size} bytes, {offset + length} are asked for")
         parts: list[bytes] = []
         at = bisect_right(self._starts, offset) - 1
         while length:
-            object_id, size = self._pieces[at]
+            object_id, size, skip = self._pieces[at]
             start = offset - self._starts[at]
             stop = min(start + length, size)
             if stop > start:
-                low, high = start // 8 * 8, min(-(-stop // 8) * 8, size)
-                parts.append(bytes(self._reader.read(object_id, low, high)[start - low : stop - low]))
+                if isinstance(object_id, BlobId):
+                    parts.append(bytes(self._reader.read(object_id, skip + start, skip + stop)))
+                else:
+                    low, high = start // 8 * 8, min(-(-stop // 8) * 8, size)
+                    parts.append(bytes(self._reader.read(object_id, low, high)[start - low : stop - low]))
             length -= max(0, stop - start)
             offset += max(0, stop - start)
             at += 1
@@ -81,5 +85,6 @@ def check_table(reader: TensorReads, content: FileContent, *, shown: str) -> Non
     ]
     actual = [(item.length, item.tensor) for item in found.ranges]
     names = [(tensor.name, tensor.spec) for tensor in found.tensors]
-    if claimed != actual or names != [(entry.name, entry.spec) for entry in content.tensors]:
+    listed = [(entry.name, entry.spec) for entry in content.tensors]
+    if claimed != actual or names != listed or found.views != content.views:
         raise IntegrityError(f"{shown} does not hold the tensors that it claims: its header says otherwise")

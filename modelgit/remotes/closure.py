@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from modelgit.errors import CheckpointFormatError, IntegrityError
 from modelgit.objects import (
+    BlobId,
     Commit,
     CommitId,
     ContentId,
@@ -16,6 +17,7 @@ from modelgit.objects import (
     MaskId,
     ObjectId,
     Patch,
+    check_view,
 )
 from modelgit.objects.graph import topological
 from modelgit.objects.paths import check_tree
@@ -96,10 +98,14 @@ def _content(store: ObjectStore, content_id: ContentId, path: str, size: int, se
         if tensor.id not in seen:
             seen.add(tensor.id)
             yield Needed(tensor.id, f"{_shown(tensor.name)} of {path}", tensor.spec, tensor.spec.size_bytes)
+    blobs: dict[BlobId, int] = {}
     for segment in content.segments:
-        if isinstance(segment, Literal) and segment.blob not in seen:
-            seen.add(segment.blob)
-            yield Needed(segment.blob, f"bytes of {path}", None, segment.length)
+        if isinstance(segment, Literal):
+            blobs[segment.blob] = max(blobs.get(segment.blob, 0), segment.offset + segment.length)
+    for blob, length in blobs.items():
+        if blob not in seen:
+            seen.add(blob)
+            yield Needed(blob, f"bytes of {path}", None, length)
     seen.add(content_id)
     yield Needed(content_id, path)
 
@@ -128,6 +134,8 @@ def check_content(content: FileContent, path: str, size: int) -> None:
         for segment in content.segments:
             if isinstance(segment, Literal):
                 length = segment.length
+                if segment.offset < 0:
+                    raise IntegrityError(f"{path!a} has a segment that begins at byte {segment.offset}")
             elif 0 <= segment.index < len(content.tensors):
                 length = content.tensors[segment.index].spec.size_bytes
             else:
@@ -135,6 +143,10 @@ def check_content(content: FileContent, path: str, size: int) -> None:
             if length < 0:
                 raise IntegrityError(f"{path!a} has a segment of {length} bytes")
             total += length
+        for view in content.views:
+            if not 0 <= view.tensor < len(content.tensors):
+                raise IntegrityError(f"{path!a} has a view of tensor {view.tensor} of {len(content.tensors)}")
+            check_view(view, content.tensors[view.tensor].spec)
     except CheckpointFormatError as error:
         raise IntegrityError(f"{path!a} holds {error.message}") from None
     if total != size:

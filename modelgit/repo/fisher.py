@@ -17,7 +17,7 @@ from modelgit.objects.manifest import manifest_id
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import find_model
+from modelgit.repo.load import find_model, view_entries
 from modelgit.repo.tasks import code_version, encoded, open_task, task_examples, task_settings
 from modelgit.store.durable import write_durably
 from modelgit.store.metadata import read_record, write_record
@@ -42,6 +42,7 @@ def weights_key(repo: Repository, manifest: Manifest, model: str) -> str:
     """The name of a model's weights: equal for equal tensors, whatever else the commits hold."""
     entry = find_model(manifest, model)
     tensors = sorted((name, tensor.id.hex) for name, tensor in repo.tensors_of(manifest, entry).items())
+    tensors += sorted((view.name, view.id.hex) for view in view_entries(repo.views_of(manifest, entry)))
     return blake3(msgspec.json.encode(tensors)).hexdigest()[:24]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import UsageError
-from modelgit.objects import Manifest, ModelEntry, TensorEntry, TensorSpec
+from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView
 from modelgit.patching.base import windows
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.store.base import ObjectStore
 
-__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files"]
+__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "view_entries"]
 
 _NUMPY = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
@@ -81,15 +81,37 @@ class LazyTensor:
 
 
 class ModelState(Mapping[str, LazyTensor]):
-    """The tensors of one model of one revision, by logical name."""
+    """The tensors of one model of one revision, by logical name.
 
-    def __init__(self, model: str, entries: Mapping[str, TensorEntry], reader: TensorReads) -> None:
+    `views` are names over (parts of) stored tensors, each with the tensor; what only views show is not listed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        entries: Mapping[str, TensorEntry],
+        reader: TensorReads,
+        *,
+        views: Mapping[str, tuple[TensorEntry, TensorView]] | None = None,
+    ) -> None:
         self.model = model
-        self.entries = entries
+        self._views = dict(views or {})
+        shown = {entry.id for entry, _ in self._views.values()}
+        self.entries: dict[str, TensorEntry] = {
+            name: entry for name, entry in entries.items() if entry.id not in shown or not name.endswith(STORAGE_SUFFIX)
+        }
+        for name, (entry, view) in self._views.items():
+            self.entries[name] = TensorEntry(name=name, spec=view.spec or entry.spec, id=entry.id)
         self._reader = reader
 
     def __getitem__(self, name: str) -> LazyTensor:
-        return LazyTensor(name, self.entries[name], self._reader)
+        entry = self.entries[name]
+        if name in self._views:
+            from modelgit.patching.views import ViewReader
+
+            stored, view = self._views[name]
+            return LazyTensor(name, entry, ViewReader(self._reader, view, stored.spec))
+        return LazyTensor(name, entry, self._reader)
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -137,11 +159,27 @@ def find_model(manifest: Manifest, name: str | None) -> ModelEntry:
     raise UsageError(f"no model `{name}` in this commit", hint=f"known: {known}")
 
 
+def view_entries(views: Mapping[str, tuple[TensorEntry, TensorView]]) -> list[TensorEntry]:
+    """The views as entries whose names say where they lie: what a key of a model's weights must cover."""
+    return [
+        TensorEntry(name=f"{name} @{view.offset} {list(view.strides)}", spec=view.spec or entry.spec, id=entry.id)
+        for name, (entry, view) in views.items()
+    ]
+
+
 def load(repo: Repository, revision: str = "HEAD", *, model: str | None = None) -> ModelState:
     """The tensors of a model of a revision.  Reads metadata only."""
     manifest = repo.manifest_of(repo.resolve(revision))
-    entry = find_model(manifest, model)
-    return ModelState(entry.path, repo.tensors_of(manifest, entry), repo.reader())
+    return model_state(repo, manifest, find_model(manifest, model))
+
+
+def model_state(
+    repo: Repository, manifest: Manifest, entry: ModelEntry, *, store: ObjectStore | None = None
+) -> ModelState:
+    """The tensors of one model of a manifest, views included.  Reads metadata only."""
+    tensors = repo.tensors_of(manifest, entry, store=store)
+    views = repo.views_of(manifest, entry, store=store)
+    return ModelState(entry.path, tensors, repo.reader(store), views=views)
 
 
 def model_files(

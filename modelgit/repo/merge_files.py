@@ -113,6 +113,7 @@ def _file(
                     TensorEntry(name=tensor.name, spec=tensor.spec, id=wanted[tensor.name][1])
                     for tensor in content.tensors
                 ),
+                views=content.views,
             )
             digest = write_content_record(session, made, (entry.digest, content))
             return FileEntry(path=path, size=entry.size, digest=digest, executable=entry.executable)

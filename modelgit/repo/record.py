@@ -30,7 +30,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.tree import WorkFile, work_files
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
-from modelgit.worktree.content import FileRange, assemble
+from modelgit.worktree.content import FileRange, LiteralBytes, assemble
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -140,7 +140,8 @@ def _models(repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest
         if not inside:
             continue
         if (repo.worktree / path).exists():
-            described = describe(repo.worktree, path, ignore=repo.settings.track.left_out)
+            track = repo.settings.track
+            described = describe(repo.worktree, path, ignore=track.left_out, opaque=track.opaque)
             weights = tuple(name for name in described.weights if name in entries)
             layout: str = described.layout
         else:
@@ -166,7 +167,7 @@ def record_file(
     seen_ns = time.time_ns()
     with ExitStack() as stack:
         reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
-        scanned = scan_reader(reader)
+        scanned = scan_reader(reader, opaque=file.opaque)
         old = repo.content_at(before.digest) if before is not None else None
         stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
         if not reader.is_unchanged():
@@ -174,7 +175,8 @@ def record_file(
                 f"{file.path} changed while it was being committed",
                 hint="wait until nothing writes the file, then run `mgit commit` again",
             )
-        content = assemble(scanned, [item.id for item in stored])
+        blob = next((item.id for item in stored if isinstance(item.id, BlobId)), None)
+        content = assemble(scanned, blob, [item.id for item in stored if isinstance(item.id, TensorId)])
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
         repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
         return digest, scanned.size, stored
@@ -187,15 +189,13 @@ def _jobs(
     old: FileContent | None,
     bases: Mapping[str, TensorEntry],
 ) -> Iterator[StoreJob]:
-    literals: list[BlobId] = [s.blob for s in old.segments if isinstance(s, Literal)] if old is not None else []
-    position = 0
-    for item in scanned.ranges:
-        if item.tensor is None:
-            parent = literals[position] if position < len(literals) else None
-            position += 1
-            yield StoreJob(f"{path} (header)", FileRange(reader, item.offset, None), None, item.length, parent)
-            continue
-        tensor = scanned.tensors[item.tensor]
+    literal = LiteralBytes(reader, scanned)
+    if literal.size:
+        parents = (segment.blob for segment in old.segments if isinstance(segment, Literal)) if old is not None else ()
+        yield StoreJob(f"{path} (header)", literal, None, literal.size, next(iter(parents), None))
+    place = {item.tensor: item for item in scanned.ranges if item.tensor is not None}
+    for index, tensor in enumerate(scanned.tensors):
+        item = place[index]
         base = bases.get(tensor.name)
         usable = base is not None and _comparable(base.spec, tensor.spec)
         yield StoreJob(

@@ -28,6 +28,7 @@ from modelgit.objects import (
     Patch,
     Signature,
     TensorEntry,
+    TensorView,
     View,
 )
 from modelgit.progress import SILENT, Progress
@@ -219,7 +220,7 @@ class Repository:
     def tensors_of(
         self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
     ) -> dict[str, TensorEntry]:
-        """The tensors of a model by logical name, across its files.
+        """The stored tensors of a model by name, across its files (see `views_of` for names over parts of them).
 
         A name that occurs in several files is qualified by its file.
         """
@@ -231,6 +232,21 @@ class Repository:
             for tensor in self.content_at(entry.digest, store=store).tensors:
                 name = tensor.name if tensor.name not in found else f"{path}:{tensor.name}"
                 found[name] = tensor
+        return found
+
+    def views_of(
+        self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
+    ) -> dict[str, tuple[TensorEntry, TensorView]]:
+        """The views of a model by name: tied tensors, slices and transpositions, each with the stored tensor."""
+        found: dict[str, tuple[TensorEntry, TensorView]] = {}
+        for path in model.weights:
+            entry = manifest.file(path)
+            content = self.content_at(entry.digest, store=store) if entry is not None else None
+            for view in content.views if content is not None else ():
+                if content is None or not 0 <= view.tensor < len(content.tensors):
+                    raise IntegrityError(f"{path} has a view of a tensor that it does not have")
+                name = view.name if view.name not in found else f"{path}:{view.name}"
+                found[name] = (content.tensors[view.tensor], view)
         return found
 
     def models_of(self, manifest: Manifest, *, store: ObjectStore | None = None) -> dict[str, dict[str, TensorEntry]]:

@@ -8,7 +8,7 @@ from modelgit.objects import CommitId, ContentId, FileContent, Manifest, Record,
 from modelgit.objects.graph import ahead_behind
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.training import training_files, training_of
-from modelgit.repo.tree import content_of, hash_changed, work_files
+from modelgit.repo.tree import WorkFile, content_of, hash_changed, work_files
 from modelgit.worktree.content import hash_file
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
         if before.get(path) != now.get(path) or mode not in (None, modes.get(path)):
             change = "added" if path not in before else "deleted" if path not in now else "modified"
             changed.append(ChangedFile(path=path, change=change))
-    models, explained = _models(repo, manifest, before, now, read)
+    models, explained = _models(repo, manifest, before, now, read, files)
     training = _training(repo, view.head, progress)
     repo.index.save()
     upstream, ahead, behind = _upstream(repo)
@@ -111,6 +111,7 @@ def _models(
     before: dict[str, ContentId],
     now: dict[str, ContentId],
     read: dict[str, FileContent],
+    files: dict[str, WorkFile],
 ) -> tuple[list[ChangedModel], set[str]]:
     """Models whose weights files changed, with the tensors that did; and the files that this explains."""
     found: list[ChangedModel] = []
@@ -125,7 +126,7 @@ def _models(
             for entry in repo.content_at(before[path]).tensors if path in before else ():
                 old[entry.name] = entry
             if path in now:
-                content = read.get(path) or content_of(repo, now[path]) or _read_again(repo, path)
+                content = read.get(path) or content_of(repo, now[path]) or _read_again(repo, files[path])
                 for entry in content.tensors:
                     new[entry.name] = entry
         names = [name for name, entry in new.items() if name not in old or old[name].id != entry.id]
@@ -136,9 +137,9 @@ def _models(
     return found, explained
 
 
-def _read_again(repo: Repository, path: str) -> FileContent:
+def _read_again(repo: Repository, file: WorkFile) -> FileContent:
     """For a file that `stat` vouches for, when the cache that said what it holds was deleted."""
-    return hash_file(repo.worktree / path, shown=path, threads=repo.threads)[0]
+    return hash_file(repo.worktree / file.path, shown=file.path, threads=repo.threads, opaque=file.opaque)[0]
 
 
 def _upstream(repo: Repository) -> tuple[str | None, int, int]:

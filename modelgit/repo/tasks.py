@@ -16,7 +16,7 @@ from modelgit.models.load import build_task, encode_examples
 from modelgit.objects import Manifest, ManifestId, encode
 from modelgit.objects.paths import path_problem
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import ModelState, find_model, model_files
+from modelgit.repo.load import find_model, model_files, model_state, view_entries
 from modelgit.repo.trust import is_trusted, named_code
 from modelgit.store.base import ObjectStore
 
@@ -64,7 +64,7 @@ def open_task(
     """The task's model with the weights of `manifest`."""
     store = store or repo.store
     entry = find_model(manifest, settings.model)
-    state = ModelState(entry.path, repo.tensors_of(manifest, entry, store=store), repo.reader(store))
+    state = model_state(repo, manifest, entry, store=store)
     files = model_files(repo, manifest, entry.path, store=store)
     return build_task(settings, state.arrays(), files, trusted=is_trusted(repo, settings.entry), root=repo.worktree)
 
@@ -103,9 +103,12 @@ def suite_candidate(
     settings = suite.task
     examples, fingerprint = _suite_examples(repo, data_from or manifest, suite, data_store or store)
     entry = find_model(manifest, settings.model)
-    tensors = repo.tensors_of(manifest, entry, store=store)
+    tensors = [
+        *repo.tensors_of(manifest, entry, store=store).values(),
+        *view_entries(repo.views_of(manifest, entry, store=store)),
+    ]
     files = model_files(repo, manifest, entry.path, store=store)
-    key = prediction_key(tensors.values(), settings, files, fingerprint, code=code_version(repo, settings))
+    key = prediction_key(tensors, settings, files, fingerprint, code=code_version(repo, settings))
     return TaskCandidate(
         ManifestId.of(encode(manifest)),
         key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelgit.config.edit import add_tracked_path, remove_tracked_path
 from modelgit.errors import UsageError
 from modelgit.formats.layouts import TrackedModel, describe
-from modelgit.formats.listing import list_files
+from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.durable import write_durably
 
@@ -33,15 +34,29 @@ def relative_path(repo: Repository, path: str) -> str:
     return parts
 
 
-def track(repo: Repository, path: str) -> TrackedModel:
+def track(repo: Repository, path: str, *, opaque: bool = False) -> TrackedModel:
     """Record `path` from the next commit on; returns what was found there.
 
+    With `opaque`, the file `path` is recorded byte for byte, whatever it holds (it becomes a pattern of
+    `track.opaque`); inside of a directory that is tracked already, only that changes.
     Raises CheckpointFormatError for what cannot be recorded (an LFS pointer, a damaged header, a symbolic link).
     """
     relative = relative_path(repo, path)
     with repo.writing():
-        found = describe(repo.worktree, relative, ignore=repo.settings.track.left_out)
-        _edit(repo, lambda text: add_tracked_path(text, relative))
+        settings = repo.settings.track
+        patterns = settings.opaque
+        if opaque:
+            if list_files(repo.worktree, relative).is_directory:
+                raise UsageError(
+                    f"{relative} is a directory, and only files are recorded byte for byte",
+                    hint="name the files, or set a pattern: `mgit config set --shared track.opaque '[\"*.pt\"]'`",
+                )
+            patterns = (*patterns, glob.escape(relative))
+        found = describe(repo.worktree, relative, ignore=settings.left_out, opaque=patterns)
+        if opaque and matching_pattern(relative, settings.opaque, directory=False) is None:
+            _edit(repo, lambda text: add_tracked_path(text, patterns[-1], key="opaque"))
+        if not opaque or not any(path == "." or relative.startswith(f"{path}/") for path in settings.paths):
+            _edit(repo, lambda text: add_tracked_path(text, relative))
         return found
 
 

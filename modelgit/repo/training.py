@@ -80,7 +80,8 @@ def training_files(repo: Repository) -> dict[str, WorkFile]:
             if path in found or (patterns is not None and not _matches(path, place, patterns)):
                 continue
             status = (repo.worktree / path).stat(follow_symlinks=False)
-            found[path] = WorkFile(path, status, repo.index.lookup(path, status))
+            opaque = matching_pattern(path, settings.opaque, directory=False) is not None
+            found[path] = WorkFile(path, status, repo.index.lookup(path, status), opaque)
     return dict(sorted(found.items()))
 
 

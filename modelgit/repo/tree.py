@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, UsageError
-from modelgit.formats.listing import list_files
+from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.objects import ContentId, FileContent, decode, encode
 from modelgit.objects.manifest import content_id
 from modelgit.progress import SILENT, Progress
@@ -24,11 +24,15 @@ ALWAYS_RECORDED = (PROJECT_CONFIG, "evals", "allowed_signers")
 
 
 class WorkFile(NamedTuple):
-    """A file of the work tree: its stat, and its content if the stat cache vouches for it."""
+    """A file of the work tree: its stat, and its content if the stat cache vouches for it.
+
+    `opaque` says that a pattern wants it recorded byte for byte.
+    """
 
     path: str
     status: os.stat_result
     known: ContentId | None
+    opaque: bool = False
 
     @property
     def executable(self) -> bool | None:
@@ -67,7 +71,8 @@ def work_files(repo: Repository) -> dict[str, WorkFile]:
         for path in listing.files:
             if path not in found:
                 status = (root / path).stat(follow_symlinks=False)
-                found[path] = WorkFile(path, status, repo.index.lookup(path, status))
+                opaque = matching_pattern(path, settings.opaque, directory=False) is not None
+                found[path] = WorkFile(path, status, repo.index.lookup(path, status), opaque)
     return dict(sorted(found.items()))
 
 
@@ -87,7 +92,9 @@ def hash_changed(
             ids[file.path] = file.known
             continue
         seen_ns = time.time_ns()
-        content, status = hash_file(repo.worktree / file.path, shown=file.path, threads=repo.threads, progress=progress)
+        content, status = hash_file(
+            repo.worktree / file.path, shown=file.path, threads=repo.threads, opaque=file.opaque, progress=progress
+        )
         digest = content_id(content)
         repo.index.remember(file.path, status, digest, seen_ns=seen_ns)
         _keep(repo, digest, content)

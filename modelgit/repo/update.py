@@ -288,10 +288,12 @@ def _rescue_strangers(repo: Repository, intent: Intent, source: Manifest, target
 
 def _digest(repo: Repository, path: str) -> ContentId | None:
     from modelgit.errors import CheckpointFormatError
+    from modelgit.formats.listing import matching_pattern
     from modelgit.worktree.content import hash_file
 
     try:
-        return content_id(hash_file(repo.worktree / path, shown=path, threads=repo.threads)[0])
+        opaque = matching_pattern(path, repo.settings.track.opaque, directory=False) is not None
+        return content_id(hash_file(repo.worktree / path, shown=path, threads=repo.threads, opaque=opaque)[0])
     except CheckpointFormatError:
         return None
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from modelgit.errors import RepositoryError
@@ -26,9 +29,9 @@ from modelgit.parallel import Workers
 from modelgit.patching.base import STEP_BYTES
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["FileRange", "assemble", "hash_file"]
+__all__ = ["FileRange", "LiteralBytes", "assemble", "hash_file"]
 
-_Leaf = tuple[int, int, int]  # number of the range, and the bytes from and to in it
+_Leaf = tuple[int, int, int]  # number of the source, and the bytes from and to in it
 
 
 class FileRange:
@@ -50,54 +53,89 @@ class FileRange:
         self._file.read_into(self._offset + start, out)
 
 
-def assemble(scanned: ScannedFile, ids: list[TensorId | BlobId]) -> FileContent:
-    """The content record of a scanned file; `ids` has one id per range."""
+class LiteralBytes:
+    """All bytes of an open file that are not tensors, one after the other, as a source of raw bytes."""
+
+    step_bytes = STEP_BYTES
+
+    def __init__(self, file: FileReader, scanned: ScannedFile) -> None:
+        self._file = file
+        self._ranges = [item for item in scanned.ranges if item.tensor is None]
+        self._starts = list(accumulate((item.length for item in self._ranges), initial=0))
+        self.size = self._starts[-1]
+        self.spec = TensorSpec(dtype="U8", shape=(self.size,))
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Bytes `start` to `stop` of what the literal ranges hold together."""
+        out = bytearray(stop - start)
+        self.read_into(start, memoryview(out))
+        return out
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        at = bisect_right(self._starts, start) - 1
+        while len(out):
+            item, skip = self._ranges[at], start - self._starts[at]
+            length = min(len(out), item.length - skip)
+            self._file.read_into(item.offset + skip, out[:length])
+            start += length
+            out = out[length:]
+            at += 1
+
+
+def assemble(scanned: ScannedFile, literal: BlobId | None, tensors: Sequence[TensorId]) -> FileContent:
+    """The content record of a scanned file, from the id of its literal bytes and one id per tensor."""
     segments: list[Segment] = []
-    entries: dict[int, TensorEntry] = {}
-    for item, object_id in zip(scanned.ranges, ids, strict=True):
-        if isinstance(object_id, BlobId):
-            segments.append(Literal(blob=object_id, length=item.length))
-        elif item.tensor is not None:
-            found = scanned.tensors[item.tensor]
-            entries[item.tensor] = TensorEntry(name=found.name, spec=found.spec, id=object_id)
+    position = 0
+    for item in scanned.ranges:
+        if item.tensor is not None:
             segments.append(TensorRef(index=item.tensor))
+        elif literal is not None:
+            segments.append(Literal(blob=literal, length=item.length, offset=position))
+            position += item.length
     return FileContent(
         format=scanned.format,
         segments=tuple(segments),
-        tensors=tuple(entries[index] for index in range(len(scanned.tensors))),
+        tensors=tuple(
+            TensorEntry(name=found.name, spec=found.spec, id=object_id)
+            for found, object_id in zip(scanned.tensors, tensors, strict=True)
+        ),
+        views=scanned.views,
     )
 
 
 def hash_file(
-    path: Path, *, shown: str, threads: int, progress: Progress = SILENT
+    path: Path, *, shown: str, threads: int, opaque: bool = False, progress: Progress = SILENT
 ) -> tuple[FileContent, os.stat_result]:
     """The content of a file without storing anything, and its stat from before it was read.
 
+    `opaque` says that it is recorded byte for byte, whatever it is.
     Raises RepositoryError when the file changes meanwhile, CheckpointFormatError when it is malformed.
     """
     with FileReader(path, shown=shown) as file:
-        scanned = scan_reader(file)
+        scanned = scan_reader(file, opaque=opaque)
+        literal = LiteralBytes(file, scanned)
+        sources: list[tuple[FileRange | LiteralBytes, int]] = [(literal, literal.size)]
+        place = {item.tensor: item for item in scanned.ranges if item.tensor is not None}
+        for index, tensor in enumerate(scanned.tensors):
+            sources.append((FileRange(file, place[index].offset, tensor.spec), place[index].length))
         leaves = [
-            (number, start, min(start + LEAF_BYTES, item.length))
-            for number, item in enumerate(scanned.ranges)
-            for start in (range(0, item.length, LEAF_BYTES) if item.length else (0,))
+            (number, start, min(start + LEAF_BYTES, size))
+            for number, (_, size) in enumerate(sources)
+            for start in (range(0, size, LEAF_BYTES) if size else (0,))
         ]
 
         def digest(leaf: _Leaf) -> tuple[int, bytes]:
             number, start, stop = leaf
             progress.check()
-            return number, leaf_digest(file.read(scanned.ranges[number].offset + start, stop - start))
+            return number, leaf_digest(sources[number][0].read(start, stop))
 
-        digests: list[list[bytes]] = [[] for _ in scanned.ranges]
+        digests: list[list[bytes]] = [[] for _ in sources]
         with Workers(threads, name="mgit-hash") as workers:
             for number, value in workers.ordered(digest, leaves, ahead=4 * workers.count):
                 digests[number].append(value)
         if not file.is_unchanged():
             raise RepositoryError(f"{shown} changed while it was being read", hint="try again when nothing writes it")
-        ids: list[TensorId | BlobId] = [
-            blob_id(item.length, digests[number])
-            if item.tensor is None
-            else tensor_id(scanned.tensors[item.tensor].spec, digests[number])
-            for number, item in enumerate(scanned.ranges)
-        ]
-        return assemble(scanned, ids), file.stat
+        ids = [tensor_id(tensor.spec, digests[1 + index]) for index, tensor in enumerate(scanned.tensors)]
+        blob = blob_id(literal.size, digests[0]) if literal.size else None
+        return assemble(scanned, blob, ids), file.stat

@@ -15,6 +15,7 @@ from modelgit.numerics.scratch import scratch
 from modelgit.objects import BlobId, FileContent, Literal, TensorId
 from modelgit.parallel import Workers
 from modelgit.patching.base import TensorReads, windows
+from modelgit.patching.blobs import BufferedBlobs
 from modelgit.progress import Progress
 from modelgit.store.durable import write_all
 
@@ -39,9 +40,11 @@ def write_content(
     refuses.
     """
     objects = _objects(content)
-    held = sum(length for _, length in objects)
+    held = sum(length for _, _, length in objects)
     if held != size:
         raise IntegrityError(f"{path.name}: its segments hold {held} bytes, the manifest promises {size}")
+    if sum(isinstance(segment, Literal) for segment in content.segments) > 1:
+        reader = BufferedBlobs(reader)
     with _Target(path, executable=executable) as target, Workers(threads, name="mgit-decode") as workers:
 
         def rebuild(piece: _Piece) -> int:
@@ -65,27 +68,27 @@ class _Piece(NamedTuple):
     offset: int
 
 
-def _objects(content: FileContent) -> list[tuple[TensorId | BlobId, int]]:
-    """The objects of a file in order, with their lengths in bytes."""
-    found: list[tuple[TensorId | BlobId, int]] = []
+def _objects(content: FileContent) -> list[tuple[TensorId | BlobId, int, int]]:
+    """The objects of a file in order, with where in them its bytes begin, and how many they are."""
+    found: list[tuple[TensorId | BlobId, int, int]] = []
     for segment in content.segments:
         if isinstance(segment, Literal):
-            found.append((segment.blob, segment.length))
+            found.append((segment.blob, segment.offset, segment.length))
         elif 0 <= segment.index < len(content.tensors):
             entry = content.tensors[segment.index]
-            found.append((entry.id, entry.spec.size_bytes))
+            found.append((entry.id, 0, entry.spec.size_bytes))
         else:
             raise IntegrityError(f"a segment names tensor {segment.index} of {len(content.tensors)}")
     return found
 
 
-def _pieces(reader: TensorReads, objects: Sequence[tuple[TensorId | BlobId, int]]) -> Iterator[_Piece]:
+def _pieces(reader: TensorReads, objects: Sequence[tuple[TensorId | BlobId, int, int]]) -> Iterator[_Piece]:
     """The file in pieces that are each decoded once: as small as the object's coding allows, to stay in the cache."""
     offset = 0
-    for object_id, length in objects:
+    for object_id, first, length in objects:
         step = _LEAST_PIECE_BYTES if length <= _LEAST_PIECE_BYTES else max(_LEAST_PIECE_BYTES, reader.grain(object_id))
         for start, stop in windows(length, step_bytes=step):
-            yield _Piece(object_id, start, stop, offset + start)
+            yield _Piece(object_id, first + start, first + stop, offset + start)
         offset += length
 
 

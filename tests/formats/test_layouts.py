@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +146,11 @@ def test_an_adapter(tmp_path: Path) -> None:
     assert (model.layout, model.title, model.parameters) == ("peft-adapter", "PEFT adapter", 8)
 
 
-def test_pickled_checkpoints_are_reported_as_opaque(tmp_path: Path) -> None:
+def test_compressed_checkpoints_are_reported_as_opaque(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"PK\x03\x04 whatever")
+    with zipfile.ZipFile(tmp_path / "m" / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02}.")
+        archive.writestr("m/data/0", bytes(100))
     (tmp_path / "m" / "config.json").write_text("{}")
     model = describe(tmp_path, "m")
     assert (model.layout, model.opaque, model.tensors, model.dtypes) == (
@@ -156,6 +159,7 @@ def test_pickled_checkpoints_are_reported_as_opaque(tmp_path: Path) -> None:
         0,
         "",
     )
+    assert model.notes == (("m/pytorch_model.bin", "its storages are compressed"),)
 
 
 def test_plain_directories_and_files(tmp_path: Path) -> None:

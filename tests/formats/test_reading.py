@@ -98,12 +98,16 @@ class Gadget:
         return os.mkdir, ("pwned",)
 
 
-def test_pickles_are_opaque_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_pickles_are_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = pickle.dumps(Gadget())
-    for name in ("a.pt", "pytorch_model.bin", "b.pth", "c.ckpt", "d.pkl"):
-        (tmp_path / name).write_bytes(data)
-        assert scan_file(tmp_path / name, shown=name)[:3] == ("opaque", len(data), ((0, len(data), None),))
+    for protocol in (0, 2, 5):
+        data = pickle.dumps(Gadget(), protocol)
+        for name in ("a.pt", "pytorch_model.bin", "b.pth", "c.ckpt"):
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(CheckpointFormatError, match=rf"{name} asks for the Python global posix.mkdir at byte"):
+                scan_file(tmp_path / name, shown=name)
+    (tmp_path / "d.pkl").write_bytes(data)
+    assert scan_file(tmp_path / "d.pkl", shown="d.pkl")[:3] == ("opaque", len(data), ((0, len(data), None),))
     (tmp_path / "renamed.safetensors").write_bytes(data)
     with pytest.raises(CheckpointFormatError, match=r"renamed.safetensors is a pickle, .* nothing was unpickled"):
         scan_file(tmp_path / "renamed.safetensors", shown="renamed.safetensors")
