@@ -118,7 +118,7 @@ def parse_header(data: bytes, located: Located) -> UnitTable:
     try:
         header = msgspec.msgpack.decode(data, type=RecordHeader)
         codec = CODECS.get(header.codec)
-    except (msgspec.MsgspecError, UsageError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, UsageError) as error:
         raise IntegrityError(f"{what} has an unreadable record: {error}") from None
     raw = located.stop - located.start
     size = header.unit_bytes
