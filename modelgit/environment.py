@@ -25,11 +25,22 @@ def _user_directory(values: Mapping[str, str], variable: str, home: Path, fallba
     return home / fallback
 
 
+def _hub_cache(values: Mapping[str, str], home: Path) -> Path:
+    """As `huggingface_hub` finds it."""
+    if values.get("HF_HUB_CACHE"):
+        return Path(values["HF_HUB_CACHE"]).expanduser()
+    if values.get("HF_HOME"):
+        return Path(values["HF_HOME"]).expanduser() / "hub"
+    return Path(values.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface" / "hub"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """What an entry point found around it.
 
     `author` is `Name <mail>` from MGIT_AUTHOR or None; `overrides` holds the MGIT_* settings by dotted config name.
+    `hub_cache` is where the Hugging Face hub's programs keep models (HF_HUB_CACHE, HF_HOME), `hub_endpoint` the server
+    that HF_ENDPOINT names.
     """
 
     home: Path
@@ -41,6 +52,8 @@ class Environment:
     host: str = "localhost"
     offline: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)
+    hub_cache: Path | None = None
+    hub_endpoint: str | None = None
 
     @property
     def user_config(self) -> Path:
@@ -76,4 +89,6 @@ class Environment:
             host=socket.gethostname(),
             offline=values.get("MGIT_OFFLINE", "") not in ("", "0"),
             overrides=overrides,
+            hub_cache=_hub_cache(values, home),
+            hub_endpoint=values.get("HF_ENDPOINT") or None,
         )

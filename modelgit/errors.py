@@ -11,8 +11,10 @@ __all__ = [
     "CheckFailed",
     "CheckpointFormatError",
     "ConflictError",
+    "ExternalAbsentError",
     "GateRefused",
     "IntegrityError",
+    "LenderError",
     "MergeConflicts",
     "MgitError",
     "MissingExtraError",
@@ -120,6 +122,18 @@ class IntegrityError(MgitError):
 
     code = "integrity"
     exit_code = 4
+
+
+class LenderError(IntegrityError):
+    """An object is borrowed, and the lender is gone, has changed, or gives other bytes than it did."""
+
+    code = "lender"
+
+
+class ExternalAbsentError(LenderError):
+    """An object lies in a published model that is not on this machine; nothing is damaged."""
+
+    code = "external-absent"
 
 
 class RemoteError(MgitError):

@@ -48,6 +48,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Keep house": {
         "config": "Read and change settings.",
         "trust": "Allow the code that mgit.toml names to run.",
+        "borrow": "Use weights that lie elsewhere without storing them again.",
         "gc": "Free space: drop what nothing refers to.",
         "fsck": "Check every stored byte.",
         "completion": "Print the completion script of a shell.",

@@ -18,15 +18,16 @@ __all__ = ["clone"]
 @click.argument("url")
 @click.argument("target", required=False, metavar="[DIRECTORY]")
 @click.option("-b", "--branch", metavar="NAME", help="Check out this branch.")
+@click.option("--borrow", "lenders", multiple=True, metavar="PATH", help="Do not copy what PATH has (`mgit borrow`).")
 @pass_session
-def clone(session: Session, url: str, target: str | None, branch: str | None) -> None:
+def clone(session: Session, url: str, target: str | None, branch: str | None, lenders: tuple[str, ...]) -> None:
     """Copy the repository at URL into DIRECTORY (named after the URL), and check out its branch.
 
     Every object is checked against its id, and nothing that the remote holds is run.
     """
     from modelgit.repo.sync import clone as copy
 
-    repo = copy(url, target, branch=branch, environment=session.environment, progress=session.progress)
+    repo = copy(url, target, branch=branch, borrow=lenders, environment=session.environment, progress=session.progress)
     with repo:
         view = repo.view()
         place = os.path.relpath(repo.worktree, session.environment.cwd)

@@ -35,6 +35,7 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
 )
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
 @click.option("--mask", "masks", multiple=True, metavar="ID", help="The FISH mask that this was trained under.")
+@click.option("--base", metavar="hf:org/name@COMMIT", help="A published model: what it holds is not stored again.")
 @click.option("--author", metavar="'NAME <MAIL>'", help="Who made the change, if it was not you.")
 @json_option
 @pass_session
@@ -45,6 +46,7 @@ def commit(
     gate: str,
     allow_empty: bool,
     masks: tuple[str, ...],
+    base: str | None,
     author: str | None,
     as_json: bool,
 ) -> None:
@@ -61,6 +63,7 @@ def commit(
             gate=gate,
             allow_empty=allow_empty,
             masks=masks,
+            base=base,
             author=author,
             progress=session.progress,
         )

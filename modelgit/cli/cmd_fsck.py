@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fsck"]
 
+_SHOWN = 5
+
 
 @command("fsck", example="mgit fsck --quick")
 @click.option("--quick", is_flag=True, help="Check that everything is there, without rebuilding tensors.")
@@ -45,6 +47,13 @@ def fsck(session: Session, quick: bool, as_json: bool) -> None:
         output.say(f"{'Checked quickly' if quick else 'Checked'}: {looked}")
         if report.training_absent:
             output.say(f"  the training state of {plural(report.training_absent, 'commit')} is not kept here")
+        if report.borrowed:
+            output.say(f"  {plural(report.borrowed, 'object')} borrowed (`mgit borrow list`)")
+        if report.external:
+            gone = f", {len(report.absent)} of them not on this machine" if report.absent else ""
+            output.say(f"  {plural(report.external, 'object')} in published models{gone}")
+        for finding in report.absent[:_SHOWN]:
+            output.line(yellow("absent "), _short(finding.subject), dim(f"  {finding.problem}"))
     if report.findings:
         raise _error(report.findings)
 
@@ -69,6 +78,8 @@ def _error(findings: tuple[Finding, ...]) -> IntegrityError:
     more = (
         f", and {len(findings) - 1} more findings" if len(findings) > 2 else ", and 1 more" if len(findings) > 1 else ""
     )
+    if "borrowed" in first.problem:
+        return IntegrityError(f"{first.problem}{more}", hint="`mgit borrow list` shows who lends")
     wrong = "is missing" if "missing" in first.problem else "does not match its id"
     return IntegrityError(
         f"{_short(first.subject)}{used} {wrong}{more}",

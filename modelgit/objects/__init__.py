@@ -5,6 +5,7 @@ from modelgit.objects.commits import Commit, MergeRecipe, Signature, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
 from modelgit.objects.estimates import FisherEstimate
 from modelgit.objects.evaluations import CheckResult, Decision, EvalRecord
+from modelgit.objects.external import External, HubSource, check_external, is_source, parse_source
 from modelgit.objects.ids import (
     BlobId,
     CommitId,
@@ -52,11 +53,13 @@ __all__ = [
     "Decision",
     "EvalRecord",
     "EvalRecordId",
+    "External",
     "FileChange",
     "FileContent",
     "FileEntry",
     "FisherEstimate",
     "FisherId",
+    "HubSource",
     "LeafHasher",
     "Literal",
     "Manifest",
@@ -87,14 +90,17 @@ __all__ = [
     "Verdict",
     "View",
     "blob_id",
+    "check_external",
     "check_view",
     "decode",
     "domain",
     "dtype_named",
     "encode",
     "id_class",
+    "is_source",
     "leaf_digest",
     "leaf_digests",
+    "parse_source",
     "preimage",
     "row_major",
     "tensor_id",

@@ -15,9 +15,10 @@ from modelgit.numerics.scratch import scratch
 from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, leaf_digest, preimage
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
+from modelgit.patching.foreign import ForeignReader
 from modelgit.patching.leaves import REPAIR, LeafChecks, check_leaf_tables
 from modelgit.patching.records import UnitTable, checksum, parse_header
-from modelgit.store.base import Located, ObjectStore
+from modelgit.store.base import Located, ObjectStore, is_external, is_foreign
 from modelgit.store.fs import PackGoneError
 
 __all__ = ["TensorReader"]
@@ -35,6 +36,7 @@ class TensorReader:
         self._tables: OrderedDict[tuple[str, int], UnitTable] = OrderedDict()
         self._corrections: OrderedDict[tuple[str, int], Factors] = OrderedDict()
         self._lock = threading.Lock()
+        self._foreign = ForeignReader(store, TensorReader)
 
     def size(self, tensor: TensorId | BlobId) -> int | None:
         """Raw length in bytes, or None when the object is not here."""
@@ -69,7 +71,7 @@ class TensorReader:
             if not found:
                 break
             item = found[0]
-            largest = max(largest, self._table(item).unit_bytes)
+            largest = max(largest, LEAF_BYTES if is_foreign(item) else self._table(item).unit_bytes)
             if item.base is None:
                 break
             current = type(tensor)(item.base)
@@ -79,7 +81,7 @@ class TensorReader:
         """A whole blob, at most `limit` bytes."""
         size = self.size(blob)
         if size is None:
-            raise _missing(blob)
+            raise self._store.absence(blob)
         if size > limit:
             raise IntegrityError(f"blob {blob} has {size} bytes where at most {limit} are expected")
         return bytes(self.read(blob, 0, size))
@@ -88,7 +90,7 @@ class TensorReader:
         """Rebuild the object and compare it with its id; raises IntegrityError when they differ."""
         size = self.size(object_id)
         if size is None:
-            raise _missing(object_id)
+            raise self._store.absence(object_id)
         if spec is not None and size != spec.size_bytes:
             raise IntegrityError(f"object {object_id} has {size} bytes, its shape asks for {spec.size_bytes}")
         # Never a list of ranges first: a stranger's record may claim exabytes.
@@ -108,16 +110,19 @@ class TensorReader:
         return self._leaves.read(object_id, spec, start, stop)
 
     def record(self, tensor: TensorId | BlobId) -> tuple[Located, UnitTable] | None:
-        """The record that a read would use for the first bytes, with its header; None when there is none."""
+        """The record that a read would use for the first bytes, with its header.
+
+        None when there is none, or when the object lies elsewhere (see `patching.foreign`).
+        """
         found = _cheapest(self._store.locate(tensor))
-        return (found[0], self._table(found[0])) if found else None
+        return (found[0], self._table(found[0])) if found and not is_foreign(found[0]) else None
 
     def _fill(self, object_id: ObjectId, start: int, stop: int, out: memoryview, depth: int) -> None:
         if depth > MAX_CHAIN:
             raise IntegrityError(f"{object_id.KIND} {object_id} is coded in a chain deeper than {MAX_CHAIN}")
         records = self._store.locate(object_id)
         if not records:
-            raise _missing(object_id)
+            raise self._store.absence(object_id)
         if stop > records[0].total or start > stop:
             raise IntegrityError(f"{object_id.KIND} {object_id} has {records[0].total} bytes, {stop} are asked for")
         position = start
@@ -131,6 +136,10 @@ class TensorReader:
                 )
             item = _cheapest(usable)[0]
             end = min(stop, item.stop)
+            if is_foreign(item):
+                self._foreign.fill(item, object_id, position, end, out[position - start : end - start])
+                position = end
+                continue
             self._decode(item, object_id, position, end, out[position - start : end - start], depth)
             position = end
 
@@ -138,7 +147,7 @@ class TensorReader:
         """Bytes of a base, which goes on with zeros beyond its end: the object may have grown."""
         found = self._store.locate(base)
         if not found:
-            raise _missing(base)
+            raise self._store.absence(base)
         end = max(start, min(stop, found[0].total))
         if end > start:
             self._fill(base, start, end, out[: end - start], depth)
@@ -236,11 +245,4 @@ def _damaged(object_id: ObjectId, item: Located, where: str) -> IntegrityError:
 
 def _cheapest(records: list[Located]) -> list[Located]:
     ranges = [item for item in records if not item.is_leaf_table]
-    return sorted(ranges, key=lambda item: (item.base is not None, item.length))
-
-
-def _missing(object_id: ObjectId) -> IntegrityError:
-    return IntegrityError(
-        f"{object_id.KIND} {object_id} is missing from the store",
-        hint="`mgit fsck` shows what is affected, `mgit fetch --repair` gets it from a remote",
-    )
+    return sorted(ranges, key=lambda item: (is_external(item), item.base is not None, item.length))

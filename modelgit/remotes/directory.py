@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from modelgit.environment import Environment
-from modelgit.errors import ConflictError, IntegrityError, RemoteError, RepositoryError, RootMoved
+from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
 from modelgit.objects import ObjectId, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
@@ -34,7 +34,7 @@ _OURS = frozenset({"format", "packs", "root", "operations", "incoming"})
 
 def open_directory(url: RemoteUrl, *, environment: Environment, relative_to: Path) -> DirectoryTransport:
     """The transport for a `file` URL or a plain path."""
-    return DirectoryTransport(url.local_path(relative_to, environment.home), url=url.text)
+    return DirectoryTransport(url.local_path(relative_to, environment.home), url=url.text, hub=environment.hub_cache)
 
 
 def initialise_bare(path: Path, *, branch: str = "main", author: str) -> None:
@@ -72,8 +72,9 @@ def _has_root(path: Path) -> bool:
 class DirectoryTransport:
     """The remote at `path`: a bare repository, or the `.mgit` of one with a work tree."""
 
-    def __init__(self, path: Path, *, url: str | None = None) -> None:
+    def __init__(self, path: Path, *, url: str | None = None, hub: Path | None = None) -> None:
         self.url = url or str(path)
+        self._hub = hub
         self._given = path
         self._opened: _Opened | None = None
 
@@ -113,7 +114,7 @@ class DirectoryTransport:
         """The records of each object."""
         with _translated(self.url):
             side = self._side()
-            return {object_id: side.lasting(side.store.locate(object_id)) for object_id in ids}
+            return {object_id: side.lasting(side.store.portable(object_id)) for object_id in ids}
 
     def fetch(self, located: Located, start: int, stop: int) -> bytes:
         """A range of a record."""
@@ -121,6 +122,8 @@ class DirectoryTransport:
             store = self._side().store
             try:
                 return store.read_part(located, start, stop)
+            except LenderError:
+                raise
             except IntegrityError as error:
                 if (store.packs_path / located.pack).exists():
                     raise
@@ -188,14 +191,14 @@ class DirectoryTransport:
                     f"{path} has repository format {line.strip()[:60]!a}, which this mgit does not read",
                     hint="`pip install --upgrade modelgit`",
                 )
-            self._opened = _Opened(path)
+            self._opened = _Opened(path, self._hub)
         return self._opened
 
 
 class _Opened:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hub: Path | None) -> None:
         self.has_worktree = path.name == _WORKTREE_DIRECTORY
-        self.store = FileSystemStore(path)
+        self.store = FileSystemStore(path, hub=hub)
         self.roots = FileRoot(path)
         self.operations = OperationLog(path)
         self.condemned: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from modelgit.errors import IntegrityError, RemoteError
 from modelgit.objects import Commit, CommitId, ObjectId
 from modelgit.remotes.base import Transport
-from modelgit.store.base import Located, ObjectStore
+from modelgit.store.base import Foreign, Located, ObjectStore
 from modelgit.store.fs import covers
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_record
 
@@ -62,6 +62,14 @@ class CombinedStore:
     def has(self, object_id: ObjectId) -> bool:
         """Whether the object is whole on one of the two sides."""
         return covers(self._find(object_id))
+
+    def foreign(self, located: Located) -> Foreign:
+        """How to read a borrowed or external object."""
+        return self._near.foreign(located)
+
+    def absence(self, object_id: ObjectId) -> IntegrityError:
+        """Why there are no records of the object."""
+        return self._near.absence(object_id)
 
     def objects(self) -> Iterator[Located]:
         """Records that are here; those of a remote are not listed."""

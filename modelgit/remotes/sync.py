@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
-from modelgit.objects import Commit, CommitId, ObjectId
+from modelgit.objects import BlobId, Commit, CommitId, ObjectId, TensorId
 from modelgit.objects.graph import ancestors
+from modelgit.patching.foreign import Relied, settle
+from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Transport, Upload
 from modelgit.remotes.closure import closure, new_commits
@@ -19,8 +21,7 @@ from modelgit.remotes.reading import CombinedStore
 from modelgit.remotes.receive import copy_records, verify_objects
 from modelgit.remotes.selection import batches, select_records
 from modelgit.remotes.updates import allowed_updates, contains_commit
-from modelgit.store.base import ObjectStore
-from modelgit.store.fs import PackSession
+from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.metadata import read_record
 
 __all__ = ["FetchResult", "PushResult", "fetch", "push"]
@@ -56,7 +57,7 @@ class _Sent(NamedTuple):
 
 
 def push(
-    local: ObjectStore,
+    local: FileSystemStore,
     transport: Transport,
     updates: Sequence[RefUpdate],
     *,
@@ -96,7 +97,7 @@ def push(
 
 
 def _send(
-    local: ObjectStore,
+    local: FileSystemStore,
     transport: Transport,
     moves: Sequence[RefUpdate],
     state: RemoteRoot,
@@ -123,7 +124,7 @@ def _send(
             absent = missing([item.id for item in batch])
             wanted += [item for item in batch if item.id in absent]
         selection = select_records(
-            lambda ids: {object_id: local.locate(object_id) for object_id in ids},
+            lambda ids: {object_id: local.portable(object_id) for object_id in ids},
             wanted,
             missing,
             where="this repository",
@@ -173,14 +174,23 @@ def fetch(
         shared = set(have)
         stop = set(ancestors(shared, lambda commit: read_record(session, commit, Commit).parents))
         session.relied_on |= shared
+        session.borrows = "any"
         try:
             commits = new_commits(store, wanted, stop=stop)
-            needed = [item for item in closure(store, commits) if not session.has(item.id)]
+            needed: list[Needed] = []
+            found: list[Relied] = []
+            for item in closure(store, commits):
+                if not session.has(item.id):
+                    needed.append(item)
+                elif item.id in session.unchecked and isinstance(item.id, TensorId | BlobId):
+                    found.append(Relied(item.id, item.spec, item.name))
         except IntegrityError as error:
             raise IntegrityError(
                 f"refuses what {remote} sent: {error.message}",
                 hint=f"`mgit fsck` in {remote} shows what is damaged; nothing was recorded",
             ) from error
+        settle(session, TensorReader, found)
+        session.borrows = "checked"
         selection = select_records(
             transport.locate,
             needed,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from modelgit.objects import CommitId, ObjectId, Operation, OperationId, View, id_class
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
-from modelgit.store.base import Located
+from modelgit.store.base import Located, is_external
 from modelgit.store.fs import PACK_TARGET_BYTES
 from modelgit.store.packs import HEADER, packed_size
 
@@ -131,11 +131,12 @@ class Marking:
 
     def _choose(self, key: Key) -> list[Located]:
         """One record for each range of the object."""
-        best: dict[tuple[int, int], Located] = {}
+        best: dict[tuple[int, int, bool], Located] = {}
         for item in self._records.get(key, ()):
-            known = best.get((item.start, item.stop))
+            place = (item.start, item.stop, is_external(item))  # who stored an external object wants it to be here
+            known = best.get(place)
             if known is None or _preference(item) < _preference(known):
-                best[item.start, item.stop] = item
+                best[place] = item
         return list(best.values())
 
     # -- what follows from it

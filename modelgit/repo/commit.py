@@ -22,6 +22,7 @@ from modelgit.objects import (
     Verdict,
     View,
     encode,
+    is_source,
 )
 from modelgit.objects.paths import find_twins
 from modelgit.patching.jobs import Stored
@@ -37,7 +38,7 @@ from modelgit.store.metadata import write_metadata, write_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["CommitResult", "advance_branch", "commit", "write_commit"]
+__all__ = ["CommitResult", "advance_branch", "commit", "declare_base", "write_commit"]
 
 NO_TRAINING_STATE = TrainingState()
 
@@ -71,13 +72,15 @@ def commit(
     gate: str = "block",
     allow_empty: bool = False,
     masks: Sequence[str] = (),
+    base: str | None = None,
     author: str | None = None,
     progress: Progress = SILENT,
 ) -> CommitResult:
     """Record everything tracked that changed, or the paths that match one of the `only` patterns.
 
     `gate` is "block" (a broken limit refuses the commit) or "warn" (it is recorded in the commit).  `masks` name the
-    FISH masks that the change was made under; positions outside of them must not have changed.
+    FISH masks that the change was made under; positions outside of them must not have changed.  `base` names a
+    published model (`hf:org/name@COMMIT`): what it holds is recorded as external, and the commit names it.
     Raises NothingToDo when nothing changed, GateRefused when the gate says no, SourceChangedError when a file is being
     written meanwhile; in each case nothing was recorded.
     """
@@ -85,6 +88,7 @@ def commit(
         raise UsageError("the commit message is empty", hint="`mgit commit -m 'what and why'`")
     if gate not in ("block", "warn"):
         raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
+    declared = declare_base(repo, base, progress=progress) if base is not None else None
     with repo.writing():
         refuse_during_merge(repo, "a commit")
         view = repo.view()
@@ -127,6 +131,7 @@ def commit(
                 evaluations=evaluations,
                 masks=mask_ids,
                 training=training,
+                trailers=None if declared is None else {"base": declared},
                 encodings=_encodings(tree.stored),
             )
             session.seal()
@@ -242,6 +247,16 @@ def advance_branch(before: View, commit: CommitId) -> Callable[[View], View]:
         return view.with_head(commit)
 
     return change
+
+
+def declare_base(repo: Repository, base: str, *, progress: Progress = SILENT) -> str:
+    """Make sure that a published model is among those that need not be stored; returns its full name."""
+    from modelgit.repo.borrow import add
+
+    if not is_source(base):
+        raise UsageError(f"not a published model: `{base}`", hint="write it as `hf:org/name@COMMIT`")
+    known = {line.target for line in repo.store.lenders.lines}
+    return base if base in known else add(repo, base, progress=progress).state.target
 
 
 def _same_tree(new: Manifest, old: Manifest) -> bool:

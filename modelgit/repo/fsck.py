@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from modelgit.errors import IntegrityError, MgitError
+from modelgit.errors import ExternalAbsentError, MgitError
 from modelgit.objects import (
     BlobId,
     CommitId,
@@ -23,6 +24,8 @@ from modelgit.objects import (
 from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import children_of, commit_roots, kept_objects
+from modelgit.store.base import is_external, is_foreign
+from modelgit.store.fs import covers
 from modelgit.store.metadata import read_record
 from modelgit.store.packs import verify_pack
 
@@ -45,6 +48,9 @@ class FsckReport(Record, frozen=True, kw_only=True):
     """What was looked at, and what was found.
 
     `training_absent` counts commits whose training state is not kept here, which is no damage.
+
+    `borrowed` objects lie with lenders, `external` ones in published models; `absent` are those of them that are not on
+    this machine, which is no damage.
     """
 
     packs: int
@@ -52,6 +58,9 @@ class FsckReport(Record, frozen=True, kw_only=True):
     commits: int
     operations: int
     findings: tuple[Finding, ...] = ()
+    borrowed: int = 0
+    external: int = 0
+    absent: tuple[Finding, ...] = ()
     training_absent: int = 0
 
     @property
@@ -84,35 +93,53 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     progress.start("objects", len(leaves), unit="objects")
     reader = repo.reader()
 
-    def check(leaf: tuple[ObjectId, TensorSpec | None, str]) -> Finding | None:
+    where: Counter[str] = Counter()
+    absent: list[Finding] = []
+
+    def check(leaf: tuple[ObjectId, TensorSpec | None, str]) -> tuple[str, Finding | None]:
         object_id, spec, label = leaf
         progress.check()
+        place = ""
         try:
-            if not repo.store.has(object_id):
-                raise IntegrityError(f"object {object_id} is missing from the store")
+            records = [item for item in repo.store.locate(object_id) if not item.is_leaf_table]
+            if not covers(records):
+                raise repo.store.absence(object_id)
+            if all(is_external(item) for item in records):
+                place = "external"
+                repo.store.foreign(records[0])
+            elif any(is_foreign(item) and not is_external(item) for item in records):
+                place = "borrowed"
             if not quick and isinstance(object_id, (TensorId, BlobId)):
                 reader.verify(object_id, spec)
+        except ExternalAbsentError as error:
+            return place or "absent", Finding(subject=str(object_id), problem=error.message, used_by=label)
         except MgitError as error:
-            return Finding(subject=str(object_id), problem=error.message, used_by=label)
+            return "damage", Finding(subject=str(object_id), problem=error.message, used_by=label)
         finally:
             progress.advance("objects", 1)
-        return None
+        return place, None
 
     with ThreadPoolExecutor(repo.threads, thread_name_prefix="mgit-fsck") as pool:
-        findings += [finding for finding in pool.map(check, leaves) if finding is not None]
+        for place, finding in pool.map(check, leaves):
+            where[place] += 1
+            if finding is not None:
+                (findings if place == "damage" else absent).append(finding)
     progress.finish("objects")
-    damaged = {finding.subject for finding in findings}
+    damaged = {finding.subject for finding in (*findings, *absent)}
     for object_id, (_, label) in walk.items():
         if isinstance(object_id, ContentId) and not quick:
             _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label, damaged))
-    absent = sum(_lacks_training(repo, item) for item in walk if str(item) not in damaged)
+    training_absent = sum(_lacks_training(repo, item) for item in walk if str(item) not in damaged)
     return FsckReport(
         packs=len(packs),
         objects=len(walk),
         commits=commits,
         operations=operations,
         findings=tuple(_with_users(repo, findings, roots)),
-        training_absent=absent,
+        borrowed=where["borrowed"],
+        external=where["external"],
+        absent=tuple(absent),
+        training_absent=training_absent,
     )
 
 

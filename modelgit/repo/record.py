@@ -25,7 +25,9 @@ from modelgit.objects import (
     encode,
 )
 from modelgit.patching.encode import TensorWriter
+from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
+from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.tree import WorkFile, work_files
 from modelgit.store.fs import PackSession
@@ -169,14 +171,19 @@ def record_file(
         reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
         scanned = scan_reader(reader, opaque=file.opaque)
         old = repo.content_at(before.digest) if before is not None else None
+        session.borrows = "any"
         stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
+        session.borrows = "checked"
         if not reader.is_unchanged():
             raise SourceChangedError(
                 f"{file.path} changed while it was being committed",
                 hint="wait until nothing writes the file, then run `mgit commit` again",
             )
         blob = next((item.id for item in stored if isinstance(item.id, BlobId)), None)
-        content = assemble(scanned, blob, [item.id for item in stored if isinstance(item.id, TensorId)])
+        tensors = [item for item in stored if isinstance(item.id, TensorId)]
+        found = [Relied(item.id, tensor.spec, item.name) for item, tensor in zip(tensors, scanned.tensors, strict=True)]
+        settle(session, TensorReader, found if blob is None else [*found, Relied(blob, None, f"{file.path} (header)")])
+        content = assemble(scanned, blob, [item.id for item in tensors if isinstance(item.id, TensorId)])
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
         repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
         return digest, scanned.size, stored

@@ -70,7 +70,7 @@ class Repository:
     def __init__(self, paths: RepositoryPaths, environment: Environment) -> None:
         self.paths = paths
         self.environment = environment
-        self.store = FileSystemStore(paths.directory, cache=paths.lookup)
+        self.store = FileSystemStore(paths.directory, cache=paths.lookup, hub=environment.hub_cache)
         self.records = RecordCache()
         self.roots = FileRoot(paths.directory)
         self.operations = OperationLog(paths.directory)
@@ -346,6 +346,7 @@ class Repository:
         gate: str = "block",
         allow_empty: bool = False,
         masks: Sequence[str] = (),
+        base: str | None = None,
         author: str | None = None,
         progress: Progress = SILENT,
     ) -> CommitResult:
@@ -359,6 +360,7 @@ class Repository:
             gate=gate,
             allow_empty=allow_empty,
             masks=masks,
+            base=base,
             author=author,
             progress=progress,
         )

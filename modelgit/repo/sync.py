@@ -304,10 +304,13 @@ def clone(
     path: Path | str | None = None,
     *,
     branch: str | None = None,
+    borrow: Sequence[str] = (),
     environment: Environment,
     progress: Progress = SILENT,
 ) -> Repository:
     """Copy a remote repository into `path` (named after the URL) and check out its branch.
+
+    What the lenders in `borrow` have (see `repo.borrow`) is compared with its ids and not copied.
 
     Nothing that the remote holds is run.  A failed clone leaves no half-made repository behind.
     """
@@ -333,6 +336,10 @@ def clone(
             repo = Repository.init(target, branch=wanted, environment=environment)
             shown = url if "://" in url or url.startswith("file:") else str((environment.cwd / url).resolve())
             add_remote(repo, DEFAULT_REMOTE, shown)
+            for lender in borrow:
+                from modelgit.repo.borrow import add as add_lender
+
+                add_lender(repo, lender, progress=progress)
             _fetch(repo, transport, DEFAULT_REMOTE, prune=False, progress=progress)
             tip = repo.view().refs.get(f"remotes/{DEFAULT_REMOTE}/{wanted}")
             if tip is not None:

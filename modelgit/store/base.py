@@ -6,12 +6,28 @@ checksums; what a record means is known to `patching` (tensors, blobs) and to `s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
+from modelgit.errors import IntegrityError
 from modelgit.objects import ObjectId, Root
 
-__all__ = ["Located", "ObjectStore", "RecordWriter", "RootStore", "StagedObject", "VersionedRoot", "WriteStore"]
+__all__ = [
+    "Foreign",
+    "Located",
+    "ObjectStore",
+    "RecordWriter",
+    "RootStore",
+    "StagedObject",
+    "VersionedRoot",
+    "WriteStore",
+    "covers",
+    "is_external",
+    "is_foreign",
+]
+
+BORROWED = "@"
+"""What the `pack` of a record begins with that lies in another store or in somebody's file."""
 
 
 class Located(NamedTuple):
@@ -37,6 +53,41 @@ class Located(NamedTuple):
     def is_leaf_table(self) -> bool:
         """Whether this is no part of the object, but what its id is hashed from (see `patching.leaves`)."""
         return self.stop == 0 < self.total
+
+
+def covers(records: Iterable[Located]) -> bool:
+    """Whether the records together rebuild every byte of their object."""
+    reach = 0
+    total = None
+    for item in sorted(records, key=lambda item: item.start):
+        total = item.total
+        if item.start > reach:
+            return False
+        reach = max(reach, item.stop)
+    return total is not None and reach >= total
+
+
+def is_external(located: Located) -> bool:
+    """Whether the record only says where the object lies (see `objects.external`): it has a header and no payload."""
+    return located.length == located.header and located.stop > located.start
+
+
+def is_foreign(located: Located) -> bool:
+    """Whether the bytes lie outside of this store, so that they are compared with leaf digests on every read."""
+    return located.pack.startswith(BORROWED) or is_external(located)
+
+
+class Foreign(NamedTuple):
+    """How a foreign object is read: `leaves` are the digests that its bytes must have, one after the other.
+
+    Either `read(start, stop)` gives raw bytes of it, or `store` holds records of it; `shown` says where, for messages.
+    """
+
+    leaves: bytes
+    shown: str
+    hint: str
+    read: Callable[[int, int], bytes] | None = None
+    store: ObjectStore | None = None
 
 
 class RecordWriter(Protocol):
@@ -73,6 +124,12 @@ class ObjectStore(Protocol):
 
     def objects(self) -> Iterator[Located]:
         """Every record, pack by pack."""
+
+    def foreign(self, located: Located) -> Foreign:
+        """How to read an object whose record is foreign.  Raises LenderError when what it lies in is not there."""
+
+    def absence(self, object_id: ObjectId) -> IntegrityError:
+        """Why there are no records of the object, as an error to raise."""
 
 
 class StagedObject(Protocol):

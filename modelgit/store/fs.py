@@ -8,30 +8,28 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Literal as OneOf
 
 from modelgit.errors import BugError, IntegrityError, RepositoryError
-from modelgit.objects import ObjectId
-from modelgit.store.base import Located
+from modelgit.objects import BlobId, External, ObjectId, TensorId, check_external, decode, encode
+from modelgit.store.base import BORROWED, Foreign, Located, covers, is_external
+from modelgit.store.borrow import Lenders
 from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.store.index import PackLookup
 from modelgit.store.packs import PackMark, PackWriter, read_at
 
-__all__ = ["PACK_TARGET_BYTES", "FileSystemStore", "PackGoneError", "PackSession", "StagedRecords", "covers"]
+__all__ = [
+    "PACK_TARGET_BYTES",
+    "FileSystemStore",
+    "PackGoneError",
+    "PackSession",
+    "StagedRecords",
+    "covers",
+    "read_external_record",
+]
 
 PACK_TARGET_BYTES = 64 << 20
 _OPEN_PACKS = 32
-
-
-def covers(records: Iterable[Located]) -> bool:
-    """Whether the records together rebuild every byte of their object."""
-    reach = 0
-    total = None
-    for item in sorted(records, key=lambda item: item.start):
-        total = item.total
-        if item.start > reach:
-            return False
-        reach = max(reach, item.stop)
-    return total is not None and reach >= total
 
 
 class PackGoneError(IntegrityError):
@@ -43,11 +41,13 @@ class PackGoneError(IntegrityError):
 class FileSystemStore:
     """Packs under `<path>/packs`.
 
-    `cache` is the file for the lookup table, None for stores that are not ours to write to.
+    `cache` is the file for the lookup table, None for stores that are not ours to write to.  `hub` is a Hugging Face
+    cache, in which external objects are looked for; `depth` counts the stores that borrow from this one.
     """
 
-    def __init__(self, path: Path, *, cache: Path | None = None) -> None:
+    def __init__(self, path: Path, *, cache: Path | None = None, hub: Path | None = None, depth: int = 0) -> None:
         self.path = path
+        self.lenders = Lenders(self, hub=hub, depth=depth)
         self.packs_path = path / "packs"
         self.incoming_path = path / "incoming"
         self.lookup = PackLookup(self.packs_path, cache)
@@ -55,8 +55,16 @@ class FileSystemStore:
         self._lock = threading.Lock()
 
     def locate(self, object_id: ObjectId) -> list[Located]:
-        """All records of the object."""
-        return self._find(object_id, look_again=True)
+        """All records of the object, those of lenders where this store does not hold it."""
+        found = self._find(object_id, look_again=True)
+        if self.lenders.lines and not covers(item for item in found if not is_external(item)):
+            found = [*found, *self.lenders.locate(object_id)]
+        return found
+
+    def portable(self, object_id: ObjectId) -> list[Located]:
+        """Records that can be copied to another store; those of lenders where this store does not hold the object."""
+        found = self._find(object_id, look_again=True)
+        return found if covers(found) or not self.lenders.lines else [*found, *self.lenders.portable(object_id)]
 
     def locate_known(self, object_id: ObjectId) -> list[Located]:
         """Records of the object in packs that have been seen: misses what another process published since."""
@@ -82,11 +90,28 @@ class FileSystemStore:
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a record."""
+        if located.pack.startswith(BORROWED):
+            return self.lenders.read_part(located, start, stop)
         if hasattr(os, "pread"):
             return read_at(self._open(located.pack), located.offset + start, stop - start, located.pack)
         with self._lock:
             descriptor = self._open_locked(located.pack)
             return read_at(descriptor, located.offset + start, stop - start, located.pack)
+
+    def foreign(self, located: Located) -> Foreign:
+        """How to read a borrowed or external object."""
+        if not is_external(located):
+            return self.lenders.foreign(located)
+        external, object_id = self.external(located)
+        return self.lenders.read_external(external, object_id, located.total)
+
+    def external(self, located: Located) -> tuple[External, TensorId | BlobId]:
+        """What an external record says, checked against the object's id.  Raises IntegrityError when it lies."""
+        return read_external_record(self.read_part(located, 0, located.length), located)
+
+    def absence(self, object_id: ObjectId) -> IntegrityError:
+        """Why there are no records of the object."""
+        return self.lenders.explain(object_id)
 
     def session(self, *, epoch: int, condemned: Collection[str] = ()) -> PackSession:
         """Begin to write; nothing is visible before `PackSession.seal`.
@@ -117,6 +142,7 @@ class FileSystemStore:
                 os.close(descriptor)
             self._descriptors.clear()
         self.lookup.close()
+        self.lenders.close()
 
     def _open(self, pack: str) -> int:
         with self._lock:
@@ -186,11 +212,23 @@ class StagedRecords:
         self._session.cut(self._packs, self._mark)
 
 
+def read_external_record(data: bytes, located: Located) -> tuple[External, TensorId | BlobId]:
+    """The external record `data`, checked against the id of its row.  Raises IntegrityError when it lies."""
+    object_id = TensorId(located.digest) if located.kind == TensorId.KIND else BlobId(located.digest)
+    external = decode(External, data, what=f"the external record of {object_id.KIND} {object_id}")
+    check_external(external, object_id, located.total)
+    return external, object_id
+
+
 class PackSession:
     """Writes records into as many packs as they need, and shows them to its own reader before they are sealed.
 
     `relied_on` collects the ids of objects that were found present and not written again: before the root moves the
     publisher must make sure that no garbage collection took them.
+
+    `borrows` says which objects of lenders count as present: "checked" ones; with "any" also those of a lending
+    repository that were never compared with their id, which are then in `unchecked` until the caller has done that
+    (see `patching.foreign.settle`); or "none".  What a declared base holds is recorded as external when asked for.
     """
 
     def __init__(self, store: FileSystemStore, epoch: int, condemned: frozenset[str]) -> None:
@@ -203,6 +241,10 @@ class PackSession:
         self.sealed: list[str] = []
         self.epoch = epoch
         self.relied_on: set[ObjectId] = set()
+        self.borrows: OneOf["checked", "any", "none"] = "checked"
+        self.unchecked: set[ObjectId] = set()
+        self._places: dict[ObjectId, tuple[External, int]] = {}
+        self._is_staging = False
         self.bytes_written = 0
 
     @contextlib.contextmanager
@@ -246,6 +288,8 @@ class PackSession:
             for writer, item in records:
                 own.append((writer, writer.add(item._replace(kind=object_id.KIND, digest=object_id.digest))))
                 self.bytes_written += item.length
+            self._is_staging = False
+            self._record_places()
 
     def cut(self, packs: int, mark: PackMark | None) -> None:
         """Remove all packs but the first `packs`, and what the last of these got after `mark`."""
@@ -255,6 +299,8 @@ class PackSession:
             del self.writers[packs:]
             if mark is not None:
                 self.writers[-1].rollback(mark)
+            self._is_staging = False
+            self._record_places()
 
     @property
     def is_first(self) -> bool:
@@ -264,6 +310,7 @@ class PackSession:
     def stage(self) -> StagedRecords:
         """Begin an object whose id comes last."""
         with self._lock:
+            self._is_staging = True
             return StagedRecords(self)
 
     def writer(self) -> PackWriter:
@@ -293,12 +340,58 @@ class PackSession:
         """
         with self._lock:
             own = [item for _, item in self._own.get((object_id.KIND, object_id.digest), ())]
+            if object_id in self._places:
+                return True
         if own and covers(own):
             return True
-        if covers(self._safe(self._store.locate_known(object_id))):
+        if covers(self._kept(self._safe(self._store.locate_known(object_id)))):
             self.relied_on.add(object_id)
             return True
-        return False
+        return self._borrow(object_id)
+
+    def _kept(self, records: list[Located]) -> list[Located]:
+        return [item for item in records if not is_external(item)] if self.borrows == "none" else records
+
+    def _borrow(self, object_id: ObjectId) -> bool:
+        """Whether a lender has the object; what a published model has is recorded here as external."""
+        lenders = self._store.lenders
+        if self.borrows == "none" or not lenders.lines:
+            return False
+        offered = lenders.offer(object_id)
+        if offered is not None:
+            with self._lock:
+                self._places[object_id] = offered
+            self._record_places()
+            return True
+        if not lenders.lends(object_id):
+            if self.borrows != "any" or lenders.might_lend(object_id) is None:
+                return False
+            self.unchecked.add(object_id)
+        self.relied_on.add(object_id)
+        return True
+
+    def _record_places(self) -> None:
+        """Write external records, unless an object is staged, which must stay at the end of the pack."""
+        with self._lock:
+            while self._places and not self._is_staging:
+                object_id, (place, size) = self._places.popitem()
+                self.append(object_id, start=0, stop=size, total=size, header=encode(place), payload=())
+
+    @property
+    def lenders(self) -> Lenders:
+        """Who lends to the store."""
+        return self._store.lenders
+
+    def foreign(self, located: Located) -> Foreign:
+        """How to read a borrowed or external object."""
+        if not is_external(located):
+            return self._store.lenders.foreign(located)
+        external, object_id = read_external_record(self.read_part(located, 0, located.length), located)
+        return self._store.lenders.read_external(external, object_id, located.total)
+
+    def absence(self, object_id: ObjectId) -> IntegrityError:
+        """Why there are no records of the object."""
+        return self._store.absence(object_id)
 
     def objects(self) -> Iterator[Located]:
         """Records written in this session."""
@@ -321,6 +414,9 @@ class PackSession:
 
     def seal(self) -> list[str]:
         """Make every pack durable and visible; returns their names.  Nothing refers to them yet."""
+        if self.unchecked:
+            raise BugError(f"{len(self.unchecked)} borrowed objects were not compared with their ids")
+        self._store.lenders.save()
         with self._lock:
             if not self.writers:
                 with contextlib.suppress(OSError):  # everything that was staged may have been taken back
