@@ -81,6 +81,7 @@ FORMATS: Registry[CheckpointFormat] = Registry(
         "npz": "modelgit.formats.npz:NPZ",
         "npy": "modelgit.formats.npy:NPY",
         "gguf": "modelgit.formats.gguf:GGUF",
+        "distcp": "modelgit.formats.distcp:DISTCP",
         "onnx": "modelgit.formats.onnx:ONNX",
         "onnx-data": "modelgit.formats.onnx:ONNX_DATA",
         "opaque": "modelgit.formats.opaque:OPAQUE",

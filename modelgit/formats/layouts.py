@@ -19,7 +19,9 @@ from modelgit.objects import STORAGE_SUFFIX
 
 __all__ = ["LAYOUT_TITLES", "LayoutName", "TrackedModel", "describe"]
 
-LayoutName = OneOf["hf-checkpoint", "peft-adapter", "safetensors", "torch", "numpy", "gguf", "directory", "file"]
+LayoutName = OneOf[
+    "hf-checkpoint", "peft-adapter", "safetensors", "torch", "numpy", "gguf", "onnx", "directory", "file"
+]
 
 LAYOUT_TITLES: Mapping[LayoutName, str] = {
     "hf-checkpoint": "Hugging Face checkpoint",
@@ -28,6 +30,7 @@ LAYOUT_TITLES: Mapping[LayoutName, str] = {
     "torch": "PyTorch checkpoint",
     "numpy": "numpy arrays",
     "gguf": "GGUF file",
+    "onnx": "ONNX model",
     "directory": "directory",
     "file": "file",
 }
@@ -39,6 +42,7 @@ _SINGLE: Mapping[str, LayoutName] = {
     "npz": "numpy",
     "npy": "numpy",
     "gguf": "gguf",
+    "onnx": "onnx",
 }
 # The names under which Hugging Face libraries look for pickled weights, and those of their shards.
 _PICKLED = re.compile(r"(?:pytorch_model|adapter_model)(?:\.[a-z0-9_]+)?(?:-\d+-of-\d+)?\.bin")
