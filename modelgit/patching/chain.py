@@ -14,6 +14,7 @@ from modelgit.store.base import Located, ObjectStore
 
 __all__ = [
     "MAX_CHAIN",
+    "MAX_COST",
     "MAX_DENSE_COST",
     "MAX_SPARSE_COST",
     "SPARSE_BELOW",
@@ -21,6 +22,7 @@ __all__ = [
     "anchor_of",
     "chain_cost",
     "chain_links",
+    "link_cost",
 ]
 
 I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
@@ -30,6 +32,7 @@ MAX_DENSE_COST = 3.3  # two dense deltas, with a few sparse patches among them
 MAX_SPARSE_COST = 4.0
 _LINK = 0.05  # keeps the longest chain that the bounds allow below MAX_CHAIN
 SPARSE_BELOW = 0.10  # a record with a base that is smaller than this share of the raw size reads like a sparse one
+MAX_COST = MAX_SPARSE_COST + _LINK + 4 * SPARSE_BELOW  # the most that a writer makes: above it lies what others made
 
 
 class Link(NamedTuple):
@@ -47,8 +50,13 @@ def chain_cost(store: ObjectStore, object_id: ObjectId) -> float:
             return float("inf")
         if link.base is None:
             return cost + 1.0
-        cost += _LINK + (1.0 if link.share > SPARSE_BELOW else 4 * link.share)
+        cost += link_cost(link.share)
     return float("inf")
+
+
+def link_cost(share: float) -> float:
+    """What a record with a base adds to the cost of reading its base, from its share of the raw size."""
+    return _LINK + (1.0 if share > SPARSE_BELOW else 4 * share)
 
 
 def anchor_of(store: ObjectStore, object_id: I) -> I | None:

@@ -22,7 +22,7 @@ from modelgit.numerics.nonfinite import ValueCounts, count_nonfinite
 from modelgit.numerics.scratch import scratch
 from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
 from modelgit.parallel import Workers
-from modelgit.patching.base import WINDOW_BYTES, windows
+from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
@@ -101,7 +101,8 @@ class TensorWriter:
     """Stores tensors and blobs through a session, `threads` at a time.
 
     Anonymous memory is bounded by about 64 MiB of raw tensors in flight and some windows a thread, whatever the sizes.
-    With `verify` every unit is decoded again before it is written and compared with what went in.
+    With `verify` every unit is decoded again before it is written and compared with what went in.  Bases are read
+    through `reader`, from `store` unless given.
     """
 
     def __init__(
@@ -111,10 +112,11 @@ class TensorWriter:
         threads: int,
         effort: Effort = "balanced",
         verify: bool = False,
+        reader: TensorReads | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self._store = store
-        self._reader = TensorReader(store)
+        self._reader = reader or TensorReader(store)
         self._threads = max(1, threads)
         self._effort: Effort = effort
         self._verify = verify
@@ -379,14 +381,16 @@ class TensorWriter:
     # -- choosing
 
     def _bases(self, job: StoreJob) -> list[Ids]:
-        """Candidates: the tensor in the parent, and the whole one at the end of its chain (see `chain`)."""
-        if job.parent is None or not self._reader.size(job.parent) or job.size == 0:
+        """Candidates: the tensor in the parent, the whole one at the end of its chain (see `chain`), those named."""
+        if job.size == 0:
             return []
-        bases: list[Ids] = [job.parent]
-        anchor = anchor_of(self._store, job.parent)
-        if anchor is not None and anchor != job.parent:
-            bases.append(anchor)
-        return bases
+        bases: list[Ids] = []
+        if job.parent is not None and self._reader.size(job.parent):
+            bases.append(job.parent)
+            anchor = anchor_of(self._store, job.parent)
+            if anchor is not None and anchor != job.parent:
+                bases.append(anchor)
+        return bases + [base for base in job.bases if base not in bases and self._reader.size(base)]
 
     def _admissible(self, choices: list[Choice], bases: Sequence[Ids], layout: Layout) -> list[Choice]:
         """Leave out what would make reading too costly."""

@@ -23,7 +23,7 @@ class StoreJob(NamedTuple):
 
     `parent` is the tensor of the same name in the parent commit: the first candidate for a base, and what changed
     values are counted against.  It may have more or fewer rows: it is cut, or goes on with zeros.  `name` is what
-    messages call it.
+    messages call it.  `bases` are further candidates.
     """
 
     name: str
@@ -31,6 +31,7 @@ class StoreJob(NamedTuple):
     spec: TensorSpec | None
     size: int
     parent: TensorId | BlobId | None = None
+    bases: tuple[TensorId | BlobId, ...] = ()
 
 
 class Stored(NamedTuple):

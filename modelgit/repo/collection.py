@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from modelgit.objects import CommitId, ObjectId, Operation, OperationId, View, id_class
+from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec, View, id_class
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
@@ -21,7 +21,18 @@ from modelgit.store.packs import HEADER, packed_size
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["KEEP_DAYS", "KEEP_OPERATIONS", "Marking", "Place", "copy_records", "pack_sizes", "place_of"]
+__all__ = [
+    "KEEP_DAYS",
+    "KEEP_OPERATIONS",
+    "REWRITE_ABOVE",
+    "Key",
+    "Marking",
+    "Place",
+    "copy_records",
+    "imagined_packs",
+    "pack_sizes",
+    "place_of",
+]
 
 KEEP_OPERATIONS = 200
 KEEP_DAYS = 30
@@ -69,7 +80,7 @@ class Marking:
         self.kept_operations: set[OperationId] = set()
         self.dropped_operations = 0
         self.live: set[Key] = set()
-        self.needed = 0
+        self.needed: dict[Key, TensorSpec | None] = {}
         self.chosen: dict[Place, Located] = {}
         self.used: set[str] = set()
         repo.store.lookup.refresh()
@@ -87,14 +98,14 @@ class Marking:
         roots = self._read_operations()
         kept = kept_objects(self._repo) | merge_roots(self._repo)
         fresh: list[Key] = []
-        for object_id, _ in needed_objects(
+        for object_id, spec in needed_objects(
             self._repo, roots, kept=kept, pruned=self._pruned, expired=self._expired, seen=self._seen
         ):
             key = (object_id.KIND, object_id.digest)
             if key not in self.live:
                 self.live.add(key)
-                self.needed += 1
                 fresh.append(key)
+            self.needed.setdefault(key, spec)
         while fresh:
             for item in self._choose(fresh.pop()):
                 self.chosen[place_of(item)] = item
@@ -128,6 +139,15 @@ class Marking:
             current = operation.parent
         self.kept_operations = kept
         return roots
+
+    def records_of(self, key: Key) -> list[Located]:
+        """Every record of an object, kept or not."""
+        return self._records.get(key, [])
+
+    def chosen_of(self, key: Key) -> list[Located]:
+        """The records of a live object that are kept and hold its bytes; else the one that says where these lie."""
+        kept = [item for item in self.records_of(key) if place_of(item) in self.chosen and not item.is_leaf_table]
+        return [item for item in kept if not is_external(item)] or kept
 
     def _choose(self, key: Key) -> list[Located]:
         """One record for each range of the object."""
@@ -181,16 +201,20 @@ def _preference(item: Located) -> tuple[bool, int, str]:
 
 def pack_sizes(records: Iterable[Located]) -> list[int]:
     """Bytes of the pack files that `copy_records` makes of `records`, without writing any."""
-    sizes: list[int] = []
-    rows: list[Located] = []
-    offset = len(HEADER)
+    packs: dict[str, list[Located]] = {}
+    for item in imagined_packs(records):
+        packs.setdefault(item.pack, []).append(item)
+    return [packed_size(rows, rows[-1].offset + rows[-1].length) for rows in packs.values()]
+
+
+def imagined_packs(records: Iterable[Located]) -> Iterator[Located]:
+    """Where `records` would lie if they were written, in packs named `+0`, `+1`, ..."""
+    number, offset = 0, len(HEADER)
     for item in records:
         if offset >= PACK_TARGET_BYTES:
-            sizes.append(packed_size(rows, offset))
-            rows, offset = [], len(HEADER)
-        rows.append(item._replace(offset=offset))
+            number, offset = number + 1, len(HEADER)
+        yield item._replace(pack=f"+{number}", offset=offset)
         offset += item.length
-    return [*sizes, packed_size(rows, offset)] if rows else sizes
 
 
 def copy_records(repo: Repository, records: Sequence[Located], progress: Progress = SILENT) -> list[str]:

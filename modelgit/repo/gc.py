@@ -11,13 +11,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import Record, RetentionId, Root
+from modelgit.objects import Record, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
 from modelgit.repo.pruned import pruned_commits
@@ -28,7 +28,7 @@ from modelgit.worktree.lockfile import is_alive
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["GcReport", "collect", "finish_collection", "retire_packs"]
+__all__ = ["GcReport", "collect", "finish_collection", "retire_packs", "tidy"]
 
 RESCUE_DAYS = 7
 _STALE_INCOMING_S = 14 * 86400
@@ -66,7 +66,7 @@ def collect(
         marking = Marking(repo, prune_now=prune_now, pruned=pruned_commits(repo))
         report = finish_collection(repo, marking, dry_run=dry_run, progress=progress)
         if not dry_run:
-            _tidy(repo)
+            tidy(repo)
             repo.store.lookup.write_cache()
         return report
 
@@ -78,23 +78,23 @@ def finish_collection(
     rewrite_above: float = REWRITE_ABOVE,
     forced: Collection[Key] = (),
     retention: RetentionId | None = None,
+    still_right: Callable[[View], bool] | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> GcReport:
     """Mark, write again what is worth it, and retire what is left over.
 
     Packs with a dead object of `forced` are written again however little of them is dead, and go before all others.
-    `retention` becomes the root's record of pruned commits in the same step.  Raises RootMoved when that is given and
-    the root moved since `marking` looked: what is pruned has to be thought over then.
+    `retention` becomes the root's record of pruned commits in the same step.  Raises RootMoved when `still_right` says
+    of the view that is about to be served that what is pruned has to be thought over.
     """
     rewrite: list[str] | None = None
     copied: set[tuple[str, int]] = set()
     written: list[str] = []
     for _ in range(_TRIES):
-        before = marking.root.version
         marking.mark()
-        if retention is not None and marking.root.version != before:
-            raise RootMoved("another process changed the repository meanwhile", hint="run the command again")
+        if still_right is not None and not still_right(repo.operations.read(marking.root.root.operation).view):
+            raise RootMoved("a commit that was to be pruned is needed now", hint="run the command again")
         if rewrite is None:
             rewrite = marking.wasteful_packs(above=rewrite_above, forced=forced)
             records = marking.kept_records(rewrite)
@@ -112,8 +112,6 @@ def finish_collection(
             order = sorted(condemned, key=lambda name: name not in urgent)
             retire_packs(repo, marking.root, order, retention=retention)
         except RootMoved:
-            if retention is not None:
-                raise
             continue
         # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
         # was listed before the root that our swap replaced can no longer be published: its writer lost to us.
@@ -133,7 +131,7 @@ def _report(marking: Marking, rewrite: Sequence[str], written: int, *, dry_run: 
         packs_deleted=len(dead),
         packs_rewritten=len(rewrite),
         bytes_freed=marking.size_of(dead) + marking.size_of(rewrite) - written,
-        objects_kept=marking.needed,
+        objects_kept=len(marking.needed),
         operations_dropped=marking.dropped_operations,
         dry_run=dry_run,
     )
@@ -173,7 +171,7 @@ def _swap(
     return repo.roots.swap(current.version, root)
 
 
-def _tidy(repo: Repository) -> None:
+def tidy(repo: Repository) -> None:
     """Leftovers of commands that were killed, expired rescues, and caches that point at nothing."""
     now = time.time()
     repo.retention_log.remove(repo.retention_log.listed() - {repo.roots.read().root.retention})

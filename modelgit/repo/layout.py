@@ -24,6 +24,7 @@ class RepositoryPaths:
         self.lookup = self.cache / "packs"
         self.predictions = self.cache / "predictions"
         self.contents = self.cache / "contents"
+        self.repacked = self.cache / "repacked"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"

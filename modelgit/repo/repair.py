@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError, RepositoryError
 from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
-from modelgit.patching.base import WINDOW_BYTES, TensorReads
+from modelgit.patching.base import TensorReads
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoreJob
+from modelgit.patching.recode import StoredObject
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.repo.fsck import Finding, reachable_objects
@@ -131,27 +132,10 @@ def _salvage(
     return count
 
 
-class _StoredBytes:
-    """A stored object as a source, to be stored again."""
-
-    step_bytes = WINDOW_BYTES
-
-    def __init__(self, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None) -> None:
-        self.spec = spec or TensorSpec(dtype="U8", shape=(reader.size(object_id) or 0,))
-        self._reader = reader
-        self._id = object_id
-
-    def read(self, start: int, stop: int) -> bytearray:
-        return self._reader.read(self._id, start, stop)
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        self._reader.read_into(self._id, start, out)
-
-
 def _store_again(
     session: PackSession, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None, label: str
 ) -> None:
-    source = _StoredBytes(reader, object_id, spec)
+    source = StoredObject(reader, object_id, spec)
     job = StoreJob(label, source, spec, source.spec.size_bytes)
     for stored in TensorWriter(session, threads=1).store([job]):
         if stored.id != object_id:
