@@ -12,6 +12,7 @@ holds every partial sum exactly, in whatever order a BLAS adds: the prediction i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,15 +26,16 @@ __all__ = [
     "MAX_EXPONENT",
     "MAX_SUM",
     "PREDICTED",
+    "Blocks",
     "Factors",
     "Matrix",
     "apparent_rank",
     "balance",
     "fit_left",
-    "fit_right",
     "most_bits",
     "predict",
     "quantise",
+    "refine_right",
     "right_factor",
     "rows_of",
     "sum_bound",
@@ -41,19 +43,22 @@ __all__ = [
 ]
 
 Matrix = NDArray[np.float64]
+Blocks = Callable[[], Iterable[tuple[Matrix, Matrix]]]
+"""Gives the rows of a difference a few at a time, with the inverse variances of its elements; may be asked again."""
 
 PREDICTED = ("BF16", "F16", "F32")
 MAX_SUM = 1 << 53
 # Wide enough for any product of floats that a matrix could need, and far from where float64 loses bits.
 MAX_EXPONENT = 512
 # Pieces whose sums and values stay in a core's cache.
-PIECE_WORDS = 1 << 15
+PIECE_WORDS = 1 << 16
 # Weighted least squares need rank² / 2 numbers per column, and as many products per word.
 WEIGHTED_NUMBERS = 1 << 22
 WEIGHTED_RANK = 24
 _OVERSAMPLING = 8
 _GAP = 0.5
 _REST_OF_ENERGY = 0.3
+_NOISE = 8.0
 
 
 class Factors(NamedTuple):
@@ -79,33 +84,36 @@ def predict(factors: Factors, base: Words, start: int, out: Words) -> None:
     word of the base.
     """
     columns = factors.right.shape[0]
+    top = start // columns
+    last = -(-(start + base.size) // columns)
+    # A power of two changes no digit, so that the sums are exact with it as they are without.
+    left = np.ldexp(factors.left[top - factors.first_row : last - factors.first_row], factors.exponent)
     done = 0
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         while done < base.size:
             row, column = divmod(start + done, columns)
-            row -= factors.first_row
+            row -= top
             rest = base.size - done
             if column == 0 and rest >= columns and columns <= PIECE_WORDS:
                 rows = min(rest, PIECE_WORDS) // columns
                 size = rows * columns
                 sums = scratch("lowrank.sums", size, np.float64)
-                np.matmul(factors.left[row : row + rows], factors.right.T, out=sums.reshape(rows, columns))
+                np.matmul(left[row : row + rows], factors.right.T, out=sums.reshape(rows, columns))
             else:
                 size = min(columns - column, rest, PIECE_WORDS)
                 sums = scratch("lowrank.sums", size, np.float64)
-                np.matmul(factors.right[column : column + size], factors.left[row], out=sums)
-            _add(factors, base[done : done + size], sums, out[done : done + size])
+                np.matmul(factors.right[column : column + size], left[row], out=sums)
+            _add(factors.dtype, base[done : done + size], sums, out[done : done + size], rounded=factors.rounded)
             done += size
 
 
-def values_of(words: Words, dtype: str, out: Matrix) -> None:
-    """Fill `out` with the values of the floats in `words`."""
-    if dtype == "BF16":
-        wide = scratch("lowrank.wide", words.size, np.uint32)
-        np.left_shift(words, 16, out=wide, dtype=np.uint32)
-        np.copyto(out, wide.view(np.float32))
-    else:
-        np.copyto(out, words.view("<f2" if dtype == "F16" else "<f4"))
+def values_of(words: Words, dtype: str) -> NDArray[np.floating]:
+    """The values of the floats in `words`, in a type that holds them; valid until the next call in this thread."""
+    if dtype != "BF16":
+        return words.view("<f2" if dtype == "F16" else "<f4")
+    wide = scratch("lowrank.wide", words.size, np.uint32)
+    np.left_shift(words, 16, out=wide, dtype=np.uint32)
+    return wide.view(np.float32)
 
 
 def sum_bound(left: Matrix, right: Matrix) -> int:
@@ -127,40 +135,60 @@ def apparent_rank(difference: Matrix) -> int:
     return _rank(squares, 2 * len(squares) // 3)
 
 
-def right_factor(difference: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """Both factors of a difference that looks like `rank`, each of half the scale: left (rows, r), right (columns, r).
+def right_factor(blocks: Blocks, columns: int, rank: int) -> Matrix:
+    """The right factor, of shape (columns, r), of a difference that looks like `rank`.
 
-    r is the rank as the finer spectrum shows it, at most `rank` plus a few; 0 when there is none.
+    It has the square roots of the singular values, so that a left factor that fits it has the other half of the scale.
+    r is the rank as the finer spectrum shows it, at most `rank` plus a few; 0 when there is none.  Reads twice.
     """
-    columns = difference.shape[1]
-    width = min(rank + _OVERSAMPLING, *difference.shape)
+    width = min(rank + _OVERSAMPLING, columns)
     test = np.random.default_rng(0).standard_normal((columns, width))
-    basis, _ = np.linalg.qr(difference.T @ (difference @ test))
-    image = difference @ basis
-    u, singular, turn = np.linalg.svd(image, full_matrices=False)
-    found = _rank(singular**2, width, rest=float((difference**2).sum() - (singular**2).sum()))
-    half = np.sqrt(singular[:found])
-    return u[:, :found] * half, (basis @ turn[:found].T) * half
+    image = np.zeros((columns, width))
+    energy, rows = 0.0, 0
+    for difference, _ in blocks():
+        rows += difference.shape[0]
+        image += difference.T @ (difference @ test)
+        energy += float(np.vdot(difference, difference))
+    basis, _ = np.linalg.qr(image)
+    gram = np.zeros((width, width))
+    for difference, _ in blocks():
+        part = difference @ basis
+        gram += part.T @ part
+    squares, turn = np.linalg.eigh(gram)
+    squares = np.maximum(squares[::-1], 0.0)
+    # Directions that stand out no more than those of noise do are none: they would only cost space.
+    rest = max(0.0, energy - float(squares.sum()))
+    noise = _NOISE * rest / max(1, min(rows, columns) - width)
+    found = _rank(squares, int(np.count_nonzero(squares > noise)), rest=rest)
+    factor: Matrix = (basis @ turn[:, ::-1][:, :found]) * squares[:found] ** 0.25
+    return factor
+
+
+def refine_right(blocks: Blocks, right: Matrix) -> Matrix:
+    """One round of alternating weighted least squares: a better right factor of the same shape.  Reads once."""
+    columns, rank = right.shape
+    if not _weighted(right):
+        return right
+    packed = np.zeros((columns, rank * (rank + 1) // 2))
+    moments = np.zeros((columns, rank))
+    for difference, weights in blocks():
+        left = fit_left(difference, weights, right)
+        packed += weights.T @ _pairs(left)
+        moments += (weights * difference).T @ left
+    return _solve(packed, moments, rank)
 
 
 def fit_left(difference: Matrix, weights: Matrix, right: Matrix) -> Matrix:
     """The left factor, of shape (rows, rank), that explains `difference` best given `right`.
 
-    `weights` of the shape of `difference` are inverse variances.
+    `weights` of the shape of `difference` are inverse variances; they are not looked at when the rank is large.
     """
-    rank = right.shape[1]
     if not _weighted(right):
         # The pseudo-inverse, not the normal equations: an adapter may name one direction twice.
         fitted: Matrix = difference @ np.linalg.pinv(right).T
         return fitted
-    pairs = _pairs(right)
     moments = (weights * difference) @ right
-    return _solve(weights @ pairs, moments, rank)
-
-
-def fit_right(difference: Matrix, weights: Matrix, left: Matrix) -> Matrix:
-    """The right factor, of shape (columns, rank), that explains `difference` best given `left`."""
-    return fit_left(difference.T, weights.T, left)
+    return _solve(weights @ _pairs(right), moments, right.shape[1])
 
 
 def balance(left: Matrix, right: Matrix) -> tuple[Matrix, Matrix]:
@@ -197,33 +225,29 @@ def rows_of(first_word: int, words: int, columns: int) -> tuple[int, int]:
     return first, -(-(first_word + words) // columns) - first
 
 
-def _add(factors: Factors, base: Words, sums: Matrix, out: Words) -> None:
+def _add(dtype: str, base: Words, sums: Matrix, out: Words, *, rounded: bool) -> None:
     # A sum of integers has no negative zero, but a BLAS may make one.
     np.add(sums, 0.0, out=sums)
-    np.multiply(sums, math.ldexp(1.0, factors.exponent), out=sums)
-    values = scratch("lowrank.values", base.size, np.float64)
-    if factors.rounded:
+    if rounded:
         words = scratch("lowrank.words", base.size, base.dtype)
-        _round(sums, factors.dtype, words)
-        values_of(words, factors.dtype, sums)
-    values_of(base, factors.dtype, values)
-    np.add(values, sums, out=values)
-    finite = np.isfinite(values)
-    if finite.all():
-        _round(values, factors.dtype, out)
-    else:
-        lost = np.flatnonzero(~finite)
-        kept = base[lost]
-        _round(values, factors.dtype, out)
-        out[lost] = kept
+        _round(sums, dtype, words)
+        np.copyto(sums, values_of(words, dtype))
+    np.add(values_of(base, dtype), sums, out=sums)
+    result = scratch("lowrank.result", base.size, base.dtype)
+    if not _round(sums, dtype, result):
+        np.copyto(result, base, where=~np.isfinite(sums))
+    np.copyto(out, result)
 
 
-def _round(values: Matrix, dtype: str, out: Words) -> None:
+def _round(values: Matrix, dtype: str, out: Words) -> bool:
+    """Fill `out`; returns False when something may not have been finite."""
     if dtype != "BF16":
-        np.copyto(out.view("<f2" if dtype == "F16" else "<f4"), values, casting="same_kind")
-        return
+        floats = out.view("<f2" if dtype == "F16" else "<f4")
+        np.copyto(floats, values, casting="same_kind")
+        return bool(np.isfinite(floats).all())
     single = scratch("lowrank.single", values.size, np.float32)
     np.copyto(single, values, casting="same_kind")
+    finite = bool(np.isfinite(single).all())
     bits = single.view(np.uint32)
     low = scratch("lowrank.wide", values.size, np.uint32)
     np.right_shift(bits, 16, out=low)
@@ -232,6 +256,7 @@ def _round(values: Matrix, dtype: str, out: Words) -> None:
     np.add(bits, low, out=bits)
     np.right_shift(bits, 16, out=bits)
     np.copyto(out, bits, casting="unsafe")
+    return finite
 
 
 def _rank(squares: Matrix, most: int, *, rest: float = 0.0) -> int:

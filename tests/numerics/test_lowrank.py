@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -112,14 +113,18 @@ def test_a_product_is_found_again(rank: int) -> None:
     product = rng.standard_normal((300, rank)) @ rng.standard_normal((rank, 200))
     difference = product + noise
     assert lowrank.apparent_rank(difference[:96]) == rank
-    left, right = lowrank.right_factor(difference, rank)
-    assert left.shape == (300, rank)
-    assert np.abs(left @ right.T - product).max() < 2e-3
     weights = np.ones_like(difference)
-    fitted = lowrank.fit_left(difference, weights, right)
-    assert np.abs(fitted @ right.T - product).max() < 2e-3
-    right = lowrank.fit_right(difference, weights, fitted)
-    assert np.abs(fitted @ right.T - product).max() < 2e-3
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for at in range(0, 300, 70):
+            yield difference[at : at + 70], weights[at : at + 70]
+
+    right = lowrank.right_factor(blocks, 200, rank)
+    assert right.shape == (200, rank)
+    for _ in range(2):
+        fitted = lowrank.fit_left(difference, weights, right)
+        assert np.abs(fitted @ right.T - product).max() < 2e-3
+        right = lowrank.refine_right(blocks, right)
 
 
 def test_weights_say_which_words_to_believe() -> None:
@@ -127,14 +132,14 @@ def test_weights_say_which_words_to_believe() -> None:
     product = np.outer(rng.standard_normal(50), rng.standard_normal(60))
     spread = 10.0 ** rng.uniform(-3, 0, product.shape)
     difference = product + spread * rng.standard_normal(product.shape)
-    left, right = np.linalg.svd(difference)[0][:, :1], np.linalg.svd(difference)[2][:1].T
+    first = np.linalg.svd(difference)[2][:1].T
 
     def fitted(weights: np.ndarray) -> float:
-        ours, theirs = left, right
+        right = first
         for _ in range(5):
-            theirs = lowrank.fit_right(difference, weights, ours)
-            ours = lowrank.fit_left(difference, weights, theirs)
-        return float(np.sqrt(((ours @ theirs.T - product) ** 2).mean()))
+            right = lowrank.refine_right(lambda: [(difference, weights)], right)
+        left = lowrank.fit_left(difference, weights, right)
+        return float(np.sqrt(((left @ right.T - product) ** 2).mean()))
 
     assert fitted(spread**-2.0) < 0.1 * fitted(np.ones_like(spread))
 
@@ -149,8 +154,8 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     assert lowrank.apparent_rank(decaying) == 0
     assert lowrank.apparent_rank(np.full((96, 200), np.nan)) == 0
     assert lowrank.apparent_rank(np.full((96, 200), np.inf)) == 0
-    left, right = lowrank.right_factor(rng.standard_normal((96, 200)), 8)
-    assert left.shape[1] == right.shape[1] == 0
+    noise = rng.standard_normal((96, 200))
+    assert lowrank.right_factor(lambda: [(noise, noise)], 200, 8).shape == (200, 0)
 
 
 def test_balancing_and_quantising_keep_the_product() -> None:
