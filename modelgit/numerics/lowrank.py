@@ -12,7 +12,7 @@ holds every partial sum exactly, in whatever order a BLAS adds: the prediction i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "Matrix",
     "apparent_rank",
     "balance",
+    "fill_holes",
     "fit_left",
     "most_bits",
     "predict",
@@ -164,6 +165,18 @@ def right_factor(blocks: Blocks, columns: int, rank: int) -> Matrix:
     return factor
 
 
+def fill_holes(blocks: Blocks, right: Matrix) -> Iterator[tuple[Matrix, Matrix]]:
+    """`blocks` with what `right` makes of the others where the weight is zero, instead of whatever stands there."""
+    inverse = np.linalg.pinv(right).T
+    for difference, weights in blocks():
+        holes = weights == 0.0
+        if holes.any():
+            difference = difference.copy()
+            for _ in range(3):  # each time what is wrong shrinks by the share of the row that is missing
+                difference[holes] = (difference @ inverse @ right.T)[holes]
+        yield difference, weights
+
+
 def refine_right(blocks: Blocks, right: Matrix) -> Matrix:
     """One round of alternating weighted least squares: a better right factor of the same shape.  Reads once."""
     columns, rank = right.shape
@@ -193,12 +206,11 @@ def fit_left(difference: Matrix, weights: Matrix, right: Matrix) -> Matrix:
 
 def balance(left: Matrix, right: Matrix) -> tuple[Matrix, Matrix]:
     """The same product, with both columns of a component of one root mean square, up to a power of two."""
-    ours: Matrix = np.sqrt((left**2).mean(axis=0))
-    theirs: Matrix = np.sqrt((right**2).mean(axis=0))
-    usable = (ours > 0) & (theirs > 0) & np.isfinite(ours) & np.isfinite(theirs)
-    shift = np.zeros(ours.size)
-    np.log2(theirs / np.where(ours > 0, ours, 1.0), out=shift, where=usable)
-    scale = np.exp2(np.rint(shift / 2))
+    with np.errstate(all="ignore"):
+        ours: Matrix = np.sqrt((left**2).mean(axis=0))
+        theirs: Matrix = np.sqrt((right**2).mean(axis=0))
+        shift = np.rint(np.log2(theirs / ours) / 2)
+    scale = np.exp2(np.where(np.abs(shift) < MAX_EXPONENT, shift, 0.0))
     return left * scale, right / scale
 
 

@@ -10,6 +10,7 @@ The tensor is read a few hundred thousand words at a time, so that its size does
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from modelgit.numerics.lowrank import (
     Matrix,
     apparent_rank,
     balance,
+    fill_holes,
     fit_left,
     most_bits,
     predict,
@@ -37,7 +39,7 @@ from modelgit.numerics.lowrank import (
 from modelgit.objects import TensorSpec
 from modelgit.patching.choose import estimate_choices
 
-__all__ = ["Correction", "Product", "ReadBytes", "declared_correction", "find_correction", "is_matrix"]
+__all__ = ["Correction", "Product", "ReadBytes", "find_correction", "is_matrix"]
 
 ReadBytes = Callable[[int, int], bytes | bytearray | memoryview]
 
@@ -50,6 +52,7 @@ _TEST_ROWS = {"balanced": 96, "tight": 288}
 # Right factors are fitted to so many words, spread over the matrix: what they gain beyond is below the rounding.
 _FIT_WORDS = {"balanced": 1 << 22, "tight": 1 << 24}
 _ROUNDS = {"balanced": 1, "tight": 2}
+_FILLINGS = 3
 _BLOCK_WORDS = 1 << 19
 _TRIAL_WORDS = 1 << 14
 _MOST_COLUMNS = 1 << 17
@@ -84,6 +87,7 @@ class _Pair:
         self.columns = spec.elements // spec.shape[0]
         self._reads = (read, read_base)
         self._floor = 0.0
+        self.has_holes = False
 
     def words(self, start: int, stop: int) -> tuple[Words, Words]:
         """The words of rows `start` to `stop`, and those of the base."""
@@ -110,6 +114,7 @@ class _Pair:
                 # What is far below the others is not known that much better.
                 self._floor = 1e-6 * float(np.mean(new, where=np.isfinite(new))) or 1.0
             known = np.isfinite(found) & (new > 0.0)
+            self.has_holes = self.has_holes or not known.all()
             new += self._floor
             weights = np.where(known, 1.0 / new, 0.0)
             found[~known] = 0.0
@@ -144,15 +149,20 @@ def find_correction(
     plain_bits: float,
     effort: Effort,
     extent_bytes: int,
+    product: Product | None = None,
 ) -> Correction | None:
     """A correction of the base that makes a tensor smaller, if its difference to the base is of low rank.
 
     `read` and `read_base` give raw bytes from `start` to `stop`; `plain_bits` is the best estimate without a
-    correction, in bits per word.  `spec` must be one that `is_matrix` takes.  None with the effort "fast".
+    correction, in bits per word.  `spec` must be one that `is_matrix` takes.  A `product` that is declared is
+    taken without a search; there is none with the effort "fast".
     """
+    pair = _Pair(read, read_base, spec)
+    if product is not None and (len(product.left), len(product.right)) == (pair.rows, pair.columns):
+        ours, theirs = balance(product.left, product.right)
+        return _settle(pair, lambda start, stop, _: ours[start:stop], theirs, plain_bits, extent_bytes)
     if effort == "fast":
         return None
-    pair = _Pair(read, read_base, spec)
     rank = _apparent_rank(pair, _TEST_ROWS[effort])
     if not rank or rank * (pair.rows + pair.columns) * _FEWEST_BITS >= plain_bits * spec.elements:
         return None
@@ -163,6 +173,9 @@ def find_correction(
         right = right_factor(blocks, pair.columns, 2 * rank + 8)
     if not right.shape[1]:
         return None
+    for _ in range(_FILLINGS if pair.has_holes else 0):
+        filled = functools.partial(fill_holes, blocks, right)
+        right = right_factor(filled, pair.columns, right.shape[1])
     for _ in range(_ROUNDS[effort]):
         right = refine_right(blocks, right)
 
@@ -172,21 +185,6 @@ def find_correction(
         return np.concatenate(parts)
 
     return _settle(pair, left, right, plain_bits, extent_bytes)
-
-
-def declared_correction(
-    read: ReadBytes,
-    read_base: ReadBytes,
-    spec: TensorSpec,
-    product: Product,
-    *,
-    plain_bits: float,
-    extent_bytes: int,
-) -> Correction | None:
-    """The same from a product that is known; None when it does not make the tensor smaller."""
-    pair = _Pair(read, read_base, spec)
-    ours, theirs = balance(product.left, product.right)
-    return _settle(pair, lambda start, stop, _: ours[start:stop], theirs, plain_bits, extent_bytes)
 
 
 def _apparent_rank(pair: _Pair, rows: int) -> int:
@@ -225,7 +223,7 @@ def _settle(
         for start in range(0, total * width, extent_bytes)
     ]
     sizes = [rows_of(start, stop - start, pair.columns)[1] + pair.columns for start, stop in extents]
-    if rank > MAX_RANK or max(sizes) * rank > MAX_NUMBERS or not np.all(np.isfinite(right)):
+    if not 1 <= rank <= MAX_RANK or max(sizes) * rank > MAX_NUMBERS or not np.all(np.isfinite(right)):
         return None
     trial = _Trial(pair, left, right, sum(sizes) * rank / total)
     best = trial.best()
@@ -260,7 +258,7 @@ class _Trial:
         self._right = right
         self._numbers = numbers_per_word
         spans = pair.spread(-(-_TRIAL_WORDS // pair.columns))
-        read = [pair.words(start, stop) for start, stop in spans]
+        read = [[words.copy() for words in pair.words(start, stop)] for start, stop in spans]  # buffers are used again
         self._words: Words = np.concatenate([words for words, _ in read])
         self._base: Words = np.concatenate([base for _, base in read])
         self._left = np.concatenate([left(start, stop, right) for start, stop in spans])

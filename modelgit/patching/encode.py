@@ -17,7 +17,9 @@ import numpy as np
 import xxhash
 
 from modelgit.codecs.base import CODECS, Codec, Effort, Layout, Words, layout_of, word_dtype
+from modelgit.codecs.lowrank import decode_factors
 from modelgit.errors import BugError
+from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.nonfinite import ValueCounts, count_nonfinite
 from modelgit.numerics.scratch import scratch
 from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
@@ -25,6 +27,7 @@ from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
+from modelgit.patching.correct import ReadBytes, find_correction, is_matrix
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
 from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
@@ -32,10 +35,14 @@ from modelgit.patching.records import UnitChecks, encode_header
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import StagedObject, WriteStore
 
-__all__ = ["EXTENT_BYTES", "TensorWriter", "write_blob"]
+__all__ = ["CORRECTED", "EXTENT_BYTES", "TensorWriter", "write_blob"]
 
 EXTENT_BYTES = 64 << 20
+CORRECTED = "lowrank"
+"""What reports call records whose base is corrected, whatever codec lies behind the correction."""
+
 _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
+_CORRECT_ABOVE = 0.05  # records below this share of the raw size gain too little from a correction to look for one
 _BYTES_LAYOUT = Layout(1, False)
 _IN_FLIGHT_BYTES = 64 << 20
 
@@ -46,10 +53,11 @@ class _Coded(NamedTuple):
     codec: Codec
     base: Ids | None
     payloads: list[bytes]
+    prelude: bytes = b""
 
     @property
     def size(self) -> int:
-        return sum(map(len, self.payloads))
+        return len(self.prelude) + sum(map(len, self.payloads))
 
 
 class _Plan(NamedTuple):
@@ -69,6 +77,7 @@ class _Plan(NamedTuple):
     choice: Choice | None = None
     leaves: Sequence[bytes] | None = None
     step: int = WINDOW_BYTES
+    preludes: Sequence[bytes] = ()  # corrections of the base, one for each extent
     same_size: bool = False  # whether the parent has as many bytes: only then changed values are counted
 
     @property
@@ -181,6 +190,20 @@ class TensorWriter:
         readers = [base_sample(index) for index in range(len(bases))]
         choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
         coded = []
+        corrected = self._correction(
+            job,
+            choices[0],
+            bases,
+            lambda start, stop: data[start:stop],
+            lambda index, start, stop: base_words(index).data.cast("B")[start:stop],
+        )
+        if corrected is not None:
+            choice, (prelude,) = corrected
+            codec, predicted = CODECS.get(choice.codec), base_words(choice.base or 0).copy()
+            predict(decode_factors(prelude, layout, 0, words.size), predicted, 0, predicted)
+            payloads = self._encode(codec, words, predicted, layout)
+            coded.append(_Coded(codec, bases[choice.base or 0], payloads, prelude))
+            choices = []
         for choice in choices if job.size <= _TRY_ALL_BYTES else choices[:1]:
             base = None if choice.base is None else base_words(choice.base)
             codec = CODECS.get(choice.codec)
@@ -219,7 +242,17 @@ class TensorWriter:
             if self._store.has(object_id):
                 return plan._replace(id=object_id)
             plan = plan._replace(leaves=leaves)
-        plan = plan._replace(choice=self._admissible(estimate_choices(sample, readers, layout), bases, layout)[0])
+        choice = self._admissible(estimate_choices(sample, readers, layout), bases, layout)[0]
+        corrected = self._correction(
+            job,
+            choice,
+            bases,
+            job.source.read,
+            lambda index, start, stop: self._base_words(bases[index], start, stop, layout, "encode.base").data,
+        )
+        plan = plan._replace(choice=choice)
+        if corrected is not None:
+            plan = plan._replace(choice=corrected[0], preludes=corrected[1])
         step = max(CODECS.get(plan.choice.codec).unit_bytes if plan.choice else 0, job.source.step_bytes)
         return plan._replace(step=step if plan.base is None else max(step, self._reader.grain(plan.base)))
 
@@ -256,6 +289,7 @@ class TensorWriter:
         """Read, hash and encode one window in pieces."""
         job, layout, base = plan.job, plan.layout, plan.base
         codec = CODECS.get(choice.codec)
+        factors = _factors(plan, start)
         leaves = LeafHasher()
         payloads: list[bytes] = []
         changed = 0
@@ -271,6 +305,8 @@ class TensorWriter:
                 against = self._base_words(base, low, high, layout, "encode.base")
                 if plan.counts:
                     changed += _changed(words, against, job.spec)
+                if factors is not None:
+                    predict(factors, against, low // layout.word_bytes, against)
             payloads += self._encode(codec, words, against, layout)
             if job.spec is not None:
                 nonfinite += count_nonfinite(words, job.spec.dtype)
@@ -307,6 +343,33 @@ class TensorWriter:
         words[known // layout.word_bytes :] = 0
         return words
 
+    def _correction(
+        self,
+        job: StoreJob,
+        choice: Choice,
+        bases: Sequence[Ids],
+        read: ReadBytes,
+        read_base: Callable[[int, int, int], memoryview],
+    ) -> tuple[Choice, Sequence[bytes]] | None:
+        """What is to be done instead of `choice` if the tensor is a base plus a product of small rank."""
+        spec, index = job.spec, choice.base or 0
+        if spec is None or not bases or not is_matrix(spec):
+            return None
+        if job.product is None and choice.bits < _CORRECT_ABOVE * 8 * layout_of(spec).word_bytes:
+            return None
+        if chain_cost(self._store, bases[index]) + 1.0 > MAX_DENSE_COST:
+            return None
+        found = find_correction(
+            read,
+            lambda start, stop: read_base(index, start, stop),
+            spec,
+            product=job.product,
+            plain_bits=choice.bits,
+            effort=self._effort,
+            extent_bytes=EXTENT_BYTES,
+        )
+        return None if found is None else (Choice(found.codec, index, found.bits), found.preludes)
+
     # -- finishing, in the order of the jobs
 
     def _finish(self, plan: _Plan, task: str) -> Stored:
@@ -316,19 +379,20 @@ class TensorWriter:
         self._progress.advance(task, job.size)
         if coded is None or self._store.has(object_id):
             return Stored(job.name, object_id, "known", 0, plan.changed, plan.nonfinite)
-        header = encode_header(coded.codec, plan.layout, UnitChecks.of(coded.payloads))
+        header = encode_header(coded.codec, plan.layout, UnitChecks.of(coded.payloads), prelude=coded.prelude)
         self._store.append(
             object_id,
             start=0,
             stop=job.size,
             total=job.size,
             header=header,
-            payload=coded.payloads,
+            payload=(coded.prelude, *coded.payloads),
             base=coded.base,
         )
         written = coded.size + len(header)
         written += write_leaf_table(self._store, object_id, job.size, job.spec, plan.leaves or ())
-        return Stored(job.name, object_id, coded.codec.name, written, plan.changed, plan.nonfinite)
+        codec = CORRECTED if coded.prelude else coded.codec.name
+        return Stored(job.name, object_id, codec, written, plan.changed, plan.nonfinite)
 
     def _finish_large(
         self, plan: _Plan, first: _Window, steps: Iterator[tuple[_Step, _Window | None]], task: str
@@ -344,6 +408,9 @@ class TensorWriter:
         nonfinite = ValueCounts()
         window: _Window | None = first
         while window is not None:
+            prelude = plan.preludes[begin // EXTENT_BYTES] if plan.preludes else b""
+            if end == begin and prelude:
+                staged.write([prelude])
             size = min(WINDOW_BYTES, job.size - end)
             end += size
             staged.write(window.payloads)
@@ -353,7 +420,7 @@ class TensorWriter:
             nonfinite += window.nonfinite
             self._progress.advance(task, size)
             if end - begin >= EXTENT_BYTES or end == job.size:
-                header = encode_header(CODECS.get(choice.codec), plan.layout, checks)
+                header = encode_header(CODECS.get(choice.codec), plan.layout, checks, prelude=prelude)
                 written += staged.end_record(start=begin, stop=end, total=job.size, header=header, base=plan.base)
                 begin, checks = end, UnitChecks()
             window = None if end == job.size else next(steps)[1]
@@ -364,7 +431,7 @@ class TensorWriter:
         return Stored(
             job.name,
             object_id,
-            "known" if known else choice.codec,
+            "known" if known else CORRECTED if plan.preludes else choice.codec,
             0 if known else written,
             0 if object_id == job.parent else changed if plan.counts else None,
             None if job.spec is None else nonfinite,
@@ -464,6 +531,16 @@ def _changed(words: Words, base: Words, spec: TensorSpec | None) -> int:
     if spec is not None and spec.kind.bits == 8 * 2 * words.dtype.itemsize:
         return int(np.count_nonzero((words != base).reshape(-1, 2).any(axis=1)))
     return int(np.count_nonzero(words != base))
+
+
+def _factors(plan: _Plan, start: int) -> Factors | None:
+    """The correction of the base in the extent that begins at or before byte `start`."""
+    if not plan.preludes:
+        return None
+    number = start // EXTENT_BYTES
+    begin, width = number * EXTENT_BYTES, plan.layout.word_bytes
+    words = (min(begin + EXTENT_BYTES, plan.job.size) - begin) // width
+    return decode_factors(plan.preludes[number], plan.layout, begin // width, words)
 
 
 def _layout(job: StoreJob) -> Layout:
