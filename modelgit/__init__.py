@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from modelgit.errors import MergeConflicts, MgitError
-    from modelgit.repo import Repository, clone, init, open  # noqa: A004  (mg.open is the documented name)
+    from modelgit.repo import Repository, clone, init, open, snapshot  # noqa: A004  (mg.open is the documented name)
 
 _PUBLIC = {
     "MergeConflicts": "modelgit.errors",
@@ -20,9 +20,10 @@ _PUBLIC = {
     "clone": "modelgit.repo",
     "init": "modelgit.repo",
     "open": "modelgit.repo",
+    "snapshot": "modelgit.repo",
 }
 
-__all__ = ["MergeConflicts", "MgitError", "Repository", "__version__", "clone", "init", "open"]
+__all__ = ["MergeConflicts", "MgitError", "Repository", "__version__", "clone", "init", "open", "snapshot"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,8 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "log": "Show the history.",
         "show": "Show one commit and what it changed.",
         "diff": "Compare two states of a model, tensor by tensor.",
+        "cat-tensor": "Look at one tensor, or write it to a file.",
+        "snapshot": "Make a read-only directory of a model as it was, for programs that load one.",
         "op": "Show what was done in this repository.",
     },
     "Branch and merge": {
@@ -56,8 +58,13 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
 }
 
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
+
+
 COMMANDS: dict[str, Entry] = {
-    name: Entry(f"modelgit.cli.cmd_{name}:{name if name != 'eval' else 'evaluate'}", text, section)
+    name: Entry(f"modelgit.cli.cmd_{_module(name)}:{_module(name) if name != 'eval' else 'evaluate'}", text, section)
     for section, commands in _SECTIONS.items()
     for name, text in commands.items()
 }

@@ -134,6 +134,17 @@ class Output:
         """A document as it is (a completion script, a file's text): no escaping, for text that mgit made itself."""
         click.echo(text, nl=not text.endswith("\n"), color=True)
 
+    def binary(self, chunks: Iterable[bytes | bytearray]) -> None:
+        """Bytes as they are, for a program to read.  Raises click's UsageError when they would go to a terminal."""
+        if _is_terminal(sys.stdout):
+            error = click.UsageError("raw bytes would go to a terminal")
+            error.hint = "name a file, or pipe them into a program"  # type: ignore[attr-defined]
+            raise error
+        stream = sys.stdout.buffer
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.flush()
+
     def say(self, *parts: Part) -> None:
         """One line of words about what happened; not under `--quiet`."""
         if not self.quiet:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, leaf_digest, preimage
-from modelgit.patching.base import TensorReads
+from modelgit.patching.base import WINDOW_BYTES, TensorReads
 from modelgit.store.base import ObjectStore, RecordWriter
 
 __all__ = [
@@ -73,6 +73,10 @@ class LeafChecks:
         self._tables: OrderedDict[TensorId | BlobId, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
+    def size(self, object_id: TensorId | BlobId) -> int | None:
+        """Raw length in bytes, or None when the object is not stored."""
+        return self._reads.size(object_id)
+
     def read(self, object_id: TensorId | BlobId, spec: TensorSpec | None, start: int, stop: int) -> bytearray:
         """Raw bytes `start` to `stop`.
 
@@ -81,7 +85,7 @@ class LeafChecks:
         """
         size = self._reads.size(object_id)
         if size is None:
-            raise IntegrityError(f"{object_id.KIND} {object_id} is missing from the store", hint=REPAIR)
+            raise self._store.absence(object_id)
         if spec is not None and size != spec.size_bytes:
             raise IntegrityError(f"object {object_id} has {size} bytes, its shape asks for {spec.size_bytes}")
         if not 0 <= start <= stop <= size:
@@ -132,9 +136,8 @@ class VerifiedReads:
     `specs` says which tensors have which dtype and shape; what is not in it is a blob.
     """
 
-    def __init__(self, store: ObjectStore, reads: TensorReads, specs: Mapping[TensorId, TensorSpec]) -> None:
-        self._checks = LeafChecks(store, reads)
-        self._reads = reads
+    def __init__(self, checks: LeafChecks, specs: Mapping[TensorId, TensorSpec]) -> None:
+        self._checks = checks
         self._specs = specs
 
     def read(self, tensor: TensorId | BlobId, start: int, stop: int) -> bytearray:
@@ -144,9 +147,18 @@ class VerifiedReads:
             raise IntegrityError(f"no file says which dtype and shape tensor {tensor} has")
         return self._checks.read(tensor, spec, start, stop)
 
+    def read_into(self, tensor: TensorId | BlobId, start: int, out: memoryview) -> None:
+        """The same into a buffer of the caller's."""
+        out[:] = self.read(tensor, start, start + out.nbytes)
+
+    def grain(self, tensor: TensorId | BlobId) -> int:
+        """Whole windows: a leaf has to be rebuilt whole to be checked."""
+        del tensor
+        return WINDOW_BYTES
+
     def size(self, tensor: TensorId | BlobId) -> int | None:
         """Raw length in bytes, or None when the tensor is not stored."""
-        return self._reads.size(tensor)
+        return self._checks.size(tensor)
 
 
 def _digest(table: bytes, leaf: int, size: int) -> bytes:

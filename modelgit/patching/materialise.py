@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec,
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.foreign import ForeignReader
-from modelgit.patching.leaves import REPAIR, LeafChecks, check_leaf_tables
+from modelgit.patching.leaves import REPAIR, LeafChecks, VerifiedReads, check_leaf_tables
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore, is_external, is_foreign
 from modelgit.store.fs import PackGoneError
@@ -108,6 +109,10 @@ class TensorReader:
         Raises IntegrityError when they do not match.
         """
         return self._leaves.read(object_id, spec, start, stop)
+
+    def verifying(self, specs: Mapping[TensorId, TensorSpec]) -> VerifiedReads:
+        """The same for code that knows nothing of ids; `specs` are those of the tensors that will be asked for."""
+        return VerifiedReads(self._leaves, specs)
 
     def record(self, tensor: TensorId | BlobId) -> tuple[Located, UnitTable] | None:
         """The record that a read would use for the first bytes, with its header.

@@ -8,6 +8,7 @@ from modelgit.errors import IntegrityError, RemoteError
 from modelgit.objects import Commit, CommitId, ObjectId
 from modelgit.remotes.base import Transport
 from modelgit.store.base import Foreign, Located, ObjectStore
+from modelgit.store.borrow import missing_object
 from modelgit.store.fs import covers
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_record
 
@@ -17,9 +18,9 @@ _FAR = "remote:"  # a copied repository may have packs of the same names
 
 
 class CombinedStore:
-    """Objects of `near`, and of a remote where `near` lacks them.  For metadata: records are read whole."""
+    """Objects of `near` (None: nothing is near), and of a remote where `near` lacks them."""
 
-    def __init__(self, near: ObjectStore, far: Transport, *, far_name: str) -> None:
+    def __init__(self, near: ObjectStore | None, far: Transport, *, far_name: str) -> None:
         self._near = near
         self._far = far
         self._far_name = far_name
@@ -39,7 +40,7 @@ class CombinedStore:
         return found
 
     def _find(self, object_id: ObjectId) -> list[Located]:
-        here = self._near.locate(object_id)
+        here = [] if self._near is None else self._near.locate(object_id)
         if covers(here):
             return here
         there = self._far.locate([object_id]).get(object_id, [])
@@ -55,7 +56,7 @@ class CombinedStore:
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """A range of a record."""
-        if located.pack.startswith(_FAR):
+        if located.pack.startswith(_FAR) or self._near is None:
             return self._far.fetch(located._replace(pack=located.pack[len(_FAR) :]), start, stop)
         return self._near.read_part(located, start, stop)
 
@@ -65,12 +66,17 @@ class CombinedStore:
 
     def foreign(self, located: Located) -> Foreign:
         """How to read a borrowed or external object."""
+        if self._near is None:
+            raise RemoteError(
+                f"{self._far_name} has {located.kind} b3:{located.digest.hex()} only by reference to another place",
+                hint=f"`mgit clone '{self._far_name}'` gives a repository that can look there",
+            )
         return self._near.foreign(located)
 
     def absence(self, object_id: ObjectId) -> IntegrityError:
         """Why there are no records of the object."""
-        return self._near.absence(object_id)
+        return missing_object(object_id) if self._near is None else self._near.absence(object_id)
 
     def objects(self) -> Iterator[Located]:
         """Records that are here; those of a remote are not listed."""
-        return self._near.objects()
+        return iter(()) if self._near is None else self._near.objects()

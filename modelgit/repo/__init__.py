@@ -7,7 +7,7 @@ from pathlib import Path
 from modelgit.environment import Environment
 from modelgit.repo.repository import Repository
 
-__all__ = ["Repository", "clone", "init", "open"]
+__all__ = ["Repository", "clone", "init", "open", "snapshot"]
 
 
 def open(path: Path | str = ".", *, environment: Environment | None = None) -> Repository:  # noqa: A001
@@ -25,3 +25,10 @@ def clone(url: str, path: Path | str | None = None, *, environment: Environment 
     from modelgit.repo.sync import clone as clone_repository
 
     return clone_repository(url, path, environment=environment or Environment.capture())
+
+
+def snapshot(source: Path | str, *, model: str | None = None, environment: Environment | None = None) -> Path:
+    """A read-only directory with a model of `source`, a repository's path or a remote's URL, with `@REVISION`."""
+    from modelgit.repo.snapshots import open_snapshot
+
+    return open_snapshot(source, model=model, environment=environment)

@@ -24,6 +24,7 @@ from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import VersionedRoot
 from modelgit.store.root import RECENT_WRITES
 from modelgit.worktree.lockfile import is_alive
+from modelgit.worktree.snapshots import SnapshotCache
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -185,6 +186,7 @@ def tidy(repo: Repository) -> None:
         for folder in repo.paths.rescue.iterdir():
             if now - folder.stat().st_mtime > RESCUE_DAYS * 86400:
                 shutil.rmtree(folder, ignore_errors=True)
+    SnapshotCache(repo.paths.snapshots).tidy()
     with contextlib.suppress(FileNotFoundError):
         for file in repo.paths.contents.iterdir():
             if now - file.stat().st_mtime > RESCUE_DAYS * 86400:

@@ -25,6 +25,7 @@ class RepositoryPaths:
         self.predictions = self.cache / "predictions"
         self.contents = self.cache / "contents"
         self.repacked = self.cache / "repacked"
+        self.snapshots = self.cache / "snapshots"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"

@@ -1,13 +1,16 @@
-"""Tensors of a revision by name, read when they are asked for."""
+"""Tensors of a revision by name, read when they are asked for, whole or by rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from modelgit.errors import UsageError
+from modelgit.errors import CheckpointFormatError, UsageError
 from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView
-from modelgit.patching.base import windows
+from modelgit.patching.base import WINDOW_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,14 +18,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modelgit.patching.base import TensorReads
+    from modelgit.patching.materialise import TensorReader
     from modelgit.repo.repository import Repository
     from modelgit.store.base import ObjectStore
 
-__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "view_entries"]
+__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "numpy_code", "view_entries"]
 
 _NUMPY = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
     "F32": "<f4", "C64": "<c8", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
+_ML_DTYPES = {
+    "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 _TORCH = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16",
@@ -30,54 +38,264 @@ _TORCH = {
     "U64": "uint64", "F64": "float64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
+_WORD_BYTES = 8  # the longest word of a codec: reads begin and end on such borders
+
+Key = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
 
 class LazyTensor:
-    """One stored tensor; nothing is read before `raw`, `numpy` or `torch`."""
+    """One stored tensor, or rows of one; nothing is read before it is asked for, and then nothing else.
 
-    def __init__(self, name: str, entry: TensorEntry, reader: TensorReads) -> None:
+    Indexing along the first dimension, as in numpy (`t[3]`, `t[10:20]`, `t[::-2]`, `t[0, 1]`), gives another lazy
+    tensor.  Arrays are filled in place: memory is the result and a few MiB.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entry: TensorEntry,
+        reader: TensorReads,
+        *,
+        verify: Callable[[], TensorReads],
+        threads: int = 1,
+        spec: TensorSpec | None = None,
+        offset: int = 0,
+        rows: range | None = None,
+    ) -> None:
         self.name = name
         self.entry = entry
+        self.spec = entry.spec if spec is None else spec
+        """Dtype and shape of what this gives."""
         self._reader = reader
+        self._verify = verify
+        self._threads = threads
+        self._offset = offset
+        self._rows = range(self.spec.shape[0]) if rows is None and self.spec.shape else rows
 
     @property
-    def spec(self) -> TensorSpec:
-        """Dtype and shape."""
-        return self.entry.spec
+    def shape(self) -> tuple[int, ...]:
+        """The shape, `()` for a scalar."""
+        return self.spec.shape
 
-    def raw(self) -> bytearray:
-        """All raw little-endian bytes."""
-        size = self.spec.size_bytes
-        out = bytearray(size)
-        for start, stop in windows(size):
-            out[start:stop] = self._reader.read(self.entry.id, start, stop)
+    @property
+    def size_bytes(self) -> int:
+        """Raw bytes of what this gives."""
+        return self.spec.size_bytes
+
+    def __len__(self) -> int:
+        if self._rows is None:
+            raise TypeError(f"{self.name} is a scalar")
+        return len(self._rows)
+
+    def __getitem__(self, key: Key) -> LazyTensor:
+        if key is Ellipsis or key == ():
+            return self
+        if isinstance(key, tuple):
+            first, rest = key[0], key[1:]
+            if rest and not isinstance(first, int):
+                raise UsageError(f"{self.name}: only the first dimension is read in parts", hint="slice its `.numpy()`")
+            return self[first][rest]
+        rows, width = self._rows, self._row_bytes()
+        if rows is None or width is None:
+            what = "is a scalar" if rows is None else f"has rows of {self.spec.dtype} that are no whole bytes"
+            raise UsageError(f"{self.name} {what}", hint="`.raw(start, stop)` gives its bytes")
+        if isinstance(key, slice):
+            chosen = rows[key]
+            return self._part((len(chosen), *self.shape[1:]), self._offset, chosen)
+        index = operator.index(key)
+        if not -len(rows) <= index < len(rows):
+            raise IndexError(f"{self.name} has {len(rows)} rows, row {index} is asked for")
+        return self._part(self.shape[1:], self._offset + rows[index] * width, None)
+
+    def rows(self, start: int, stop: int) -> LazyTensor:
+        """Rows `start` to `stop` (exclusive) of the first dimension; raises UsageError when they are not all there."""
+        count = self.shape[0] if self.shape else 0
+        if not 0 <= start <= stop <= count:
+            raise UsageError(f"{self.name} has rows 0 to {count}, {start} to {stop} are asked for")
+        return self[start:stop]
+
+    def verified(self) -> LazyTensor:
+        """The same, checked against the tensor's id when it is read: by leaves of 4 MiB, not only by checksums."""
+        return self._part(self.shape, self._offset, self._rows, reader=self._verify())
+
+    # -- reading
+
+    def raw(self, start: int = 0, stop: int | None = None) -> bytearray:
+        """Raw little-endian bytes `start` to `stop`, by default all.  Raises UsageError for a range that is not there.
+
+        Every dtype can be read so, packed sub-byte types and the blocks of GGUF as they are stored.
+        """
+        end = self.size_bytes if stop is None else stop
+        if not 0 <= start <= end <= self.size_bytes:
+            raise UsageError(f"{self.name} has {self.size_bytes} bytes, {start} to {end} are asked for")
+        out = bytearray(end - start)
+        self._fill(memoryview(out), start)
         return out
 
+    def chunks(self) -> Iterator[bytearray]:
+        """The raw bytes in order, at most 8 MiB (or one row, where rows are skipped) at a time, on word borders."""
+        for start, stop in self._windows(0, self.size_bytes):
+            yield self._read(start, stop)
+
     def numpy(self) -> NDArray[np.generic]:
-        """The tensor as an array of its own dtype; BF16 and 8-bit floats, which numpy lacks, widened to float32."""
+        """A new array of the tensor's own dtype; those that numpy lacks (BF16, 8-bit floats) are those of `ml_dtypes`.
+
+        Raises UsageError for packed sub-byte types and blocks, which have no element of their own.
+        """
+        import numpy as np
+
+        out = np.empty(self.shape, self._numpy_dtype())
+        self._fill(out.reshape(-1).view(np.uint8).data, 0)
+        return out
+
+    def float32(self) -> NDArray[np.float32]:
+        """A new float32 array: floats of at most 32 bits exactly, F64 and wide integers rounded.
+
+        Raises UsageError for complex numbers, packed sub-byte types and blocks.
+        """
+        import numpy as np
+
+        from modelgit.numerics.floats import has_float_values, to_float32
+
+        if self.spec.dtype == "C64" or not has_float_values(self.spec.dtype):
+            raise self._no_such("float32 values")
+        out = np.empty(self.spec.elements, np.float32)
+        done = 0
+        for chunk in self.chunks():
+            values = to_float32(chunk, self.spec.dtype)
+            out[done : done + values.size] = values
+            done += values.size
+        return out.reshape(self.shape)
+
+    def torch(self) -> torch.Tensor:
+        """A new tensor of the same dtype.  Raises UsageError when this torch has no such type."""
+        import torch
+
+        name = _TORCH.get(self.spec.dtype)
+        if name is None:
+            raise self._no_such("elements for torch")
+        kind: Any = getattr(torch, name, None)
+        if kind is None:
+            raise UsageError(f"torch {torch.__version__} has no dtype for {self.spec.dtype} ({self.name})")
+        out = torch.empty(self.shape, dtype=kind)
+        if self.size_bytes:
+            self._fill(out.reshape(-1).view(torch.uint8).numpy().data, 0)
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"{self.name} is not in memory: it cannot be had without a copy")
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.name}, {self.spec.dtype} {list(self.shape)})"
+
+    # -- within
+
+    def _part(
+        self, shape: tuple[int, ...], offset: int, rows: range | None, *, reader: TensorReads | None = None
+    ) -> LazyTensor:
+        return LazyTensor(
+            self.name,
+            self.entry,
+            reader or self._reader,
+            verify=self._verify,
+            threads=self._threads,
+            spec=TensorSpec(dtype=self.spec.dtype, shape=shape),
+            offset=offset,
+            rows=rows,
+        )
+
+    def _row_bytes(self) -> int | None:
+        """Bytes of one row; None where rows are no whole bytes or blocks."""
+        try:
+            return self.spec.kind.size_of(self.shape[1:])
+        except CheckpointFormatError:
+            return None
+
+    def _numpy_dtype(self) -> np.dtype[Any]:
         import numpy as np
 
         code = _NUMPY.get(self.spec.dtype)
         if code is not None:
-            return np.frombuffer(self.raw(), code).reshape(self.spec.shape)
-        from modelgit.numerics.floats import to_float32
+            return np.dtype(code)
+        name = _ML_DTYPES.get(self.spec.dtype)
+        if name is None:
+            raise self._no_such("elements for numpy")
+        import ml_dtypes
 
-        return to_float32(self.raw(), self.spec.dtype).reshape(self.spec.shape)
+        kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return kind
 
-    def torch(self) -> torch.Tensor:
-        """The tensor in its own dtype.  Raises UsageError when this torch has no such type."""
-        import torch
+    def _no_such(self, what: str) -> UsageError:
+        kind = self.spec.kind
+        why = "blocks, which are not taken apart" if kind.is_block else "elements"
+        if kind.bits % 8:
+            why = f"elements of {kind.bits} bits, packed"
+        return UsageError(
+            f"{self.name} has no {what}: it holds {self.spec.dtype} {why}", hint="`.raw()` gives its bytes"
+        )
 
-        kind: Any = getattr(torch, _TORCH.get(self.spec.dtype, ""), None)
-        if kind is None:
-            raise UsageError(f"torch {torch.__version__} has no dtype for {self.spec.dtype} ({self.name})")
-        raw = self.raw()
-        if not raw:
-            return torch.empty(self.spec.shape, dtype=kind)
-        return torch.frombuffer(raw, dtype=torch.uint8).view(kind).reshape(self.spec.shape)
+    def _is_dense(self) -> bool:
+        return self._rows is None or self._rows.step == 1 or len(self._rows) <= 1
 
-    def __repr__(self) -> str:
-        return f"LazyTensor({self.name}, {self.spec.dtype} {list(self.spec.shape)})"
+    def _first_byte(self) -> int:
+        first = self._rows.start if self._rows else 0
+        return self._offset + (first * (self._row_bytes() or 0))
+
+    def _windows(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Consecutive ranges of this tensor's bytes, cut where windows of the stored tensor end: no unit twice."""
+        if self._is_dense():
+            first = self._first_byte()
+            while start < stop:
+                end = min(stop, (first + start) // WINDOW_BYTES * WINDOW_BYTES + WINDOW_BYTES - first)
+                yield start, end
+                start = end
+            return
+        width = self._row_bytes() or 1
+        step = abs(self._rows.step) if self._rows is not None else 1
+        size = max(1, WINDOW_BYTES // (width * step)) * width
+        for begin in range(start, stop, size):
+            yield begin, min(begin + size, stop)
+
+    def _read(self, start: int, stop: int) -> bytearray:
+        """Bytes of this tensor that lie in one window."""
+        if self._is_dense():
+            first = self._first_byte()
+            return self._stored(first + start, first + stop)
+        import numpy as np
+
+        width = self._row_bytes() or 1
+        rows = self._rows or range(0)
+        picked = rows[start // width : -(-stop // width)]
+        low, high = min(picked), max(picked) + 1
+        data = self._stored(self._offset + low * width, self._offset + high * width)
+        table = np.frombuffer(data, np.uint8).reshape(high - low, width)
+        gathered = bytearray(table[[row - low for row in picked]].data)
+        skipped = start // width * width
+        return gathered[start - skipped : stop - skipped]
+
+    def _stored(self, start: int, stop: int) -> bytearray:
+        size = self.entry.spec.size_bytes
+        low, high = start // _WORD_BYTES * _WORD_BYTES, min(-(-stop // _WORD_BYTES) * _WORD_BYTES, size)
+        data = self._reader.read(self.entry.id, low, high)
+        return data if (low, high) == (start, stop) else data[start - low : stop - low]
+
+    def _fill(self, out: memoryview, begin: int) -> None:
+        """Fill `out` with the bytes from `begin` on, several windows at a time."""
+
+        def fill(window: tuple[int, int]) -> None:
+            out[window[0] - begin : window[1] - begin] = self._read(*window)
+
+        windows = list(self._windows(begin, begin + out.nbytes))
+        if len(windows) < 2 or self._threads < 2:
+            for window in windows:
+                fill(window)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="mgit-load") as pool:
+            for future in [pool.submit(fill, window) for window in windows]:
+                future.result()
 
 
 class ModelState(Mapping[str, LazyTensor]):
@@ -90,9 +308,10 @@ class ModelState(Mapping[str, LazyTensor]):
         self,
         model: str,
         entries: Mapping[str, TensorEntry],
-        reader: TensorReads,
+        reader: TensorReader,
         *,
         views: Mapping[str, tuple[TensorEntry, TensorView]] | None = None,
+        threads: int = 1,
     ) -> None:
         self.model = model
         self._views = dict(views or {})
@@ -103,15 +322,24 @@ class ModelState(Mapping[str, LazyTensor]):
         for name, (entry, view) in self._views.items():
             self.entries[name] = TensorEntry(name=name, spec=view.spec or entry.spec, id=entry.id)
         self._reader = reader
+        self._threads = threads
 
     def __getitem__(self, name: str) -> LazyTensor:
-        entry = self.entries[name]
-        if name in self._views:
-            from modelgit.patching.views import ViewReader
+        entry, reader = self.entries[name], self._reader
+        if name not in self._views:
+            return LazyTensor(
+                name, entry, reader, verify=lambda: reader.verifying({entry.id: entry.spec}), threads=self._threads
+            )
+        from modelgit.patching.views import ViewReader
 
-            stored, view = self._views[name]
-            return LazyTensor(name, entry, ViewReader(self._reader, view, stored.spec))
-        return LazyTensor(name, entry, self._reader)
+        stored, view = self._views[name]
+        return LazyTensor(
+            name,
+            entry,
+            ViewReader(reader, view, stored.spec),
+            verify=lambda: ViewReader(reader.verifying({stored.id: stored.spec}), view, stored.spec),
+            threads=self._threads,
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -123,18 +351,19 @@ class ModelState(Mapping[str, LazyTensor]):
         return len(self.entries)
 
     def arrays(self) -> ArrayState:
-        """The same, giving numpy arrays: what models are built from."""
+        """The same, giving numpy arrays to compute with: what models are built from."""
         return ArrayState(self)
 
 
 class ArrayState:
-    """A `TensorState` over a model's tensors."""
+    """A `TensorState` over a model's tensors: numpy's own dtypes as they are, BF16 and 8-bit floats as float32."""
 
     def __init__(self, state: ModelState) -> None:
         self._state = state
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return self._state[name].numpy()
+        tensor = self._state[name]
+        return tensor.numpy() if tensor.spec.dtype in _NUMPY else tensor.float32()
 
     def __contains__(self, name: object) -> bool:
         return name in self._state
@@ -144,6 +373,11 @@ class ArrayState:
 
     def __len__(self) -> int:
         return len(self._state)
+
+
+def numpy_code(dtype: str) -> str | None:
+    """The little-endian type string of a dtype that numpy has itself; None for the others."""
+    return _NUMPY.get(dtype)
 
 
 def find_model(manifest: Manifest, name: str | None) -> ModelEntry:
@@ -179,7 +413,7 @@ def model_state(
     """The tensors of one model of a manifest, views included.  Reads metadata only."""
     tensors = repo.tensors_of(manifest, entry, store=store)
     views = repo.views_of(manifest, entry, store=store)
-    return ModelState(entry.path, tensors, repo.reader(store), views=views)
+    return ModelState(entry.path, tensors, repo.reader(store), views=views, threads=repo.threads)
 
 
 def model_files(

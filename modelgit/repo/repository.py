@@ -371,6 +371,12 @@ class Repository:
 
         return load(self, revision, model=model)
 
+    def snapshot(self, revision: str = "HEAD", *, model: str | None = None, progress: Progress = SILENT) -> Path:
+        """A read-only directory with a model's files, for `from_pretrained` and the like (see `repo.snapshots`)."""
+        from modelgit.repo.snapshots import snapshot
+
+        return snapshot(self, revision, model=model, progress=progress)
+
     def diff(self, old: str | None = None, new: str | None = None, *, progress: Progress = SILENT) -> ModelDiff:
         """Compare two revisions; `new` None is the work tree, `old` None the current commit (see `repo.diff`)."""
         from modelgit.repo.diff import diff

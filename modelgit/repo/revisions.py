@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from modelgit.errors import UnknownRevision
 from modelgit.objects import CommitId, View
 
 if TYPE_CHECKING:
-    from modelgit.repo.repository import Repository
+    from modelgit.store.base import ObjectStore
 
-__all__ = ["find_ref", "resolve"]
+__all__ = ["Commits", "find_ref", "resolve"]
 
 _SUFFIX = re.compile(r"(.*?)((?:[~^][0-9]*)*)\Z", re.DOTALL)
 _STEP = re.compile(r"([~^])([0-9]*)")
 _HEX = re.compile(r"(?:b3:)?([0-9a-f]{4,64})\Z")
 _MAX_STEPS = 1_000_000
+
+
+class Commits(Protocol):
+    """Where revisions are looked up: a repository, or a remote."""
+
+    @property
+    def store(self) -> ObjectStore:
+        """What has the commits."""
+
+    def view(self) -> View:
+        """The refs."""
+
+    def parents_of(self, commit: CommitId, /) -> Sequence[CommitId]:
+        """The parents of a commit."""
 
 
 def find_ref(view: View, name: str) -> str | None:
@@ -28,7 +43,7 @@ def find_ref(view: View, name: str) -> str | None:
     return None
 
 
-def resolve(repo: Repository, revision: str) -> CommitId:
+def resolve(repo: Commits, revision: str) -> CommitId:
     """The commit that `revision` names.
 
     Understands branch, tag, `remote/branch`, `HEAD` or `@`, an id or a unique prefix of at least four digits, each
@@ -50,7 +65,7 @@ def resolve(repo: Repository, revision: str) -> CommitId:
     return commit
 
 
-def _parent(repo: Repository, commit: CommitId, number: int, revision: str) -> CommitId:
+def _parent(repo: Commits, commit: CommitId, number: int, revision: str) -> CommitId:
     parents = repo.parents_of(commit)
     if number > len(parents):
         raise UnknownRevision(
@@ -60,7 +75,7 @@ def _parent(repo: Repository, commit: CommitId, number: int, revision: str) -> C
     return parents[number - 1]
 
 
-def _resolve_name(repo: Repository, name: str, revision: str) -> CommitId:
+def _resolve_name(repo: Commits, name: str, revision: str) -> CommitId:
     view = repo.view()
     if name in ("HEAD", "@"):
         if view.head is None:
@@ -87,7 +102,7 @@ def _resolve_name(repo: Repository, name: str, revision: str) -> CommitId:
     )
 
 
-def _by_prefix(repo: Repository, digits: str) -> set[CommitId]:
+def _by_prefix(repo: Commits, digits: str) -> set[CommitId]:
     if len(digits) == 64:
         exact = CommitId(bytes.fromhex(digits))
         return {exact} if repo.store.has(exact) else set()

@@ -30,7 +30,7 @@ def test_the_python_page_runs(bot: Repository, files: object, monkeypatch: pytes
         "batches": [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(3)],
     }
     blocks = python_blocks(DOCS / "python-api.md")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, "docs/python-api.md", "exec"), names)
     assert names["array"].shape == (24, 32)

@@ -10,7 +10,7 @@ import pytest
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, leaf_digests, preimage
-from modelgit.patching.leaves import VerifiedReads, leaf_table_bytes, read_leaf_table, write_leaf_table
+from modelgit.patching.leaves import LeafChecks, VerifiedReads, leaf_table_bytes, read_leaf_table, write_leaf_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.remotes.base import Needed
 from modelgit.remotes.receive import copy_records, verify_objects
@@ -82,7 +82,7 @@ def test_a_changed_leaf_is_refused_and_the_others_are_not_even_read(shelf) -> No
     data = raw(17 * MIB)
     stored, spec = shelf.put(data), spec_of(data)
     lying = Lying(TensorReader(shelf.store), 6 * MIB)
-    reads = VerifiedReads(shelf.store, lying, {stored.id: spec})
+    reads = VerifiedReads(LeafChecks(shelf.store, lying), {stored.id: spec})
     assert bytes(reads.read(stored.id, 9 * MIB, 9 * MIB + 8)) == data[9 * MIB : 9 * MIB + 8]
     assert lying.ranges == [(8 * MIB, 12 * MIB)]
     with pytest.raises(IntegrityError, match=f"between bytes {4 * MIB} and {8 * MIB}") as caught:
@@ -103,13 +103,13 @@ def test_without_a_table_the_whole_object_is_checked_once(shelf) -> None:
             return [item for item in shelf.store.locate(object_id) if not item.is_leaf_table]
 
     lying = Lying(TensorReader(shelf.store), -1)
-    reads = VerifiedReads(Old(), lying, {stored.id: spec})
+    reads = VerifiedReads(LeafChecks(Old(), lying), {stored.id: spec})
     for start in (0, 5 * MIB):
         assert bytes(reads.read(stored.id, start, start + 8)) == data[start : start + 8]
     assert lying.ranges == [(0, 4 * MIB), (4 * MIB, 8 * MIB), (8 * MIB, 9 * MIB), (0, 4 * MIB), (4 * MIB, 8 * MIB)]
     lying.position = 8 * MIB + 5
     with pytest.raises(IntegrityError, match="does not match its id"):
-        VerifiedReads(Old(), lying, {stored.id: spec}).read(stored.id, 0, 8)
+        VerifiedReads(LeafChecks(Old(), lying), {stored.id: spec}).read(stored.id, 0, 8)
 
 
 def add_table(shelf, object_id: TensorId, total: int, payload: bytes) -> None:
