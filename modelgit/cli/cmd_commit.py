@@ -36,6 +36,10 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
 @click.option("--mask", "masks", multiple=True, metavar="ID", help="The FISH mask that this was trained under.")
 @click.option("--base", metavar="hf:org/name@COMMIT", help="A published model: what it holds is not stored again.")
+@click.option("--from", "source", metavar="DIR", help="Record the checkpoint in DIR (or a file), read where it lies.")
+@click.option("--as", "as_path", metavar="PATH", help="With --from: the tracked path that it is (the only one).")
+@click.option("--no-worktree", is_flag=True, help="With --from: leave the files in the work tree as they are.")
+@click.option("--branch", metavar="NAME", help="With --no-worktree: commit on this branch, without switching.")
 @click.option("--author", metavar="'NAME <MAIL>'", help="Who made the change, if it was not you.")
 @json_option
 @pass_session
@@ -47,6 +51,10 @@ def commit(
     allow_empty: bool,
     masks: tuple[str, ...],
     base: str | None,
+    source: str | None,
+    as_path: str | None,
+    no_worktree: bool,
+    branch: str | None,
     author: str | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +62,10 @@ def commit(
 
     The gate runs the suites that mgit.toml names, or else a built-in one, on the model as it will be read back.  If a
     limit is broken, nothing is recorded and the exit code is 1.
+
+    With --from, a checkpoint that lies elsewhere is recorded as the new state of the tracked model, and everything else
+    stays as it is in the last commit.  Nothing is copied but into the store, and into the work tree unless
+    --no-worktree is given.
     """
     message = "\n\n".join(messages) or _ask_for_message()
     try:
@@ -64,6 +76,10 @@ def commit(
             allow_empty=allow_empty,
             masks=masks,
             base=base,
+            source=source,
+            as_path=None if as_path is None else session.tree_path(as_path),
+            worktree=not no_worktree,
+            branch=branch,
             author=author,
             progress=session.progress,
         )
@@ -77,6 +93,9 @@ def commit(
         session.output.json("mgit.commit/1", plain_data(result))
         return
     say_commit(session.output, result)
+    if no_worktree and result.branch == session.repository.view().branch:
+        session.output.say("The work tree is as it was before.")
+        session.output.say("hint: `mgit restore .` brings it up to date")
     user = session.repository.settings.user
     if result.is_first and author is None and session.environment.author is None and not (user.name and user.email):
         session.output.say(f"You are recorded as {result.commit.author}.")

@@ -41,6 +41,9 @@ def status(session: Session, verbose: bool, as_json: bool) -> None:
         output.line("Merging ", blue(called(session.repository, found.merging)), f": {left}")
         verb = "`mgit resolve` lists and decides them" if found.conflicts else "`mgit merge --continue` commits it"
         output.say(f"hint: {verb}; `mgit merge --abort` gives the merge up")
+    if found.left_at is not None:
+        output.line("The files are as at ", yellow(found.left_at.short), ": later commits were made without them")
+        output.say("hint: `mgit restore .` brings them up to date")
     rows: list[list[Part]] = []
     tensors: dict[str, tuple[str, ...]] = {}
     for model in found.models:

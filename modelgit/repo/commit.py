@@ -29,9 +29,11 @@ from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
 from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.outside import forget_stale, open_outside, refuse_stale, remember_stale
 from modelgit.repo.record import nonfinite_counts, record_worktree
 from modelgit.repo.training import TrainingState, record_training, training_files, training_of
 from modelgit.repo.tree import work_files
+from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata, write_record
 
@@ -73,6 +75,10 @@ def commit(
     allow_empty: bool = False,
     masks: Sequence[str] = (),
     base: str | None = None,
+    source: str | None = None,
+    as_path: str | None = None,
+    worktree: bool = True,
+    branch: str | None = None,
     author: str | None = None,
     progress: Progress = SILENT,
 ) -> CommitResult:
@@ -81,6 +87,11 @@ def commit(
     `gate` is "block" (a broken limit refuses the commit) or "warn" (it is recorded in the commit).  `masks` name the
     FISH masks that the change was made under; positions outside of them must not have changed.  `base` names a
     published model (`hf:org/name@COMMIT`): what it holds is recorded as external, and the commit names it.
+
+    `source` is a checkpoint directory or file that is recorded, as it lies there, as the new state of the tracked path
+    `as_path` (of the only tracked model); everything else stays as in the parent.  The work tree gets the files as
+    well, unless `worktree` is False; then the commit may also go on another `branch`.
+
     Raises NothingToDo when nothing changed, GateRefused when the gate says no, SourceChangedError when a file is being
     written meanwhile; in each case nothing was recorded.
     """
@@ -88,18 +99,34 @@ def commit(
         raise UsageError("the commit message is empty", hint="`mgit commit -m 'what and why'`")
     if gate not in ("block", "warn"):
         raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
+    _check_source(source, as_path, only, worktree, branch)
     declared = declare_base(repo, base, progress=progress) if base is not None else None
     with repo.writing():
         refuse_during_merge(repo, "a commit")
-        view = repo.view()
+        view = _on_branch(repo.view(), branch, worktree)
         parent = view.head
         before = repo.manifest_of(parent)
         if not repo.settings.track.paths and not before.files:
             raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
         session = repo.session()
         try:
-            selected = _selection(repo, before, only)
-            tree = record_worktree(repo, session, before, only=selected, progress=progress)
+            outside = None if source is None else open_outside(repo, source, as_path, before)
+            if outside is None:
+                selected = _selection(repo, before, only)
+            else:
+                selected = outside.selection(before, outside.with_settings(repo, before))
+            tree = record_worktree(repo, session, before, only=selected, outside=outside, progress=progress)
+            if outside is None:
+                refuse_stale(repo, tree.manifest, before)
+            elif worktree:
+                check_clean(
+                    repo,
+                    before,
+                    tree.manifest,
+                    verb="the new state",
+                    hint="`--no-worktree` leaves the files alone, `mgit restore` gives them up",
+                    progress=progress,
+                )
             training = record_training(repo, session, parent, tree.manifest, only=selected, progress=progress)
             kept = training_of(repo, parent)
             same_state = training.manifest == kept.manifest
@@ -138,13 +165,68 @@ def commit(
         except BaseException:
             session.abort()
             raise
+        description = f"commit: {result.commit.subject}"
+        if outside is not None and worktree:
+            after = view.with_head(result.id)
+            move_worktree(
+                repo,
+                before,
+                tree.manifest,
+                description=description,
+                view=view,
+                after=after,
+                session=session,
+                progress=progress,
+            )
+            return result._replace(branch=view.branch)
+        moves_current = branch is None or branch == repo.view().branch
+        if outside is not None and moves_current:
+            remember_stale(repo, parent, before)
         repo.publish(
-            advance_branch(view, result.id),
-            f"commit: {result.commit.subject}",
+            advance_branch(view, result.id) if moves_current else _advance_other(view, result.id),
+            description,
             session=session,
             author=str(result.commit.author),
         )
+        if outside is None:
+            forget_stale(repo)
         return result._replace(branch=view.branch)
+
+
+def _check_source(
+    source: str | None, as_path: str | None, only: Sequence[str], worktree: bool, branch: str | None
+) -> None:
+    if source is None:
+        if as_path is not None or not worktree or branch is not None:
+            raise UsageError("`--as`, `--no-worktree` and `--branch` go with `--from`", hint="`mgit commit --from DIR`")
+    elif only:
+        raise UsageError("`--from` records one checkpoint and nothing else", hint="leave `--only` out")
+    elif branch is not None and worktree:
+        raise UsageError(
+            f"the work tree cannot get the files of another branch ({branch})",
+            hint="`--no-worktree` records without touching it",
+        )
+
+
+def _on_branch(view: View, branch: str | None, worktree: bool) -> View:
+    """The view as it would be on `branch`."""
+    if branch is None or branch == view.branch or worktree:
+        return view
+    if f"heads/{branch}" not in view.refs:
+        raise RepositoryError(f"no branch `{branch}`", hint=f"`mgit branch {branch}` makes it")
+    return View(refs=view.refs, branch=branch)
+
+
+def _advance_other(before: View, commit: CommitId) -> Callable[[View], View]:
+    """A change of the view: a branch that is not the current one moves from where it was to `commit`."""
+    ref = f"heads/{before.branch}"
+
+    def change(view: View) -> View:
+        if view.refs.get(ref) != before.refs.get(ref):
+            raise ConflictError(f"{before.branch} moved while this was being recorded", hint="run the command again")
+        return View(refs={**view.refs, ref: commit}, branch=view.branch, detached=view.detached)
+
+    return change
 
 
 def write_commit(

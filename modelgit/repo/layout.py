@@ -30,6 +30,7 @@ class RepositoryPaths:
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"
         self.lock = directory / "worktree" / "lock"
+        self.stale = directory / "worktree" / "at"
         self.rescue = directory / "rescue"
         self.masks = directory / "masks"
         self.estimates = directory / "estimates"

@@ -29,6 +29,7 @@ from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.outside import Outside
 from modelgit.repo.tree import WorkFile, work_files
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
@@ -74,14 +75,15 @@ def record_worktree(
     parent: Manifest,
     *,
     only: Mapping[str, bool] | None = None,
+    outside: Outside | None = None,
     progress: Progress = SILENT,
 ) -> RecordedTree:
     """Store every tracked file that changed and return the new manifest.
 
     `only` maps a path to whether its new state is taken; other paths keep the parent's.  Files that `stat` vouches for
-    and that the store holds are not read.
+    and that the store holds are not read.  With `outside`, files are not taken from the work tree but from there.
     """
-    files = work_files(repo)
+    files = work_files(repo) if outside is None else outside.with_settings(repo, parent)
     before = {entry.path: entry for entry in parent.files}
     bases = previous_tensors(repo, parent)
     model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
@@ -106,7 +108,7 @@ def record_worktree(
         entries[file.path] = FileEntry(path=file.path, size=size, digest=digest, executable=executable)
     entries.update({path: entry for path, entry in before.items() if path not in taken})
     progress.finish("store")
-    models = _models(repo, entries, parent)
+    models = _models(repo, entries, parent, outside)
     return RecordedTree(Manifest(files=tuple(entries[path] for path in sorted(entries)), models=models), stored)
 
 
@@ -134,12 +136,19 @@ def _model_tensors(models: Mapping[str, dict[str, TensorEntry]], path: str) -> d
     return {}
 
 
-def _models(repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest) -> tuple[ModelEntry, ...]:
+def _models(
+    repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest, outside: Outside | None
+) -> tuple[ModelEntry, ...]:
     found = []
     previous = {model.path: model for model in parent.models}
     for path in sorted(set(repo.settings.track.paths)):
         inside = {name for name in entries if name == path or name.startswith(path + "/")}
         if not inside:
+            continue
+        if outside is not None:
+            model = outside.model(repo, path, previous.get(path))
+            if model is not None:
+                found.append(model)
             continue
         if (repo.worktree / path).exists():
             track = repo.settings.track
@@ -168,7 +177,8 @@ def record_file(
     """
     seen_ns = time.time_ns()
     with ExitStack() as stack:
-        reader = stack.enter_context(FileReader(repo.worktree / file.path, shown=file.path))
+        place = file.place or repo.worktree / file.path
+        reader = stack.enter_context(FileReader(place, shown=file.path if file.place is None else str(place)))
         scanned = scan_reader(reader, opaque=file.opaque)
         old = repo.content_at(before.digest) if before is not None else None
         session.borrows = "any"
@@ -185,7 +195,8 @@ def record_file(
         settle(session, TensorReader, found if blob is None else [*found, Relied(blob, None, f"{file.path} (header)")])
         content = assemble(scanned, blob, [item.id for item in tensors if isinstance(item.id, TensorId)])
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
-        repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
+        if file.place is None:
+            repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
         return digest, scanned.size, stored
 
 

@@ -347,10 +347,14 @@ class Repository:
         allow_empty: bool = False,
         masks: Sequence[str] = (),
         base: str | None = None,
+        source: str | None = None,
+        as_path: str | None = None,
+        worktree: bool = True,
+        branch: str | None = None,
         author: str | None = None,
         progress: Progress = SILENT,
     ) -> CommitResult:
-        """Record what changed (see `repo.commit`)."""
+        """Record what changed, or the checkpoint at `source` (see `repo.commit`)."""
         from modelgit.repo.commit import commit
 
         return commit(
@@ -361,6 +365,10 @@ class Repository:
             allow_empty=allow_empty,
             masks=masks,
             base=base,
+            source=source,
+            as_path=as_path,
+            worktree=worktree,
+            branch=branch,
             author=author,
             progress=progress,
         )

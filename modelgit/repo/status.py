@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from modelgit.objects import CommitId, ContentId, FileContent, Manifest, Record, TensorEntry
 from modelgit.objects.graph import ahead_behind
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.outside import left_behind
 from modelgit.repo.training import training_files, training_of
 from modelgit.repo.tree import WorkFile, content_of, hash_changed, work_files
 from modelgit.worktree.content import hash_file
@@ -37,7 +38,8 @@ class Status(Record, frozen=True, kw_only=True):
 
     `upstream` is the ref that the branch is compared with (the remote branch of that name, else main); `ahead` and
     `behind` count commits.  `merging` names the commit of an unfinished merge.
-    `training` are changed files of training state.
+    `training` are changed files of training state.  `left_at` is the commit that files of the work tree are still of,
+    when commits were made without it since.
     """
 
     branch: str | None
@@ -51,6 +53,7 @@ class Status(Record, frozen=True, kw_only=True):
     conflicts: int = 0
     tracked: int = 0
     training: tuple[ChangedFile, ...] = ()
+    left_at: CommitId | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -89,6 +92,7 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
         conflicts=conflicts,
         tracked=len(files),
         training=training,
+        left_at=left_behind(repo, manifest, now) if changed else None,
     )
 
 

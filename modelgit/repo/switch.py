@@ -11,6 +11,7 @@ from modelgit.objects import ContentId, Manifest, View
 from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.outside import stale_at
 from modelgit.repo.training import joined, refuse_absent, training_of
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.repo.update import check_clean, files_at, move_worktree, rescue, strangers
@@ -174,13 +175,15 @@ def restore(
 ) -> list[str]:
     """Bring files back as they are in `source` (the current commit); returns the paths that were written.
 
-    What is overwritten is copied to the rescue area first.  Raises UsageError when no recorded file matches.
+    What is overwritten is copied to the rescue area first.  In a work tree that commits left behind (see `outside`),
+    unchanged files that are not in `source` any more go.  Raises UsageError when no recorded file matches.
     """
     if not patterns:
         raise UsageError("nothing named to restore", hint="`mgit restore PATH`; `mgit restore .` for everything")
     with repo.writing():
         commit = repo.resolve(source or "HEAD")
-        recorded = (repo.manifest_of(repo.head()), repo.manifest_of(commit))
+        left = stale_at(repo)
+        recorded = (repo.manifest_of(left or repo.head()), repo.manifest_of(commit))
         state = training_of(repo, commit)
         training = (training_of(repo, repo.head()).manifest, state.manifest)
         head, manifest = joined(recorded[0], training[0]), joined(recorded[1], training[1])
@@ -196,11 +199,20 @@ def restore(
                 f"nothing in {commit.short} matches {', '.join(patterns)}",
                 hint="`mgit show` lists its files",
             )
-        _clear(repo, strangers(repo, head, manifest, paths=chosen))
-        now = _digests(repo, files_at(repo, chosen), progress)
-        wanted = {entry.path: entry.digest for entry in manifest.files if entry.path in chosen}
-        differing = sorted(path for path in chosen if now.get(path) != wanted[path])
         digests = {entry.path: entry.digest for entry in head.files}
+        wanted = {entry.path: entry.digest for entry in manifest.files if entry.path in chosen}
+        kept = {entry.path for entry in manifest.files}
+        gone = {
+            entry.path
+            for entry in (recorded[0].files if left is not None else ())
+            if entry.path not in kept and any(_matches(entry.path, pattern) for pattern in patterns)
+        }
+        _clear(repo, strangers(repo, head, manifest, paths=chosen | gone))
+        now = _digests(repo, files_at(repo, chosen | gone), progress)
+        differing = sorted(
+            [path for path in chosen if now.get(path) != wanted[path]]
+            + [path for path in gone if path in now and now[path] == digests[path]]
+        )
         for path in differing:
             if path in now and (now[path] is None or now[path] != digests.get(path)):
                 rescue(repo, path)

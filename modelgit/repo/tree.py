@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, UsageError
@@ -26,13 +27,14 @@ ALWAYS_RECORDED = (PROJECT_CONFIG, "evals", "allowed_signers")
 class WorkFile(NamedTuple):
     """A file of the work tree: its stat, and its content if the stat cache vouches for it.
 
-    `opaque` says that a pattern wants it recorded byte for byte.
+    `opaque` says that a pattern wants it recorded byte for byte; `place` is where it lies if not in the work tree.
     """
 
     path: str
     status: os.stat_result
     known: ContentId | None
     opaque: bool = False
+    place: Path | None = None
 
     @property
     def executable(self) -> bool | None:

@@ -16,6 +16,7 @@ from modelgit.objects.manifest import content_id, manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
+from modelgit.repo.outside import forget_stale
 from modelgit.repo.training import joined
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.store.base import ObjectStore
@@ -229,6 +230,7 @@ def apply_intent(
         )
         # Whatever moved the branch ended a merge that was under way; left behind, it would come back with an undo.
         clear_state(repo)
+        forget_stale(repo)
     repo.index.save()
     repo.journal.clear()
 

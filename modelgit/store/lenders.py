@@ -22,7 +22,7 @@ from modelgit.store.durable import make_directory, write_durably
 __all__ = ["KINDS", "WORTH_BYTES", "LenderLine", "LenderList", "LentFile", "LentObject", "LentTable"]
 
 KINDS = ("store", "files", "hub")
-WORTH_BYTES = 4096
+WORTH_BYTES = 1024
 """Smaller objects are not borrowed: a record that says where one lies would be hardly any shorter."""
 _TABLE = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}\.table\Z")
 _MAX_TABLE_BYTES = 1 << 30

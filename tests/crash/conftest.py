@@ -20,7 +20,8 @@ from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.fsck import fsck
 
-COMMANDS = ("commit", "switch", "merge")
+COMMITS = ("commit", "commit-from", "commit-borrowed")
+COMMANDS = (*COMMITS, "switch", "merge")
 CALLS = (
     "openat", "open", "creat", "write", "pwrite64", "writev", "rename", "renameat", "renameat2", "link", "linkat",
     "unlink", "unlinkat", "fsync", "fdatasync", "mkdir", "mkdirat", "rmdir", "ftruncate", "fallocate", "chmod",
@@ -139,7 +140,10 @@ def prepare(files, folder: Path, command: str) -> None:
             arrays = files.floats(layers=6)
             arrays["layers.5.weight"][:, 3] -= np.float32(0.25)
             arrays["layers.3.weight"] += np.float32(0.01)
-            _write(files, worktree, arrays)
+            if command != "commit-from":
+                _write(files, worktree, arrays)
+            if command in ("commit-from", "commit-borrowed"):
+                _write(files, folder / "run", arrays)
         if command == "merge":
             repo.commit("ours")
 
@@ -219,13 +223,13 @@ def check(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
             assert view.branch == "main"
             is_new = view.head != scene.head
             if is_new:
-                parents = (scene.head,) if scene.command == "commit" else (scene.head, scene.other)
+                parents = (scene.head,) if scene.command in COMMITS else (scene.head, scene.other)
                 assert tuple(repo.parents_of(view.head)) == parents
         assert is_new or not acknowledged, "an acknowledged command was lost"
         assert files.digests(worktree) == (scene.after if is_new else scene.before)
         assert repo.resolve("side") == scene.other
         status = repo.status()
-        assert status.is_clean == (is_new or scene.command != "commit"), status
+        assert status.is_clean == (is_new or scene.command not in ("commit", "commit-borrowed")), status
         assert not repo.journal.pending
         assert not repo.paths.rescue.exists(), "recovery took its own files for edits of the user"
         report = fsck(repo)

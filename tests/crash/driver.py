@@ -38,6 +38,13 @@ def run(repo: Repository, command: str) -> None:
     """One command."""
     if command == "commit":
         repo.commit("killed")
+    elif command == "commit-from":
+        repo.commit("killed", source=str(repo.worktree.parent / "run" / "bot"), as_path="bot")
+    elif command == "commit-borrowed":
+        from modelgit.repo.borrow import add
+
+        add(repo, str(repo.worktree.parent / "run"))
+        repo.commit("killed")
     elif command == "switch":
         repo.switch("side")
     elif command == "merge":

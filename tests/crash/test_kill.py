@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 pytestmark = pytest.mark.crash
-COMMANDS = ("commit", "switch", "merge")
+COMMANDS = ("commit", "commit-from", "commit-borrowed", "switch", "merge")
 KILL = "signal=SIGKILL"
 _MOST = 110  # points per command; more are sampled evenly
 
@@ -46,7 +46,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(scene_of: Callable, 
     assert len(killed) >= 0.95 * len(ran), "the counts of calls did not repeat: hardly anything was killed"
 
 
-@pytest.mark.parametrize("command", ["switch", "merge"])
+@pytest.mark.parametrize("command", ["commit-from", "switch", "merge"])
 def test_recovery_can_be_killed_too(scene_of: Callable, hit: Callable, command: str) -> None:
     scene = scene_of(command)
     late = [point for point in scene.points if point.call in ("rename", "unlink", "fsync")]

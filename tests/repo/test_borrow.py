@@ -202,7 +202,7 @@ def test_gc_of_a_borrower_keeps_what_it_has_and_never_touches_the_lender(
         tip = repo.head()
         repo.publish(lambda view: view.with_head(repo.resolve("HEAD~3")), "back")
         before = snapshot_of(lender.paths.directory)
-        assert collect(repo, prune_now=True).bytes_freed > 100_000
+        assert collect(repo, prune_now=True).bytes_freed > 10_000
         assert fsck(repo).is_sound
         assert tip is not None and not repo.store.has(tip)
         assert snapshot_of(lender.paths.directory) == before
