@@ -121,6 +121,7 @@ class FileSystemStore:
         """
         # This process may have looked before a collection that another one made: what it took must not be relied on.
         self.lookup.refresh()
+        self.lenders.refresh()
         return PackSession(self, epoch, frozenset(condemned))
 
     def delete(self, pack: str) -> None:
