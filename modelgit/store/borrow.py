@@ -143,7 +143,7 @@ class Lenders:
     def might_lend(self, object_id: ObjectId) -> LenderLine | None:
         """A lending repository that says that it has the object: what it holds is still to be checked.
 
-        None for small objects, too, which are not worth borrowing.
+        None for what takes next to nothing there, too: it is not worth borrowing.
         """
         if not isinstance(object_id, TensorId | BlobId):
             return None
@@ -152,7 +152,7 @@ class Lenders:
                 store = self.store_of(line)
                 found = store.locate_known(object_id) or store.lenders.locate(object_id)
                 held = [item for item in found if not is_external(item)]  # that a model has it is recorded here, too
-                if covers(held) and held[0].total >= WORTH_BYTES:
+                if covers(held) and sum(item.length for item in held) >= WORTH_BYTES:
                     return line
         return None
 

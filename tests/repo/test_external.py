@@ -214,7 +214,7 @@ def test_a_branch_needs_the_hub(tmp_path: Path, cache: Path) -> None:
     environment = surroundings(tmp_path, cache)
     with pytest.raises(RemoteError, match="MGIT_OFFLINE") as caught:
         pinned(environment, "hf:acme/tiny@main")
-    assert caught.value.hint == f"the cache has {SOURCE}"
+    assert caught.value.hint == f"`mgit borrow add {SOURCE}` takes the one in the cache"
     with pytest.raises(ExternalAbsentError):
         pinned(environment, f"hf:acme/other@{SHA}")
 
