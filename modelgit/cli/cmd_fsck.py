@@ -47,6 +47,8 @@ def fsck(session: Session, quick: bool, as_json: bool) -> None:
         output.say(f"{'Checked quickly' if quick else 'Checked'}: {looked}")
         if report.training_absent:
             output.say(f"  the training state of {plural(report.training_absent, 'commit')} is not kept here")
+        if report.pruned:
+            output.say(f"  the weights of {plural(report.pruned, 'commit')} were pruned by retention")
         if report.borrowed:
             output.say(f"  {plural(report.borrowed, 'object')} borrowed (`mgit borrow list`)")
         if report.external:

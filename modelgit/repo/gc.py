@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import Record, RetentionId, Root, View
+from modelgit.objects import Record, Retention, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
 from modelgit.repo.pruned import pruned_commits
@@ -78,7 +78,7 @@ def finish_collection(
     *,
     rewrite_above: float = REWRITE_ABOVE,
     forced: Collection[Key] = (),
-    retention: RetentionId | None = None,
+    retention: Retention | None = None,
     still_right: Callable[[View], bool] | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -111,7 +111,8 @@ def finish_collection(
         urgent = {name for name in condemned if any((i.kind, i.digest) in forced for i in marking.packs[name])}
         try:
             order = sorted(condemned, key=lambda name: name not in urgent)
-            retire_packs(repo, marking.root, order, retention=retention)
+            record = None if retention is None else repo.retention_log.write(retention)
+            retire_packs(repo, marking.root, order, retention=record)
         except RootMoved:
             continue
         # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what

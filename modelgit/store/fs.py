@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal as OneOf
 
@@ -52,6 +52,8 @@ class FileSystemStore:
         self.incoming_path = path / "incoming"
         self.lookup = PackLookup(self.packs_path, cache)
         self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self.explain: Callable[[ObjectId], IntegrityError | None] | None = None
+        """What the repository knows of an object that is missing."""
         self._lock = threading.Lock()
 
     def locate(self, object_id: ObjectId) -> list[Located]:
@@ -111,7 +113,8 @@ class FileSystemStore:
 
     def absence(self, object_id: ObjectId) -> IntegrityError:
         """Why there are no records of the object."""
-        return self.lenders.explain(object_id)
+        known = None if self.explain is None else self.explain(object_id)
+        return known or self.lenders.explain(object_id)
 
     def session(self, *, epoch: int, condemned: Collection[str] = ()) -> PackSession:
         """Begin to write; nothing is visible before `PackSession.seal`.
