@@ -22,6 +22,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
 from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import VersionedRoot
+from modelgit.store.durable import process_space
 from modelgit.store.root import RECENT_WRITES
 from modelgit.worktree.lockfile import is_alive
 from modelgit.worktree.snapshots import SnapshotCache
@@ -179,9 +180,11 @@ def tidy(repo: Repository) -> None:
     repo.retention_log.remove(repo.retention_log.listed() - {repo.roots.read().root.retention})
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.store.incoming_path.iterdir():
-            pid = folder.name.split("-")[1] if folder.name.startswith("tmp-") else ""
+            _, pid, _, space = [*folder.name.split("-"), "", "", ""][:4]
+            # The number of a process means nothing when it is one of another host, or of another container.
+            gone = space == process_space() and pid.isdigit() and not is_alive(int(pid))
             age_s = now - folder.stat().st_mtime
-            if age_s > _STALE_INCOMING_S or (pid.isdigit() and not is_alive(int(pid)) and age_s > 60):
+            if age_s > _STALE_INCOMING_S or (gone and age_s > 60):
                 shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.paths.rescue.iterdir():

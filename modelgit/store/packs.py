@@ -12,7 +12,6 @@ published again under a name that a garbage collector has not condemned.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import struct
@@ -38,6 +37,7 @@ __all__ = [
     "PackWriter",
     "pack_row",
     "packed_size",
+    "read_at",
     "read_index",
     "unpack_row",
     "verify_pack",
@@ -70,7 +70,7 @@ def pack_row(item: Located) -> bytes:
     )
 
 
-def unpack_row(data: bytes | memoryview | mmap.mmap, pack: str, position: int = 0) -> Located:
+def unpack_row(data: bytes | memoryview, pack: str, position: int = 0) -> Located:
     """The record that the index row at `position` describes; raises IntegrityError for an impossible row."""
     digest, code, header, start, stop, total, offset, length, base = ROW.unpack_from(data, position)
     if code >= len(KINDS) or not start <= stop <= total or header > length:
