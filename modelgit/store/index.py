@@ -28,6 +28,7 @@ _NUMBERED = struct.Struct("<I")
 _WIDTH = _NUMBERED.size + ROW.size
 _BLOCK = 64  # rows that are read at a time
 _STEP_BYTES = 4 << 20
+_LISTINGS = 5
 _WORTH_CACHING = 16  # packs outside the table before it is worth writing again
 
 
@@ -111,15 +112,20 @@ class PackLookup:
         return list(self._recent.get(digest, ()))
 
     def _refresh(self) -> bool:
-        try:
-            present = {entry.name for entry in os.scandir(self._packs) if PACK_NAME.match(entry.name)}
-        except FileNotFoundError:
-            present = set()
         if not self._loaded:
             self._loaded = True
             self._table = _Table.open(self._cache)
             if self._table is not None:
                 self._known = set(self._table.names)
+        present = self._listed()
+        for _ in range(_LISTINGS):
+            if not self._known - present:
+                break
+            # A pack may have another name by now (see `PackSession.rename_sealed`), and a listing that was under way
+            # may have met neither the old nor the new one.
+            before, present = present, self._listed()
+            if present == before:
+                break
         if self._known - present:  # collected meanwhile: start over with what is there
             if self._table is not None:
                 self._table.close()
@@ -137,6 +143,12 @@ class PackLookup:
                 self._recent.setdefault(row.digest, []).append(row)
             self._known.add(name)
         return bool(fresh)
+
+    def _listed(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self._packs) if PACK_NAME.match(entry.name)}
+        except FileNotFoundError:
+            return set()
 
     @property
     def wants_cache(self) -> bool:

@@ -269,6 +269,30 @@ def test_many_rows_of_one_digest_are_all_found(bare: Any) -> None:
     lookup.close()
 
 
+def test_a_pack_that_is_renamed_while_packs_are_listed_is_not_missed(
+    bare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that is under way may meet neither the old name nor the new one."""
+    (first,) = bare.add(b"first")
+    (second,) = bare.add(b"second")
+    reader = bare.again()
+    assert reader.store.has(first)
+    (name,) = {item.pack for item in reader.store.locate(second)}
+    real, calls = os.scandir, []
+
+    def scandir(path: Any) -> list[Any]:
+        found = list(real(path))
+        if not calls and Path(path).name == "packs":
+            calls.append(path)
+            (bare.path / "packs" / name).rename(bare.path / "packs" / f"{name[:64]}-{'1' * 16}.pack")
+            return [entry for entry in found if entry.name != name]
+        return found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    reader.store.lookup.refresh()
+    assert calls and reader.store.locate_known(second) != []
+
+
 def test_a_pack_that_another_host_collected_is_looked_for_again(
     bot: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
