@@ -99,6 +99,12 @@ class UnknownRevision(RepositoryError):
     code = "unknown-revision"
 
 
+class WeightsPruned(RepositoryError):
+    """The commit is there, and its weights were taken by retention."""
+
+    code = "weights-pruned"
+
+
 class ConflictError(RepositoryError):
     """Somebody else changed the repository or holds it; try again."""
 
@@ -116,12 +122,6 @@ class IntegrityError(MgitError):
 
     code = "integrity"
     exit_code = 4
-
-
-class WeightsPruned(IntegrityError):
-    """The commit is there, and its weights were taken by retention: missing, and no damage."""
-
-    code = "weights-pruned"
 
 
 class LenderError(IntegrityError):

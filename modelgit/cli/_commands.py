@@ -29,6 +29,10 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "snapshot": "Make a read-only directory of a model as it was, for programs that load one.",
         "op": "Show what was done in this repository.",
     },
+    "Convert": {
+        "import": "Convert a checkpoint to safetensors or PyTorch, without running its pickle.",
+        "export": "Write a commit's model to one file.",
+    },
     "Branch and merge": {
         "branch": "List, make or delete branches.",
         "switch": "Change to another branch.",
@@ -52,12 +56,13 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "trust": "Allow the code that mgit.toml names to run.",
         "borrow": "Use weights that lie elsewhere without storing them again.",
         "gc": "Free space: drop what nothing refers to.",
-        "prune": "Take the weights of commits that retention does not keep.",
         "repack": "Store everything smaller, without changing any of it.",
         "fsck": "Check every stored byte.",
         "completion": "Print the completion script of a shell.",
     },
 }
+
+_ATTRIBUTES = {"eval": "evaluate", "import": "import_"}  # words of Python's own
 
 
 def _module(name: str) -> str:
@@ -65,7 +70,7 @@ def _module(name: str) -> str:
 
 
 COMMANDS: dict[str, Entry] = {
-    name: Entry(f"modelgit.cli.cmd_{_module(name)}:{_module(name) if name != 'eval' else 'evaluate'}", text, section)
+    name: Entry(f"modelgit.cli.cmd_{_module(name)}:{_ATTRIBUTES.get(name, _module(name))}", text, section)
     for section, commands in _SECTIONS.items()
     for name, text in commands.items()
 }

@@ -139,8 +139,8 @@ class Walker:
         self.globals.append(found)
         return found
 
-    def _line(self, at: int) -> tuple[str, int]:
-        """Text up to the next newline, and the position behind it."""
+    def _line(self, at: int) -> tuple[bytes, int]:
+        """The bytes up to the next newline, and the position behind it."""
         window = self._window
         data = window.data
         end = data.find(b"\n", at, at + _MAX_LINE)
@@ -150,10 +150,7 @@ class Walker:
                 end = data.find(b"\n", at, at + _MAX_LINE)
             if end < 0:
                 window.refuse(at, "a line has no end")
-        try:
-            return data[at:end].decode("utf-8"), end + 1
-        except UnicodeDecodeError:
-            window.refuse(at, "a line is not UTF-8")
+        return data[at:end], end + 1
 
     def _text(self, raw: bytes, at: int) -> str:
         try:
@@ -257,7 +254,7 @@ class Walker:
                     module, at = self._line(at)
                     name, at = self._line(at)
                     data = window.data
-                    stack.append(self._global(module, name, here))
+                    stack.append(self._global(self._text(module, here), self._text(name, here), here))
                 elif op == 0x93:  # STACK_GLOBAL
                     last, first = stack.pop(), stack.pop()
                     if not (isinstance(first, str) and isinstance(last, str)):
@@ -369,9 +366,9 @@ class Walker:
                     elif op == 0x46:  # FLOAT
                         stack.append(float(line))
                     elif op == 0x53:  # STRING
-                        stack.append(line[1:-1])
+                        stack.append(line[1:-1].decode("latin-1"))
                     elif op == 0x56:  # UNICODE
-                        stack.append(line)
+                        stack.append(line.decode("raw-unicode-escape"))
                     elif op == 0x70:  # PUT
                         memo[_integer(line)] = stack[-1]
                     elif op == 0x67:  # GET
@@ -397,10 +394,10 @@ _BYTES = {0x43: 1, 0x42: 4, 0x8E: 8, 0x96: 8}
 _CONSTANTS: dict[int, object] = {0x4E: None, 0x88: True, 0x89: False, 0x29: ()}
 
 
-def _integer(line: str) -> int:
+def _integer(line: bytes) -> int:
     if len(line) > _MAX_DIGITS:
         raise ValueError(line[:_MAX_DIGITS])
-    return int(line.rstrip("L"))
+    return int(line.rstrip(b"L"))
 
 
 _DICTIONARY_MODULES = frozenset({"collections", "builtins", "__builtin__"})

@@ -23,7 +23,7 @@ __all__ = ["Logical", "Storage", "Table", "lay_out", "name_storages", "read_stor
 
 MAX_NAME_CHARACTERS = 4096
 _MAX_DEPTH = 32
-_MAX_VISITS = 4_000_000
+_MAX_VISITS = 1_000_000
 _MAX_DIMENSIONS = 64
 
 

@@ -212,6 +212,6 @@ def read_directory(file: ReadAt) -> ZipDirectory:
     found.sort(key=lambda member: member.header)
     if found and found[0].header != 0:
         _refuse(file, "something lies before its first member")
-    limits = [member.header for member in found[1:]] + [offset]
+    limits = [*(member.header for member in found[1:]), offset][: len(found)]
     placed = [_place(file, member, limit) for member, limit in zip(found, limits, strict=True)]
     return ZipDirectory(tuple(placed), offset)

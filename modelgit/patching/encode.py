@@ -45,8 +45,6 @@ _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
 _CORRECT_ABOVE = 0.05  # records below this share of the raw size gain too little from a correction to look for one
 _BYTES_LAYOUT = Layout(1, False)
 _IN_FLIGHT_BYTES = 64 << 20
-_GROUP_BYTES = 1 << 20
-_GROUP_JOBS = 256
 
 Ids = TensorId | BlobId
 
@@ -94,11 +92,11 @@ class _Plan(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A window of a plan that is coded by window; all of some others."""
+    """A window of a plan that is coded by window; all of any other."""
 
-    plan: _Plan | list[_Plan]
-    start: int = 0
-    stop: int = 0
+    plan: _Plan
+    start: int
+    stop: int
 
 
 class _Window(NamedTuple):
@@ -106,9 +104,6 @@ class _Window(NamedTuple):
     leaves: list[bytes]
     changed: int
     nonfinite: ValueCounts
-
-
-_Done = tuple[_Plan | list[_Plan], _Window | None]
 
 
 class TensorWriter:
@@ -146,32 +141,23 @@ class TensorWriter:
         """
         with Workers(self._threads, name="mgit-encode") as workers:
             plans = workers.ordered(
-                lambda group: [self._plan(job) for job in group],
-                self._groups(jobs),
+                self._plan,
+                self._checked(jobs),
                 ahead=8 * self._threads,
-                weight=lambda group: min(sum(job.size for job in group), WINDOW_BYTES),
+                weight=lambda job: min(job.size, WINDOW_BYTES),
                 limit=_IN_FLIGHT_BYTES,
             )
             steps = workers.ordered(self._run, _steps(plans), ahead=self._threads + 2)
-            for plan, window in steps:
-                if isinstance(plan, _Plan):
-                    yield self._finish_large(plan, window, steps, task)
+            for step, window in steps:
+                if window is None:
+                    yield self._finish(step.plan, task)
                 else:
-                    yield from (self._finish(item, task) for item in plan)
+                    yield self._finish_large(step.plan, window, steps, task)
 
-    def _groups(self, jobs: Iterable[StoreJob]) -> Iterator[list[StoreJob]]:
-        """Small tensors by the hundred: handing one over to a thread costs more than coding it."""
-        group: list[StoreJob] = []
-        size = 0
+    def _checked(self, jobs: Iterable[StoreJob]) -> Iterator[StoreJob]:
         for job in jobs:
             self._progress.check()
-            if group and (size + job.size > _GROUP_BYTES or len(group) >= _GROUP_JOBS):
-                yield group
-                group, size = [], 0
-            group.append(job)
-            size += job.size
-        if group:
-            yield group
+            yield job
 
     # -- planning: what a small tensor needs in all, a large one before its windows are coded
 
@@ -202,11 +188,7 @@ class TensorWriter:
 
         runs = sample_runs(words.size)
         readers = [base_sample(index) for index in range(len(bases))]
-        tries_all = job.size <= _TRY_ALL_BYTES
-        if tries_all and not bases:
-            choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
-        else:
-            choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
+        choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
         coded = []
         corrected = self._correction(
             job,
@@ -222,7 +204,7 @@ class TensorWriter:
             payloads = self._encode(codec, words, predicted, layout)
             coded.append(_Coded(codec, bases[choice.base or 0], payloads, prelude))
             choices = []
-        for choice in choices if tries_all else choices[:1]:
+        for choice in choices if job.size <= _TRY_ALL_BYTES else choices[:1]:
             base = None if choice.base is None else base_words(choice.base)
             codec = CODECS.get(choice.codec)
             payloads = self._encode(codec, words, base, layout)
@@ -298,16 +280,14 @@ class TensorWriter:
 
     # -- coding
 
-    def _run(self, step: _Step) -> _Done:
-        if isinstance(step.plan, _Plan):
-            return step.plan, self._code(step.plan, step.start, step.stop)
-        return step.plan, None
+    def _run(self, step: _Step) -> tuple[_Step, _Window | None]:
+        return step, None if step.plan.choice is None else self._code(
+            step.plan, step.plan.choice, step.start, step.stop
+        )
 
-    def _code(self, plan: _Plan, start: int, stop: int) -> _Window:
+    def _code(self, plan: _Plan, choice: Choice, start: int, stop: int) -> _Window:
         """Read, hash and encode one window in pieces."""
-        job, layout, base, choice = plan.job, plan.layout, plan.base, plan.choice
-        if choice is None:
-            raise BugError(f"{job.name} was to be coded without a choice")
+        job, layout, base = plan.job, plan.layout, plan.base
         codec = CODECS.get(choice.codec)
         factors = _factors(plan, start)
         leaves = LeafHasher()
@@ -414,7 +394,9 @@ class TensorWriter:
         codec = CORRECTED if coded.prelude else coded.codec.name
         return Stored(job.name, object_id, codec, written, plan.changed, plan.nonfinite)
 
-    def _finish_large(self, plan: _Plan, first: _Window | None, steps: Iterator[_Done], task: str) -> Stored:
+    def _finish_large(
+        self, plan: _Plan, first: _Window, steps: Iterator[tuple[_Step, _Window | None]], task: str
+    ) -> Stored:
         """Write the windows of one tensor as they come."""
         job, choice = plan.job, plan.choice
         if choice is None:
@@ -424,7 +406,7 @@ class TensorWriter:
         checks = UnitChecks()
         begin = end = written = changed = 0
         nonfinite = ValueCounts()
-        window = first
+        window: _Window | None = first
         while window is not None:
             prelude = plan.preludes[begin // EXTENT_BYTES] if plan.preludes else b""
             if end == begin and prelude:
@@ -500,20 +482,13 @@ def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
     return stored.id
 
 
-def _steps(groups: Iterable[list[_Plan]]) -> Iterator[_Step]:
-    for group in groups:
-        done: list[_Plan] = []
-        for plan in group:
-            if plan.choice is None:
-                done.append(plan)
-                continue
-            if done:
-                yield _Step(done)
-                done = []
+def _steps(plans: Iterable[_Plan]) -> Iterator[_Step]:
+    for plan in plans:
+        if plan.choice is None:
+            yield _Step(plan, 0, plan.job.size)
+        else:
             for start, stop in windows(plan.job.size):
                 yield _Step(plan, start, stop)
-        if done:
-            yield _Step(done)
 
 
 def _take(words: Words, runs: Sequence[tuple[int, int]]) -> Words:

@@ -336,8 +336,8 @@ class ModelState(Mapping[str, LazyTensor]):
         return LazyTensor(
             name,
             entry,
-            ViewReader(reader, view, stored.spec),
-            verify=lambda: ViewReader(reader.verifying({stored.id: stored.spec}), view, stored.spec),
+            ViewReader(reader, stored.id, view, stored.spec),
+            verify=lambda: ViewReader(reader.verifying({stored.id: stored.spec}), stored.id, view, stored.spec),
             threads=self._threads,
         )
 
