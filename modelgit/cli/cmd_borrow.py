@@ -25,14 +25,15 @@ def borrow() -> None:
     """Use weights that lie elsewhere without storing them again.
 
     A lender is another repository on this machine, a directory of checkpoints, a Hugging Face cache, or a published
-    model (hf:org/name@COMMIT).  It is only ever read, and every byte that is read is compared with its digest.
+    model (hf:org/name@COMMIT).  It is only read, and every byte that is read is compared with its digest.
     """
 
 
 @command("add", example="mgit borrow add hf:org/name@4f1c0b6f5d7e3a2b1c9d8e7f6a5b4c3d2e1f0a9b")
 @click.argument("target", metavar="PATH|hf:org/name@COMMIT")
+@click.option("--tell", is_flag=True, help="Write our place into a lending repository, so that its gc spares us.")
 @pass_session
-def borrow_add(session: Session, target: str) -> None:
+def borrow_add(session: Session, target: str, tell: bool) -> None:
     """Borrow from a repository, a directory of checkpoints, or a published model in the Hugging Face cache.
 
     Files are read once, now.  What lies in a directory or repository is still sent by `mgit push`; what lies in a
@@ -40,7 +41,7 @@ def borrow_add(session: Session, target: str) -> None:
     """
     from modelgit.repo.borrow import add
 
-    _say(session.output, "Borrowing from", add(session.repository, target, progress=session.progress))
+    _say(session.output, "Borrowing from", add(session.repository, target, tell=tell, progress=session.progress))
 
 
 @command("list", example="mgit borrow list")

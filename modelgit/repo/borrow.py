@@ -14,6 +14,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed
 from modelgit.remotes.receive import copy_records, verify_objects
 from modelgit.remotes.selection import select_records
+from modelgit.repo.borrowers import register, unregister
 from modelgit.repo.fsck import Finding, reachable_objects
 from modelgit.repo.hub import pinned
 from modelgit.repo.layout import METADATA
@@ -65,14 +66,19 @@ def lenders(repo: Repository) -> list[LenderState]:
     return [_state(repo, line) for line in repo.store.lenders.lines]
 
 
-def add(repo: Repository, target: str, *, progress: Progress = SILENT) -> AddedLender:
+def add(repo: Repository, target: str, *, tell: bool = False, progress: Progress = SILENT) -> AddedLender:
     """Borrow from `target`: a repository, a directory with checkpoints, a Hugging Face cache, or `hf:org/name@COMMIT`.
 
-    Files are read once, now.  Nothing is ever written there.  Raises RepositoryError for what cannot lend,
-    ExternalAbsentError when a published model is not on this machine.
+    Files are read once, now.  Nothing is written there, but with `tell` the place of this repository, so that the
+    garbage collection of a lending repository spares what is borrowed (see `repo.borrowers`).  Raises RepositoryError
+    for what cannot lend, ExternalAbsentError when a published model is not on this machine.
     """
     line = _line(repo, target, progress)
+    if tell and line.kind != "store":
+        raise UsageError(f"{line.target} is no repository that could be told", hint=f"`mgit borrow add {target}`")
     with repo.writing():
+        if tell:
+            register(repo, line)
         skipped = _hash(repo, line, progress)
         known = repo.store.lenders.lines
         if line not in known:
@@ -105,6 +111,7 @@ def remove(repo: Repository, target: str, *, force: bool = False) -> LenderState
                     f"{lost} object{'s' if lost > 1 else ''} of this repository can only be read from {line.target}",
                     hint="`mgit borrow copy` brings them here; `--force` gives them up",
                 )
+        unregister(repo, line)
         repo.store.lenders.records.write(remaining)
         repo.store.lenders.records.forget(line)
         repo.store.lenders.reload()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec, View, id_class
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.borrowers import lent_objects
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
 from modelgit.store.fs import PACK_TARGET_BYTES
@@ -106,6 +107,8 @@ class Marking:
                 self.live.add(key)
                 fresh.append(key)
             self.needed.setdefault(key, spec)
+        fresh += lent_objects(self._repo) - self.live
+        self.live.update(fresh)
         while fresh:
             for item in self._choose(fresh.pop()):
                 self.chosen[place_of(item)] = item

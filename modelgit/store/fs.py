@@ -304,8 +304,8 @@ class PackSession:
 
     @property
     def is_first(self) -> bool:
-        """Whether the store has no packs."""
-        return not self._store.lookup.packs()
+        """Whether the store has no packs, and nobody who lends: then hardly any object is known already."""
+        return not self._store.lookup.packs() and not self._store.lenders.lines
 
     def stage(self) -> StagedRecords:
         """Begin an object whose id comes last."""

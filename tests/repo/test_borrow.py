@@ -176,6 +176,28 @@ def test_what_a_lender_collects_is_named_and_comes_back_from_a_remote(
         assert fsck(repo).is_sound
 
 
+def test_a_lender_that_was_told_spares_what_is_borrowed(tmp_path: Path, lender: Repository) -> None:
+    from modelgit.repo.repack import repack
+
+    with clone_of(tmp_path, lender) as repo:
+        add(repo, str(lender.worktree), tell=True)
+        assert len(repo.store.lenders.lines) == 1
+        lender.publish(lambda view: type(view)(refs={}, branch="main"), "forget")
+        collect(lender, prune_now=True)
+        repack(lender, prune_now=True)
+        assert fsck(repo).is_sound and fsck(repo).borrowed == 4
+        (tmp_path / "clone").rename(tmp_path / "away")
+        with pytest.raises(RepositoryError, match="borrows from this repository and is not there"):
+            collect(lender, prune_now=True)
+        (tmp_path / "away").rename(tmp_path / "clone")
+        copy(repo)
+        remove(repo, str(lender.worktree))
+        assert collect(lender, prune_now=True).bytes_freed > 100_000
+        assert fsck(repo).is_sound
+        with pytest.raises(UsageError, match="no repository that could be told"):
+            add(repo, str(tmp_path), tell=True)
+
+
 def test_copying_makes_a_borrower_self_contained(tmp_path: Path, lender: Repository) -> None:
     with clone_of(tmp_path, lender) as repo:
         with pytest.raises(RepositoryError, match="4 objects of this repository can only be read from"):

@@ -182,6 +182,18 @@ def test_links_out_of_the_model_are_not_followed(tmp_path: Path, work: Repositor
     assert "not a file inside of" in added.skipped[0]
 
 
+def test_a_whole_cache_can_lend_as_a_directory(tmp_path: Path, work: Repository, cache: Path) -> None:
+    """Then its files are borrowed on this machine, and pushed like anything else."""
+    added = add(work, str(cache))
+    assert added.state.kind == "files" and added.state.objects == 3 and not added.skipped
+    work.commit("base")
+    report = fsck(work)
+    assert report.borrowed == 3 and not report.external
+    add_remote(work, "origin", str(tmp_path / "origin.mgit"))
+    push(work)
+    assert stored_bytes(tmp_path / "origin.mgit" / "packs") > 300_000
+
+
 def test_a_branch_needs_the_hub(tmp_path: Path, cache: Path) -> None:
     environment = surroundings(tmp_path, cache)
     with pytest.raises(RemoteError, match="MGIT_OFFLINE") as caught:
