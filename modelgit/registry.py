@@ -17,12 +17,14 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Maps names to implementations without importing any of them before it is asked for.
 
-    `kind` is the word used in messages ("merge strategy"), `group` the entry-point group that third parties use.
+    `kind` is the word used in messages ("merge strategy"), `group` the entry-point group that third parties use;
+    `builtins` are the names of its own implementations, in the order in which they were given.
     """
 
     def __init__(self, kind: str, group: str, builtins: Mapping[str, str]) -> None:
         self.kind = kind
         self.group = group
+        self.builtins = tuple(builtins)
         self._targets: dict[str, str] = dict(builtins)
         self._loaded: dict[str, T] = {}
         self._scanned = False

@@ -62,7 +62,10 @@ class CheckpointFormat(Protocol):
     name: str
 
     def detect(self, head: bytes, name: str) -> bool:
-        """Whether a file whose first (up to) 4096 bytes are `head` and whose base name is `name` is of this format."""
+        """Whether a file whose first (up to) 4096 bytes are `head` and whose base name is `name` is of this format.
+
+        Installed formats are not asked about files that are text by name (`.json`, `.txt`, `.py`, ...).
+        """
 
     def scan(self, file: ReadAt) -> ScannedFile:
         """Find the tensors.
@@ -76,12 +79,12 @@ FORMATS: Registry[CheckpointFormat] = Registry(
     "modelgit.formats",
     {
         "safetensors": "modelgit.formats.safetensors:SAFETENSORS",
+        "distcp": "modelgit.formats.distcp:DISTCP",  # before torch-zip: its files begin like one of its archives
         "torch-zip": "modelgit.formats.torch_zip:TORCH_ZIP",
         "torch-legacy": "modelgit.formats.torch_legacy:TORCH_LEGACY",
         "npz": "modelgit.formats.npz:NPZ",
         "npy": "modelgit.formats.npy:NPY",
         "gguf": "modelgit.formats.gguf:GGUF",
-        "distcp": "modelgit.formats.distcp:DISTCP",
         "onnx": "modelgit.formats.onnx:ONNX",
         "onnx-data": "modelgit.formats.onnx:ONNX_DATA",
         "opaque": "modelgit.formats.opaque:OPAQUE",

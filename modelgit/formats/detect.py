@@ -7,15 +7,17 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import FORMATS, CheckpointFormat, ReadAt, ScannedFile
+from modelgit.formats.lookalikes import is_weight_name
 
 __all__ = ["FileReader", "scan_file", "scan_reader"]
 
 _HEAD_BYTES = 4096
+_TEXT_SUFFIXES = frozenset({".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_BINARY", 0)
@@ -122,12 +124,31 @@ class FileReader:
             return os.read(self._descriptor, length)
 
 
-def _candidates() -> Iterator[CheckpointFormat]:
-    """Formats in the order in which they are asked: safetensors, installed ones by name, opaque last."""
-    yield FORMATS.get("safetensors")
-    for name in FORMATS.names():
-        if name not in ("safetensors", "opaque"):
-            yield FORMATS.get(name)
+def _has_signs(head: bytes, name: str) -> bool:
+    """Whether some built-in format may recognise the file: a wider test than theirs, for which none has to be loaded.
+
+    Most files of a checkpoint are text, and importing ten parsers costs more than committing a small model.
+    """
+    lowered = name.lower()
+    return (
+        is_weight_name(lowered)
+        or lowered.endswith(".distcp")
+        or ".onnx" in lowered
+        or head.startswith((b"PK\3\4", b"\x80", b"\x93NUMPY", b"GGUF"))
+        or head[8:9] == b"{"
+    )
+
+
+def _candidates(head: bytes, name: str) -> Iterator[CheckpointFormat]:
+    """Formats in the order in which they are asked: the built-in ones, installed ones by name, opaque last."""
+    if _has_signs(head, name):
+        for known in FORMATS.builtins:
+            if known != "opaque":
+                yield FORMATS.get(known)
+    if PurePosixPath(name).suffix.lower() not in _TEXT_SUFFIXES:  # finding out what is installed takes its time, too
+        for known in FORMATS.names():
+            if known not in FORMATS.builtins:
+                yield FORMATS.get(known)
     yield FORMATS.get("opaque")
 
 
@@ -139,7 +160,7 @@ def scan_reader(file: ReadAt, *, opaque: bool = False) -> ScannedFile:
     if opaque:
         return FORMATS.get("opaque").scan(file)
     head = file.read(0, min(file.size, _HEAD_BYTES))
-    for candidate in _candidates():
+    for candidate in _candidates(head, file.path.name):
         if candidate.detect(head, file.path.name):
             return candidate.scan(file)
     raise CheckpointFormatError(f"{file.shown} is of no known format")

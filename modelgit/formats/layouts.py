@@ -100,9 +100,14 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def _scan_all(root: Path, listing: Listing, opaque: Sequence[str]) -> dict[str, ScannedFile]:
+def _scan_all(
+    root: Path, listing: Listing, opaque: Sequence[str], known: Mapping[str, ScannedFile]
+) -> dict[str, ScannedFile]:
     scanned: dict[str, ScannedFile] = {}
     for path in listing.files:
+        if path in known:
+            scanned[path] = known[path]
+            continue
         with FileReader(root / path, shown=path) as file:
             scanned[path] = scan_reader(file, opaque=matching_pattern(path, opaque, directory=False) is not None)
     return scanned
@@ -216,10 +221,18 @@ def _layout_of(base: str, listing: Listing, scanned: Mapping[str, ScannedFile]) 
     return "directory"
 
 
-def describe(root: Path, relative: str, *, ignore: Sequence[str] = (), opaque: Sequence[str] = ()) -> TrackedModel:
+def describe(
+    root: Path,
+    relative: str,
+    *,
+    ignore: Sequence[str] = (),
+    opaque: Sequence[str] = (),
+    known: Mapping[str, ScannedFile] | None = None,
+) -> TrackedModel:
     """Look at `relative` (forward slashes, or `.`) under the repository root: all headers, no weights, are read.
 
-    Files that match a pattern of `ignore` are left out, those that match one of `opaque` are not looked into.  Every
+    Files that match a pattern of `ignore` are left out, those that match one of `opaque` are not looked into; of those
+    in `known` the caller has scanned the headers already.  Every
     index of shards is checked against the shards.  Raises UsageError when there is nothing to track, and
     CheckpointFormatError, naming the file, for missing shards, Git LFS pointers and malformed or hostile files.
     """
@@ -230,7 +243,7 @@ def describe(root: Path, relative: str, *, ignore: Sequence[str] = (), opaque: S
             hint=f"`cp -rL {relative} COPY` makes real files of them, then track COPY",
         )
     base = relative + "/" if listing.is_directory and relative != "." else ""
-    scanned = _scan_all(root, listing, opaque)
+    scanned = _scan_all(root, listing, opaque, known or {})
     shards: set[str] = set()
     for path in listing.files:
         if path.endswith(_INDEX):

@@ -89,6 +89,7 @@ def record_worktree(
     model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
     entries: dict[str, FileEntry] = {}
     stored: dict[str, list[Stored]] = {}
+    scanned: dict[str, ScannedFile] = {}
     stored_already = {file.path for file in files.values() if is_stored(repo, session, file, before.get(file.path))}
     changed = [file for file in files.values() if file.path not in stored_already]
     progress.start("store", sum(file.status.st_size for file in changed))
@@ -104,11 +105,14 @@ def record_worktree(
             digest, size = file.known, file.status.st_size
         else:
             base = bases.get(file.path) or _model_tensors(model_bases, file.path)
-            digest, size, stored[file.path] = record_file(repo, session, writer, file, before.get(file.path), base)
+            digest, scanned[file.path], stored[file.path] = record_file(
+                repo, session, writer, file, before.get(file.path), base
+            )
+            size = scanned[file.path].size
         entries[file.path] = FileEntry(path=file.path, size=size, digest=digest, executable=executable)
     entries.update({path: entry for path, entry in before.items() if path not in taken})
     progress.finish("store")
-    models = _models(repo, entries, parent, outside)
+    models = _models(repo, entries, parent, outside, scanned)
     return RecordedTree(Manifest(files=tuple(entries[path] for path in sorted(entries)), models=models), stored)
 
 
@@ -137,7 +141,11 @@ def _model_tensors(models: Mapping[str, dict[str, TensorEntry]], path: str) -> d
 
 
 def _models(
-    repo: Repository, entries: Mapping[str, FileEntry], parent: Manifest, outside: Outside | None
+    repo: Repository,
+    entries: Mapping[str, FileEntry],
+    parent: Manifest,
+    outside: Outside | None,
+    scanned: Mapping[str, ScannedFile],
 ) -> tuple[ModelEntry, ...]:
     found = []
     previous = {model.path: model for model in parent.models}
@@ -152,7 +160,7 @@ def _models(
             continue
         if (repo.worktree / path).exists():
             track = repo.settings.track
-            described = describe(repo.worktree, path, ignore=track.left_out, opaque=track.opaque)
+            described = describe(repo.worktree, path, ignore=track.left_out, opaque=track.opaque, known=scanned)
             weights = tuple(name for name in described.weights if name in entries)
             layout: str = described.layout
         else:
@@ -170,8 +178,8 @@ def record_file(
     file: WorkFile,
     before: FileEntry | None,
     bases: Mapping[str, TensorEntry],
-) -> tuple[ContentId, int, list[Stored]]:
-    """Store one file; returns its content id, its size and what became of its ranges.
+) -> tuple[ContentId, ScannedFile, list[Stored]]:
+    """Store one file; returns its content id, what a scan found and what became of its ranges.
 
     Raises SourceChangedError, naming the file, when it changes meanwhile.
     """
@@ -197,7 +205,7 @@ def record_file(
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
         if file.place is None:
             repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
-        return digest, scanned.size, stored
+        return digest, scanned, stored
 
 
 def _jobs(

@@ -136,7 +136,8 @@ def record_training(
             bases = dict(model)
             if previous is not None:
                 bases.update({entry.name: entry for entry in repo.content_at(previous.digest).tensors})
-            digest, size, _ = record_file(repo, session, writer, file, previous, bases)
+            digest, scanned, _ = record_file(repo, session, writer, file, previous, bases)
+            size = scanned.size
         entries[path] = FileEntry(path=path, size=size, digest=digest, executable=executable)
     progress.finish("store")
     if not entries:
