@@ -18,7 +18,8 @@ HEADS = [
 ]  # fmt: skip
 NAMES = [
     "a", "config.json", "mgit.toml", "m.safetensors", "M.SFT", "w.gguf", "w.GGUF", "a.npz", "a.npy", "m.onnx",
-    "m.onnx_data",    "m.onnx.data_1", "M.ONNX.DATA", "__0_0.distcp", "x.pt", "x.PTH", "x.bin", "x.ckpt", "notes.txt", ".metadata",
+    "m.onnx_data", "m.onnx.data_1", "M.ONNX.DATA", "__0_0.distcp", "x.pt", "x.PTH", "x.bin", "x.ckpt", "notes.txt",
+    ".metadata",
 ]  # fmt: skip
 
 
