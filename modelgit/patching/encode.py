@@ -474,9 +474,13 @@ class TensorWriter:
         return kept
 
 
-def write_blob(store: WriteStore, data: bytes, *, name: str) -> BlobId:
-    """Store bytes without a tensor meaning; returns their id.  `name` is what messages call them."""
-    stored = next(iter(TensorWriter(store, threads=1).store([StoreJob(name, BlobSource(data), None, len(data))])))
+def write_blob(store: WriteStore, data: bytes, *, name: str, parent: BlobId | None = None) -> BlobId:
+    """Store bytes without a tensor meaning; returns their id.
+
+    `name` is what messages call them, `parent` an earlier version that they may be coded against.
+    """
+    job = StoreJob(name, BlobSource(data), None, len(data), parent)
+    stored = next(iter(TensorWriter(store, threads=1).store([job])))
     if not isinstance(stored.id, BlobId):
         raise BugError(f"{name} was stored as a {stored.id.KIND}")
     return stored.id

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import RepositoryError
+import msgspec
+
+from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.formats.safetensors_write import build_header, read_metadata
+from modelgit.formats.zip_checksums import ZIP_FORMATS, stale_checksums
 from modelgit.merging.plan import Side, StoredTensor
 from modelgit.objects import (
+    BlobId,
     ContentId,
     FileContent,
     FileEntry,
@@ -21,6 +26,7 @@ from modelgit.objects import (
 )
 from modelgit.objects.manifest import manifest_id
 from modelgit.patching.encode import write_blob
+from modelgit.patching.files import StoredFile
 from modelgit.repo.record import write_content_record
 from modelgit.store.fs import PackSession
 
@@ -115,9 +121,50 @@ def _file(
                 ),
                 views=content.views,
             )
+            if content.format in ZIP_FORMATS:
+                made = _with_checksums(repo, session, path, content, made)
             digest = write_content_record(session, made, (entry.digest, content))
             return FileEntry(path=path, size=entry.size, digest=digest, executable=entry.executable)
     return _rebuilt(repo, session, path, sides, wanted)
+
+
+def _with_checksums(
+    repo: Repository, session: PackSession, path: str, before: FileContent, made: FileContent
+) -> FileContent:
+    """`made`, an archive in which tensors of `before` were replaced, with checksums that are right again."""
+    changed: list[tuple[int, int]] = []
+    literals: list[tuple[int, Literal]] = []
+    at = 0
+    for segment in made.segments:
+        if isinstance(segment, Literal):
+            literals.append((at, segment))
+            at += segment.length
+        else:
+            old, new = before.tensors[segment.index], made.tensors[segment.index]
+            if old.id != new.id:
+                changed.append((at, at + new.spec.size_bytes))
+            at += new.spec.size_bytes
+    blobs: dict[BlobId, bytearray] = {}
+    for offset, checksum in stale_checksums(StoredFile(repo.reader(session), made, shown=path), changed):
+        for number, value in enumerate(checksum):
+            place = offset + number
+            start, literal = literals[bisect_right(literals, place, key=lambda item: item[0]) - 1]
+            if not 0 <= place - start < literal.length:
+                raise IntegrityError(f"{path}: a checksum of the archive lies inside of a tensor")
+            data = blobs.get(literal.blob)
+            if data is None:
+                data = blobs[literal.blob] = bytearray(repo.read_blob(literal.blob, store=session))
+            data[literal.offset + place - start] = value
+    written = {
+        blob: write_blob(session, bytes(data), name=f"{path} (header)", parent=blob) for blob, data in blobs.items()
+    }
+    segments = tuple(
+        msgspec.structs.replace(segment, blob=written.get(segment.blob, segment.blob))
+        if isinstance(segment, Literal)
+        else segment
+        for segment in made.segments
+    )
+    return msgspec.structs.replace(made, segments=segments)
 
 
 def _rebuilt(

@@ -237,3 +237,76 @@ def test_names_that_not_every_system_can_hold(tmp_path: Path, names: list[str | 
 )
 def test_patterns(path: str, directory: bool, pattern: str, matches: bool) -> None:
     assert (matching_pattern(path, [pattern], directory=directory) == pattern) is matches
+
+
+def pickled(path: Path, **tensors: tuple[int, ...]) -> None:
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in tensors.items()}, path)
+
+
+def bin_index(directory: Path, **shards: str) -> None:
+    text = json.dumps({"weight_map": {name: f"pytorch_model-{part}-of-2.bin" for name, part in shards.items()}})
+    (directory / "pytorch_model.bin.index.json").write_text(text)
+
+
+def test_pickled_shards_are_a_model(tmp_path: Path) -> None:
+    pickled(tmp_path / "m" / "pytorch_model-1-of-2.bin", a=(2, 3), b=(4,))
+    pickled(tmp_path / "m" / "pytorch_model-2-of-2.bin", c=(5,))
+    pickled(tmp_path / "m" / "ema.pt", a=(2, 3), other=(9,))
+    np.savez(tmp_path / "m" / "data.npz", x=np.zeros(100))
+    bin_index(tmp_path / "m", a="1", b="1", c="2")
+    model = describe(tmp_path, "m")
+    assert (model.layout, model.tensors, model.parameters, model.dtypes) == ("hf-checkpoint", 3, 15, "BF16")
+    assert model.weights == ("m/pytorch_model-1-of-2.bin", "m/pytorch_model-2-of-2.bin")
+    assert (model.apart, model.opaque, model.notes) == (("m/data.npz", "m/ema.pt"), (), ())
+    bin_index(tmp_path / "m", a="1", b="2", c="2")
+    with pytest.raises(CheckpointFormatError, match="holds the tensor 'b', and its header does not"):
+        describe(tmp_path, "m")
+    (tmp_path / "m" / "pytorch_model-2-of-2.bin").unlink()
+    with pytest.raises(CheckpointFormatError, match="which is missing"):
+        describe(tmp_path, "m")
+
+
+def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
+    pickled(tmp_path / "m" / "pytorch_model.bin", w=(3,))
+    weights(tmp_path / "m" / "model.safetensors", w=np.zeros(3, np.float32))
+    (tmp_path / "m" / "config.json").write_text("{}")
+    model = describe(tmp_path, "m")
+    assert (model.weights, model.apart) == (("m/model.safetensors",), ("m/pytorch_model.bin",))
+
+
+@pytest.mark.parametrize(("name", "title"), [("m.pt", "PyTorch checkpoint"), ("m.npz", "numpy arrays")])
+def test_single_files_are_called_what_they_are(tmp_path: Path, name: str, title: str) -> None:
+    if name.endswith(".pt"):
+        pickled(tmp_path / name, a=(2,), b=(3,))
+    else:
+        np.savez(tmp_path / name, a=np.zeros(2), b=np.zeros(3))
+    model = describe(tmp_path, name)
+    assert (model.title, model.weights, model.tensors, model.parameters) == (title, (name,), 2, 5)
+
+
+def test_tied_names_are_one_tensor_and_slices_are_several(tmp_path: Path) -> None:
+    import torch
+
+    whole = torch.zeros(4, 3)
+    torch.save({"w": whole, "tied": whole}, tmp_path / "tied.pt")
+    torch.save({"a": whole[:2], "b": whole[2:]}, tmp_path / "slices.pt")
+    assert (describe(tmp_path, "tied.pt").tensors, describe(tmp_path, "tied.pt").parameters) == (1, 12)
+    assert (describe(tmp_path, "slices.pt").tensors, describe(tmp_path, "slices.pt").parameters) == (2, 12)
+
+
+def test_an_adapter_of_pickles(tmp_path: Path) -> None:
+    pickled(tmp_path / "a" / "adapter_model.bin", **{"q.lora_A.weight": (2, 4)})
+    pickled(tmp_path / "a" / "rng.pt", state=(9,))
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    model = describe(tmp_path, "a")
+    assert (model.layout, model.weights, model.apart) == ("peft-adapter", ("a/adapter_model.bin",), ("a/rng.pt",))
+
+
+def test_opaque_patterns(tmp_path: Path) -> None:
+    pickled(tmp_path / "m" / "a.pt", w=(3,))
+    (tmp_path / "m" / "broken.pt").write_bytes(b"PK\x03\x04 whatever")
+    model = describe(tmp_path, "m", opaque=["broken.pt"])
+    assert (model.weights, model.opaque) == (("m/a.pt",), ("m/broken.pt",))
