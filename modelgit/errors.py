@@ -99,12 +99,6 @@ class UnknownRevision(RepositoryError):
     code = "unknown-revision"
 
 
-class WeightsPruned(RepositoryError):
-    """The commit is there, and its weights were taken by retention."""
-
-    code = "weights-pruned"
-
-
 class ConflictError(RepositoryError):
     """Somebody else changed the repository or holds it; try again."""
 
@@ -122,6 +116,12 @@ class IntegrityError(MgitError):
 
     code = "integrity"
     exit_code = 4
+
+
+class WeightsPruned(IntegrityError):
+    """The commit is there, and its weights were taken by retention: missing, and no damage."""
+
+    code = "weights-pruned"
 
 
 class LenderError(IntegrityError):

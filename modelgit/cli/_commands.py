@@ -56,6 +56,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "trust": "Allow the code that mgit.toml names to run.",
         "borrow": "Use weights that lie elsewhere without storing them again.",
         "gc": "Free space: drop what nothing refers to.",
+        "prune": "Take the weights of commits that retention does not keep.",
         "repack": "Store everything smaller, without changing any of it.",
         "fsck": "Check every stored byte.",
         "completion": "Print the completion script of a shell.",

@@ -47,11 +47,16 @@ def fsck(session: Session, quick: bool, as_json: bool) -> None:
         output.say(f"{'Checked quickly' if quick else 'Checked'}: {looked}")
         if report.training_absent:
             output.say(f"  the training state of {plural(report.training_absent, 'commit')} is not kept here")
+        if report.pruned:
+            output.say(f"  the weights of {plural(report.pruned, 'commit')} were pruned by retention")
         if report.borrowed:
             output.say(f"  {plural(report.borrowed, 'object')} borrowed (`mgit borrow list`)")
         if report.external:
-            gone = f", {len(report.absent)} of them not on this machine" if report.absent else ""
-            output.say(f"  {plural(report.external, 'object')} in published models{gone}")
+            output.say(f"  {plural(report.external, 'object')} in published models")
+        if report.absent:
+            output.say(
+                f"  {plural(len(report.absent), 'object')} cannot be read: a published model is not on this machine"
+            )
         for finding in report.absent[:_SHOWN]:
             output.line(yellow("absent "), _short(finding.subject), dim(f"  {finding.problem}"))
     if report.findings:

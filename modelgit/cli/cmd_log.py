@@ -81,7 +81,8 @@ def _short_entries(entries: Sequence[LogEntry]) -> list[list[list[Part]]]:
     for entry, parts, width in zip(entries, subjects, widths, strict=True):
         mark = gate_mark(entry.verdict)
         line: list[Part] = [yellow(entry.id.short), " ", *parts, " " * (widest - width + 3), mark]
-        lines.append([[*line, " " * (marks - len(str(mark)) + 2), size(entry.patch.bytes_added)]])
+        line += [" " * (marks - len(str(mark)) + 2), size(entry.patch.bytes_added)]
+        lines.append([[*line, *([dim("  weights pruned")] if entry.pruned else [])]])
     return lines
 
 
@@ -95,6 +96,8 @@ def full_entry(entry: LogEntry) -> list[list[Part]]:
     lines.append(["Date:   ", date_line(commit.author), dim(f"  ({when(commit.author)})")])
     if commit.recipe is not None:
         lines.append(["Recipe: ", _recipe(commit.recipe)])
+    if entry.pruned is not None:
+        lines.append(["Weights:", dim(f" pruned by retention on {entry.pruned}")])
     lines.append([])
     lines += [["    ", text] for text in commit.message.rstrip("\n").split("\n")]
     lines.append([])

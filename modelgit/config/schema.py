@@ -16,6 +16,7 @@ __all__ = [
     "EvalSettings",
     "Limit",
     "RemoteSettings",
+    "RetentionSettings",
     "Settings",
     "StorageSettings",
     "TaskSettings",
@@ -158,6 +159,22 @@ class EvalSettings(Table, frozen=True, kw_only=True):
     sampling: OneOf["adaptive", "random", "full"] = "full"
 
 
+class RetentionSettings(Table, frozen=True, kw_only=True):
+    """Which commits of a family of branches keep their weights when `mgit prune` is run.
+
+    The name of the table is a pattern of branch names (`runs/*`), or "training-state" for the state of training that
+    lies beside the weights of any branch.  Kept are the `last` commits of each branch, `every` N-th counted from the
+    first commit of the history (0: none), and the `best_count` best by the metric `best`: the name of a check of a
+    verdict ("accuracy", "smoke.accuracy"), of which the `goal` is "max" or "min".
+    """
+
+    last: Annotated[int, msgspec.Meta(ge=1)] = 1
+    every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    best: str | None = None
+    best_count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    goal: OneOf["max", "min"] = "max"
+
+
 class RemoteSettings(Table, frozen=True, kw_only=True):
     """A remote repository."""
 
@@ -173,3 +190,4 @@ class Settings(Table, frozen=True, kw_only=True):
     task: dict[str, TaskSettings] = {}
     eval: dict[str, EvalSettings] = {}
     remote: dict[str, RemoteSettings] = {}
+    retention: dict[str, RetentionSettings] = {}

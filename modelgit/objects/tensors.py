@@ -107,7 +107,8 @@ class LeafHasher:
 
 def leaf_digests(data: bytes | bytearray | memoryview) -> list[bytes]:
     """The digests of consecutive leaves of `data`; that of one empty leaf for nothing."""
-    return [leaf_digest(data[start : start + LEAF_BYTES]) for start in range(0, max(1, len(data)), LEAF_BYTES)]
+    view = memoryview(data)  # a slice of bytes would be a copy
+    return [leaf_digest(view[start : start + LEAF_BYTES]) for start in range(0, max(1, len(view)), LEAF_BYTES)]
 
 
 def preimage(size_bytes: int, spec: TensorSpec | None, leaves: Iterable[bytes]) -> bytes:

@@ -45,6 +45,8 @@ _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
 _CORRECT_ABOVE = 0.05  # records below this share of the raw size gain too little from a correction to look for one
 _BYTES_LAYOUT = Layout(1, False)
 _IN_FLIGHT_BYTES = 64 << 20
+_GROUP_BYTES = 1 << 20
+_GROUP_JOBS = 256
 
 Ids = TensorId | BlobId
 
@@ -92,11 +94,11 @@ class _Plan(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A window of a plan that is coded by window; all of any other."""
+    """A window of a plan that is coded by window; all of some others."""
 
-    plan: _Plan
-    start: int
-    stop: int
+    plan: _Plan | list[_Plan]
+    start: int = 0
+    stop: int = 0
 
 
 class _Window(NamedTuple):
@@ -104,6 +106,9 @@ class _Window(NamedTuple):
     leaves: list[bytes]
     changed: int
     nonfinite: ValueCounts
+
+
+_Done = tuple[_Plan | list[_Plan], _Window | None]
 
 
 class TensorWriter:
@@ -141,23 +146,32 @@ class TensorWriter:
         """
         with Workers(self._threads, name="mgit-encode") as workers:
             plans = workers.ordered(
-                self._plan,
-                self._checked(jobs),
+                lambda group: [self._plan(job) for job in group],
+                self._groups(jobs),
                 ahead=8 * self._threads,
-                weight=lambda job: min(job.size, WINDOW_BYTES),
+                weight=lambda group: min(sum(job.size for job in group), WINDOW_BYTES),
                 limit=_IN_FLIGHT_BYTES,
             )
             steps = workers.ordered(self._run, _steps(plans), ahead=self._threads + 2)
-            for step, window in steps:
-                if window is None:
-                    yield self._finish(step.plan, task)
+            for plan, window in steps:
+                if isinstance(plan, _Plan):
+                    yield self._finish_large(plan, window, steps, task)
                 else:
-                    yield self._finish_large(step.plan, window, steps, task)
+                    yield from (self._finish(item, task) for item in plan)
 
-    def _checked(self, jobs: Iterable[StoreJob]) -> Iterator[StoreJob]:
+    def _groups(self, jobs: Iterable[StoreJob]) -> Iterator[list[StoreJob]]:
+        """Small tensors by the hundred: handing one over to a thread costs more than coding it."""
+        group: list[StoreJob] = []
+        size = 0
         for job in jobs:
             self._progress.check()
-            yield job
+            if group and (size + job.size > _GROUP_BYTES or len(group) >= _GROUP_JOBS):
+                yield group
+                group, size = [], 0
+            group.append(job)
+            size += job.size
+        if group:
+            yield group
 
     # -- planning: what a small tensor needs in all, a large one before its windows are coded
 
@@ -188,7 +202,11 @@ class TensorWriter:
 
         runs = sample_runs(words.size)
         readers = [base_sample(index) for index in range(len(bases))]
-        choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
+        tries_all = job.size <= _TRY_ALL_BYTES
+        if tries_all and not bases:
+            choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
+        else:
+            choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
         coded = []
         corrected = self._correction(
             job,
@@ -204,7 +222,7 @@ class TensorWriter:
             payloads = self._encode(codec, words, predicted, layout)
             coded.append(_Coded(codec, bases[choice.base or 0], payloads, prelude))
             choices = []
-        for choice in choices if job.size <= _TRY_ALL_BYTES else choices[:1]:
+        for choice in choices if tries_all else choices[:1]:
             base = None if choice.base is None else base_words(choice.base)
             codec = CODECS.get(choice.codec)
             payloads = self._encode(codec, words, base, layout)
@@ -280,14 +298,16 @@ class TensorWriter:
 
     # -- coding
 
-    def _run(self, step: _Step) -> tuple[_Step, _Window | None]:
-        return step, None if step.plan.choice is None else self._code(
-            step.plan, step.plan.choice, step.start, step.stop
-        )
+    def _run(self, step: _Step) -> _Done:
+        if isinstance(step.plan, _Plan):
+            return step.plan, self._code(step.plan, step.start, step.stop)
+        return step.plan, None
 
-    def _code(self, plan: _Plan, choice: Choice, start: int, stop: int) -> _Window:
+    def _code(self, plan: _Plan, start: int, stop: int) -> _Window:
         """Read, hash and encode one window in pieces."""
-        job, layout, base = plan.job, plan.layout, plan.base
+        job, layout, base, choice = plan.job, plan.layout, plan.base, plan.choice
+        if choice is None:
+            raise BugError(f"{job.name} was to be coded without a choice")
         codec = CODECS.get(choice.codec)
         factors = _factors(plan, start)
         leaves = LeafHasher()
@@ -394,9 +414,7 @@ class TensorWriter:
         codec = CORRECTED if coded.prelude else coded.codec.name
         return Stored(job.name, object_id, codec, written, plan.changed, plan.nonfinite)
 
-    def _finish_large(
-        self, plan: _Plan, first: _Window, steps: Iterator[tuple[_Step, _Window | None]], task: str
-    ) -> Stored:
+    def _finish_large(self, plan: _Plan, first: _Window | None, steps: Iterator[_Done], task: str) -> Stored:
         """Write the windows of one tensor as they come."""
         job, choice = plan.job, plan.choice
         if choice is None:
@@ -406,7 +424,7 @@ class TensorWriter:
         checks = UnitChecks()
         begin = end = written = changed = 0
         nonfinite = ValueCounts()
-        window: _Window | None = first
+        window = first
         while window is not None:
             prelude = plan.preludes[begin // EXTENT_BYTES] if plan.preludes else b""
             if end == begin and prelude:
@@ -486,13 +504,20 @@ def write_blob(store: WriteStore, data: bytes, *, name: str, parent: BlobId | No
     return stored.id
 
 
-def _steps(plans: Iterable[_Plan]) -> Iterator[_Step]:
-    for plan in plans:
-        if plan.choice is None:
-            yield _Step(plan, 0, plan.job.size)
-        else:
+def _steps(groups: Iterable[list[_Plan]]) -> Iterator[_Step]:
+    for group in groups:
+        done: list[_Plan] = []
+        for plan in group:
+            if plan.choice is None:
+                done.append(plan)
+                continue
+            if done:
+                yield _Step(done)
+                done = []
             for start, stop in windows(plan.job.size):
                 yield _Step(plan, start, stop)
+        if done:
+            yield _Step(done)
 
 
 def _take(words: Words, runs: Sequence[tuple[int, int]]) -> Words:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from modelgit.codecs.base import Layout, layout_of
-from modelgit.errors import BugError, IntegrityError, LenderError
+from modelgit.errors import BugError, ExternalAbsentError, IntegrityError, LenderError
 from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
 from modelgit.objects.external import DIGEST_BYTES, leaf_count
 from modelgit.patching.records import RecordHeader
@@ -150,6 +150,8 @@ def settle(session: PackSession, open_reader: Callable[[ObjectStore], TensorRead
         try:
             starts = range(0, max(1, size), LEAF_BYTES)
             leaves = [leaf_digest(reader.read(relied.id, at, min(at + LEAF_BYTES, size))) for at in starts]
+        except ExternalAbsentError:
+            raise  # the lender borrows it, too, from a model that is not on this machine
         except IntegrityError as error:
             raise wrong from error
         actual = blob_id(size, leaves) if relied.spec is None else tensor_id(relied.spec, leaves)

@@ -42,11 +42,14 @@ def new_commits(
     return {commit: known[commit] for commit in reversed(order)}
 
 
-def closure(store: ObjectStore, commits: dict[CommitId, Commit]) -> Iterator[Needed]:
+def closure(
+    store: ObjectStore, commits: dict[CommitId, Commit], *, pruned: Collection[CommitId] = ()
+) -> Iterator[Needed]:
     """All objects that `commits` (parents before children, see `new_commits`) need, children before parents, each once.
 
     A parent outside `commits` is a commit that the other side has, with all that belongs to it; what it shares with its
-    child is left out.  Only metadata is read.  Raises IntegrityError for metadata that is missing or makes no sense.
+    child is left out, and so are the weights of commits that the other side has `pruned`.  Only metadata is read.
+    Raises IntegrityError for metadata that is missing or makes no sense.
     """
     seen: set[ObjectId] = set()
 
@@ -60,10 +63,16 @@ def closure(store: ObjectStore, commits: dict[CommitId, Commit]) -> Iterator[Nee
         check_tree(entry.path for entry in manifest.files)
         for parent in commit.parents:
             if parent not in commits:
-                seen |= _shared(store, parent, manifest)
+                seen |= {parent} if parent in pruned else _shared(store, parent, manifest)
+        dropped = {path for model in manifest.models for path in model.weights} if commit_id in pruned else ()
         for entry in manifest.files:
+            if entry.path in dropped:
+                continue
             if entry.digest not in seen:
                 yield from _content(store, entry.digest, entry.path, entry.size, seen)
+        for entry in manifest.files:
+            if entry.path in dropped and entry.digest not in seen:
+                yield Needed(entry.digest, entry.path)  # its tensors may be needed by another commit: not `seen`
         yield from once(Needed(commit.manifest, f"files of commit {commit_id.short}"))
         patch = read_record(store, commit.patch, Patch)
         for mask in patch.masks:

@@ -6,7 +6,7 @@ A failure at any point leaves the receiving side as it was, plus at worst packs 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
@@ -64,12 +64,14 @@ def push(
     author: str,
     remote: str = "origin",
     branch: str = "main",
+    check: Callable[[Collection[CommitId]], None] | None = None,
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> PushResult:
     """Move refs of a remote, all or none, after sending what their commits need.
 
-    A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.  Raises
+    A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.
+    `check` may refuse the commits that are to be sent.  Raises
     RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or damaged.
     """
     transport.create(branch=branch, author=author)
@@ -80,7 +82,7 @@ def push(
         moves = allowed_updates(updates, state, store, local, remote=remote)
         if not moves:
             break
-        upload, more = _send(local, transport, moves, state, threads=threads, progress=progress)
+        upload, more = _send(local, transport, moves, state, check=check, threads=threads, progress=progress)
         sent = _Sent(max(sent.commits, more.commits), sent.objects + more.objects, sent.size + more.size)
         try:
             transport.swap(moves, upload=upload, description="push", author=author)
@@ -102,6 +104,7 @@ def _send(
     moves: Sequence[RefUpdate],
     state: RemoteRoot,
     *,
+    check: Callable[[Collection[CommitId]], None] | None,
     threads: int,
     progress: Progress,
 ) -> tuple[Upload | None, _Sent]:
@@ -117,6 +120,8 @@ def _send(
         shared = {commit for commit in state.view.refs.values() if local.has(commit)}
         stop = set(ancestors(shared - missing(shared), lambda commit: read_record(local, commit, Commit).parents))
         commits = new_commits(local, tips, stop=stop)
+        if check is not None:
+            check(commits)
         missing([parent for commit in commits.values() for parent in commit.parents if parent in stop])
         wanted: list[Needed] = []
         for batch in batches(closure(local, commits)):
@@ -159,13 +164,15 @@ def fetch(
     wanted: Iterable[CommitId],
     *,
     have: Iterable[CommitId],
+    pruned: Collection[CommitId] = (),
     remote: str = "origin",
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> FetchResult:
     """Bring the commits `wanted`, and what they need, into `session`, and seal it.
 
-    `have` are the commits that local refs name: what they reach is taken to be here.  Every object is checked against
+    `have` are the commits that local refs name: what they reach is taken to be here, but for the
+    weights of those that are `pruned`.  Every object is checked against
     its id before it becomes visible.  Raises RemoteError when the remote fails or lacks an object, IntegrityError when
     it sends something else than what was asked for; nothing is kept then.
     """
@@ -179,7 +186,7 @@ def fetch(
             commits = new_commits(store, wanted, stop=stop)
             needed: list[Needed] = []
             found: list[Relied] = []
-            for item in closure(store, commits):
+            for item in closure(store, commits, pruned=pruned):
                 if not session.has(item.id):
                     needed.append(item)
                 elif item.id in session.unchecked and isinstance(item.id, TensorId | BlobId):

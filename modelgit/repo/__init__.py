@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelgit.environment import Environment
@@ -20,11 +21,17 @@ def init(path: Path | str = ".", *, branch: str = "main", environment: Environme
     return Repository.init(path, branch=branch, environment=environment)
 
 
-def clone(url: str, path: Path | str | None = None, *, environment: Environment | None = None) -> Repository:
-    """Copy a remote repository and check out its branch."""
+def clone(
+    url: str,
+    path: Path | str | None = None,
+    *,
+    borrow: Sequence[str] = (),
+    environment: Environment | None = None,
+) -> Repository:
+    """Copy a remote repository and check out its branch; what the lenders in `borrow` have is not copied."""
     from modelgit.repo.sync import clone as clone_repository
 
-    return clone_repository(url, path, environment=environment or Environment.capture())
+    return clone_repository(url, path, borrow=borrow, environment=environment or Environment.capture())
 
 
 def snapshot(source: Path | str, *, model: str | None = None, environment: Environment | None = None) -> Path:

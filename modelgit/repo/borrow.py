@@ -249,7 +249,8 @@ def _hash(repo: Repository, line: LenderLine, progress: Progress) -> tuple[str, 
     root = repo.store.lenders.root_of(line)
     if root is None or not root.is_dir():
         raise RepositoryError(f"the lender {line.target} is not there", hint=f"`mgit borrow remove {line.target}`")
-    hashed = hash_lender(root, threads=repo.threads, progress=progress)
+    known = tuple(repo.store.lenders.records.tables(line))
+    hashed = hash_lender(root, known=known, threads=repo.threads, progress=progress)
     repo.store.lenders.records.add_table(line, hashed.table, replace=True)
     return hashed.skipped
 

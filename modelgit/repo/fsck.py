@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from modelgit.objects import (
     ContentId,
     FileContent,
     Literal,
+    ManifestId,
     ObjectId,
     Record,
     TensorId,
@@ -23,6 +24,7 @@ from modelgit.objects import (
 )
 from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.reach import children_of, commit_roots, kept_objects
 from modelgit.store.base import is_external, is_foreign
 from modelgit.store.fs import covers
@@ -47,7 +49,8 @@ class Finding(Record, frozen=True, kw_only=True):
 class FsckReport(Record, frozen=True, kw_only=True):
     """What was looked at, and what was found.
 
-    `training_absent` counts commits whose training state is not kept here, which is no damage.
+    `training_absent` counts commits whose training state is not kept here, `pruned` those whose weights retention took:
+    no damage either.
 
     `borrowed` objects lie with lenders, `external` ones in published models; `absent` are those of them that are not on
     this machine, which is no damage.
@@ -62,6 +65,7 @@ class FsckReport(Record, frozen=True, kw_only=True):
     external: int = 0
     absent: tuple[Finding, ...] = ()
     training_absent: int = 0
+    pruned: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -128,7 +132,8 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
     damaged = {finding.subject for finding in (*findings, *absent)}
     for object_id, (_, label) in walk.items():
         if isinstance(object_id, ContentId) and not quick:
-            _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label, damaged))
+            _collect(findings, str(object_id), label, partial(_check_content, repo, object_id, label, damaged, walk))
+    pruned = _pruned(repo, [])
     training_absent = sum(_lacks_training(repo, item) for item in walk if str(item) not in damaged)
     return FsckReport(
         packs=len(packs),
@@ -140,6 +145,7 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
         external=where["external"],
         absent=tuple(absent),
         training_absent=training_absent,
+        pruned=sum(isinstance(item, CommitId) and item in pruned for item in walk),
     )
 
 
@@ -159,9 +165,13 @@ def _collect(findings: list[Finding], subject: str, label: str, work: Callable[[
     return True
 
 
-def _check_content(repo: Repository, object_id: ContentId, label: str, damaged: set[str]) -> None:
-    """Compare a file's tensor table with its header, unless it is known already why they cannot agree."""
-    if str(object_id) in damaged or any(str(child) in damaged for child, _ in children_of(repo, object_id)):
+def _check_content(
+    repo: Repository, object_id: ContentId, label: str, damaged: set[str], walk: Collection[ObjectId]
+) -> None:
+    """Compare a file's tensor table with its header, unless it is known why they cannot agree, or it was pruned."""
+    if str(object_id) in damaged:
+        return
+    if any(str(child) in damaged or child not in walk for child, _ in children_of(repo, object_id)):
         return
     check_table(repo.reader(), read_record(repo.store, object_id, FileContent), shown=label or str(object_id))
 
@@ -190,6 +200,8 @@ def reachable_objects(
 ) -> dict[ObjectId, tuple[TensorSpec | None, str]]:
     """Everything reachable, as far as records can be read; what cannot be read is a finding, not the end."""
     seen: dict[ObjectId, tuple[TensorSpec | None, str]] = dict.fromkeys(roots, (None, ""))
+    pruned = _pruned(repo, findings)
+    thin: list[ManifestId] = []
     pending = sorted(roots)
     while pending:
         object_id = pending.pop()
@@ -197,6 +209,10 @@ def reachable_objects(
             continue
         try:
             children = list(children_of(repo, object_id))
+            if isinstance(object_id, CommitId) and object_id in pruned:
+                manifest = repo.commit_at(object_id).manifest
+                children = [child for child in children if child[0] != manifest]
+                thin.append(manifest)
         except MgitError as error:
             findings.append(Finding(subject=str(object_id), problem=error.message, used_by=seen[object_id][1]))
             continue
@@ -205,12 +221,52 @@ def reachable_objects(
             if child not in seen:
                 seen[child] = (spec, names.get(child, seen[object_id][1]))
                 pending.append(child)
+        while not pending and thin:
+            pending += _thin_files(repo, thin.pop(), seen, findings)
     return seen
+
+
+def _pruned(repo: Repository, findings: list[Finding]) -> Collection[CommitId]:
+    try:
+        return pruned_commits(repo)
+    except MgitError as error:
+        findings.append(Finding(subject="retention", problem=error.message))
+        return ()
+
+
+def _thin_files(
+    repo: Repository,
+    manifest_id: ManifestId,
+    seen: dict[ObjectId, tuple[TensorSpec | None, str]],
+    findings: list[Finding],
+) -> list[ObjectId]:
+    """What is left of a manifest that pruned commits alone have: all but the contents of its weights; what to walk."""
+    if manifest_id in seen:
+        return []
+    seen[manifest_id] = (None, "")
+    try:
+        manifest = repo.manifest_at(manifest_id)
+    except MgitError as error:
+        findings.append(Finding(subject=str(manifest_id), problem=error.message))
+        return []
+    weights = {path for model in manifest.models for path in model.weights}
+    fresh: list[ObjectId] = []
+    for entry in manifest.files:
+        if entry.digest in seen:
+            continue
+        seen[entry.digest] = (None, entry.path)
+        if entry.path not in weights:
+            fresh.append(entry.digest)
+        else:
+            _collect(
+                findings, str(entry.digest), entry.path, partial(read_record, repo.store, entry.digest, FileContent)
+            )
+    return fresh
 
 
 def _names(repo: Repository, object_id: ObjectId) -> dict[ObjectId, str]:
     """What people call the children of a manifest or file."""
-    from modelgit.objects import ContentId, FileContent, Manifest, ManifestId
+    from modelgit.objects import Manifest
     from modelgit.store.metadata import read_record
 
     if isinstance(object_id, ManifestId):

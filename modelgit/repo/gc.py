@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import Record, RetentionId, Root, View
+from modelgit.objects import Record, Retention, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
 from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import VersionedRoot
+from modelgit.store.durable import process_space
 from modelgit.store.root import RECENT_WRITES
 from modelgit.worktree.lockfile import is_alive
 from modelgit.worktree.snapshots import SnapshotCache
@@ -78,7 +79,7 @@ def finish_collection(
     *,
     rewrite_above: float = REWRITE_ABOVE,
     forced: Collection[Key] = (),
-    retention: RetentionId | None = None,
+    retention: Retention | None = None,
     still_right: Callable[[View], bool] | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -111,7 +112,8 @@ def finish_collection(
         urgent = {name for name in condemned if any((i.kind, i.digest) in forced for i in marking.packs[name])}
         try:
             order = sorted(condemned, key=lambda name: name not in urgent)
-            retire_packs(repo, marking.root, order, retention=retention)
+            record = None if retention is None else repo.retention_log.write(retention)
+            retire_packs(repo, marking.root, order, retention=record)
         except RootMoved:
             continue
         # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
@@ -178,9 +180,11 @@ def tidy(repo: Repository) -> None:
     repo.retention_log.remove(repo.retention_log.listed() - {repo.roots.read().root.retention})
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.store.incoming_path.iterdir():
-            pid = folder.name.split("-")[1] if folder.name.startswith("tmp-") else ""
+            _, pid, _, space = [*folder.name.split("-"), "", "", ""][:4]
+            # The number of a process means nothing when it is one of another host, or of another container.
+            gone = space == process_space() and pid.isdigit() and not is_alive(int(pid))
             age_s = now - folder.stat().st_mtime
-            if age_s > _STALE_INCOMING_S or (pid.isdigit() and not is_alive(int(pid)) and age_s > 60):
+            if age_s > _STALE_INCOMING_S or (gone and age_s > 60):
                 shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.paths.rescue.iterdir():

@@ -96,7 +96,7 @@ def _look_up(environment: Environment, source: HubSource) -> HubSource:
         library = _library(environment, f"{source}, which names no commit,")
     except (RemoteError, MissingExtraError) as error:
         if cached is not None:
-            error.hint = f"the cache has {HubSource(source.name, cached)}"
+            error.hint = f"`mgit borrow add {HubSource(source.name, cached)}` takes the one in the cache"
         raise
     try:
         found = library.HfApi(endpoint=environment.hub_endpoint).model_info(source.name, revision=source.revision).sha

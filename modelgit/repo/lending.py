@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from modelgit.errors import CheckpointFormatError, RepositoryError
 from modelgit.formats.base import ScannedFile, ScannedRange
@@ -19,7 +21,7 @@ from modelgit.patching.records import checksum
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import METADATA
 from modelgit.store.lenders import WORTH_BYTES, LentFile, LentObject, LentTable
-from modelgit.store.lent_files import LentFiles, fence_of, resolve_inside
+from modelgit.store.lent_files import LentFiles, fence_of, resolve_inside, same_file
 
 __all__ = ["HashedFiles", "hash_lender"]
 
@@ -39,8 +41,10 @@ class _Leaf(NamedTuple):
     stop: int
 
 
-def hash_lender(root: Path, *, threads: int, progress: Progress = SILENT) -> HashedFiles:
-    """Read every file below `root` once.
+def hash_lender(
+    root: Path, *, known: Iterable[LentTable] = (), threads: int, progress: Progress = SILENT
+) -> HashedFiles:
+    """Read every file below `root` once, but those that are in a `known` table and have not changed since.
 
     Work trees of repositories are passed over: they change.  Symbolic links are followed as far as they stay inside
     (see `lent_files.fence_of`).  Raises RepositoryError when a file changes meanwhile.
@@ -58,11 +62,17 @@ def hash_lender(root: Path, *, threads: int, progress: Progress = SILENT) -> Has
         elif status.st_size >= WORTH_BYTES and (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
             found.append((path, status))
-    progress.start("hash", sum(status.st_size for _, status in found))
+    kept = _unchanged(known, dict(found))
+    progress.start("hash", sum(status.st_size for path, status in found if path not in kept))
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-hash") as pool:
         for path, _ in found:
             real = resolve_inside(root, path, fence_of(root))
             if real is None:
+                continue
+            if path in kept:
+                file, items = kept[path]
+                objects += [msgspec.structs.replace(item, file=len(files)) for item in items]
+                files.append(file)
                 continue
             try:
                 file, items = _hash_file(root, path, real, len(files), pool, progress)
@@ -73,6 +83,21 @@ def hash_lender(root: Path, *, threads: int, progress: Progress = SILENT) -> Has
             objects += items
     progress.finish("hash")
     return HashedFiles(LentTable(files=tuple(files), objects=tuple(objects)), tuple(skipped))
+
+
+def _unchanged(
+    known: Iterable[LentTable], found: Mapping[str, os.stat_result]
+) -> dict[str, tuple[LentFile, list[LentObject]]]:
+    kept: dict[str, tuple[LentFile, list[LentObject]]] = {}
+    for table in known:
+        held: dict[int, list[LentObject]] = {}
+        for item in table.objects:
+            held.setdefault(item.file, []).append(item)
+        for number, file in enumerate(table.files):
+            status = found.get(file.path)
+            if status and same_file(file.size, file.mtime_ns, file.inode, file.seen_ns, status):
+                kept[file.path] = (file, held.get(number, []))
+    return kept
 
 
 def _paths(root: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import Commit, CommitId, Patch
 from modelgit.objects.graph import topological
+from modelgit.repo.pruned import pruned_commits, pruned_on
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -15,13 +16,18 @@ __all__ = ["LogEntry", "log"]
 
 
 class LogEntry(NamedTuple):
-    """A commit of the log; `refs` are the short names that point at it, the current branch first."""
+    """A commit of the log.
+
+    `refs` are the short names that point at it, the current branch first; `pruned` is the day on which retention took
+    its weights, None where they are kept.
+    """
 
     id: CommitId
     commit: Commit
     patch: Patch
     refs: tuple[str, ...]
     verdict: str | None
+    pruned: str | None = None
 
 
 def log(repo: Repository, revision: str | None = None, *, limit: int | None = None) -> Iterator[LogEntry]:
@@ -42,6 +48,7 @@ def log(repo: Repository, revision: str | None = None, *, limit: int | None = No
     if view.detached is not None:
         names.setdefault(view.detached, []).insert(0, "HEAD")
     commits: dict[CommitId, Commit] = {}
+    pruned = pruned_commits(repo)
 
     def read(commit: CommitId) -> Commit:
         if commit not in commits:
@@ -53,7 +60,8 @@ def log(repo: Repository, revision: str | None = None, *, limit: int | None = No
         if limit is not None and number >= limit:
             return
         entry = read(found)
-        yield LogEntry(found, entry, repo.patch_of(found), tuple(names.get(found, ())), _verdict(entry))
+        day = pruned_on(pruned[found]) if found in pruned else None
+        yield LogEntry(found, entry, repo.patch_of(found), tuple(names.get(found, ())), _verdict(entry), day)
 
 
 def _verdict(commit: Commit) -> str | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, WeightsPruned
-from modelgit.objects import CommitId, Literal, Manifest, ObjectId, Pruning
+from modelgit.objects import BlobId, CommitId, Literal, Manifest, ObjectId, Pruning, TensorId
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Pruning", "pruned_commits", "pruned_on", "refuse_pruned", "weights_missing"]
+__all__ = ["explain", "pruned_commits", "pruned_on", "refuse_missing", "refuse_pruned", "weights_of"]
 
 
 def pruned_commits(repo: Repository) -> dict[CommitId, Pruning]:
@@ -33,33 +33,49 @@ def pruned_on(pruning: Pruning) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(pruning.time_ms / 1000))
 
 
-def weights_missing(repo: Repository, manifest: Manifest) -> bool:
-    """Whether a tensor or a literal of a model of `manifest` is not here."""
+def weights_of(repo: Repository, manifest: Manifest, *, paths: Collection[str] | None = None) -> Iterator[ObjectId]:
+    """The tensors and literals of the files that a model of `manifest` calls weights (those of `paths`)."""
     weights = {path for model in manifest.models for path in model.weights}
     for entry in manifest.files:
-        if entry.path not in weights:
-            continue
-        content = repo.content_at(entry.digest)
-        needed: list[ObjectId] = [tensor.id for tensor in content.tensors]
-        needed += [segment.blob for segment in content.segments if isinstance(segment, Literal)]
-        if not all(repo.store.has(item) for item in needed):
-            return True
-    return False
+        if entry.path in weights and (paths is None or entry.path in paths):
+            content = repo.content_at(entry.digest)
+            yield from (tensor.id for tensor in content.tensors)
+            yield from (segment.blob for segment in content.segments if isinstance(segment, Literal))
 
 
-def refuse_pruned(
-    repo: Repository, commits: Iterable[CommitId | None], *, pruned: Mapping[CommitId, Pruning] | None = None
-) -> None:
-    """Raise WeightsPruned when the weights of one of `commits` are needed and were pruned.
+def explain(repo: Repository, object_id: ObjectId) -> WeightsPruned | None:
+    """Why an object is missing, if it belongs to a commit whose weights were pruned."""
+    if not isinstance(object_id, (TensorId, BlobId)):
+        return None
+    for commit, pruning in pruned_commits(repo).items():
+        if any(item == object_id for item in weights_of(repo, repo.manifest_of(commit))):
+            return _error(commit, pruning)
+    return None
+
+
+def refuse_pruned(repo: Repository, commits: Iterable[CommitId]) -> None:
+    """Raise WeightsPruned when weights of one of `commits` are missing because they were pruned.
 
     A pruned commit whose weights all are here (another commit has them) is as good as any.
     """
-    pruned = pruned_commits(repo) if pruned is None else pruned
-    for commit in commits:
-        pruning = pruned.get(commit) if commit is not None else None
-        if commit is not None and pruning is not None and weights_missing(repo, repo.manifest_of(commit)):
-            raise WeightsPruned(
-                f"the weights of commit {commit.short} were pruned by retention `{pruning.family}`"
-                f" on {pruned_on(pruning)}",
-                hint="`mgit log` marks the commits whose weights are gone",
-            )
+    pruned = pruned_commits(repo)
+    for commit in commits if pruned else ():
+        if commit in pruned and not all(map(repo.store.has, weights_of(repo, repo.manifest_of(commit)))):
+            raise _error(commit, pruned[commit])
+
+
+def refuse_missing(repo: Repository, manifest: Manifest, paths: Collection[str]) -> None:
+    """Raise WeightsPruned before files of `manifest` at `paths` are written whose weights were pruned."""
+    if not pruned_commits(repo):
+        return
+    for item in weights_of(repo, manifest, paths=paths):
+        error = None if repo.store.has(item) else explain(repo, item)
+        if error is not None:
+            raise error
+
+
+def _error(commit: CommitId, pruning: Pruning) -> WeightsPruned:
+    return WeightsPruned(
+        f"the weights of commit {commit.short} were pruned by retention `{pruning.family}` on {pruned_on(pruning)}",
+        hint="`mgit log` marks the commits whose weights are gone",
+    )

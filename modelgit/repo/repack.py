@@ -14,7 +14,7 @@ from blake3 import blake3
 from modelgit import __version__
 from modelgit.codecs.base import Effort
 from modelgit.errors import ConflictError, IntegrityError, MgitError
-from modelgit.objects import BlobId, CommitId, ObjectId, Record, RetentionId, TensorId, View
+from modelgit.objects import BlobId, CommitId, ManifestId, ObjectId, Record, Retention, TensorId, View
 from modelgit.patching.chain import MAX_COST, anchor_of, chain_cost
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoreJob
@@ -27,6 +27,7 @@ from modelgit.repo.repack_plan import RepackItem, plan_repack
 from modelgit.store.base import Located, is_external
 from modelgit.store.durable import write_cache_file
 from modelgit.store.fs import PackSession
+from modelgit.store.metadata import read_metadata, write_metadata
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -98,7 +99,7 @@ def reorganise(
     pruned: Collection[CommitId] = (),
     expired: Collection[CommitId] = (),
     everything: bool = True,
-    retention: RetentionId | None = None,
+    retention: Retention | None = None,
     still_right: Callable[[View], bool] | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -200,6 +201,7 @@ class _Recoding:
         self._readable: dict[tuple[str, bytes], bool] = {}
         self._known = self._read_marks() if everything else set()
         self._marks: set[bytes] = set()
+        self._freed = False
         self._slow: set[tuple[str, bytes]] = set()
         self.changed: dict[tuple[str, bytes], ObjectId] = {}
 
@@ -230,8 +232,22 @@ class _Recoding:
                         f"{item.name} ({item.id}) is damaged here", hint="`mgit fsck` shows what is affected"
                     )
             self._marks |= {self._mark(item) for item in wave}
+        self._free_manifests()
         self.changed = {(item.id.KIND, item.id.digest): item.id for item in self._store.recoded}
         self._progress.finish("repack")
+
+    def _free_manifests(self) -> None:
+        """Write whole the manifests that are coded against one that nothing needs.
+
+        A manifest of training state that is there says that all of it is there: it must not stay as a mere base.
+        """
+        for kind, digest in sorted(self._marking.needed):
+            rows = self._marking.chosen_of((kind, digest)) if kind == "manifest" else []
+            if any(row.base is not None and (kind, row.base) not in self._marking.needed for row in rows):
+                self._must_go.add((kind, digest))
+                self._freed = True
+                manifest = ManifestId(digest)
+                write_metadata(self._store, manifest, read_metadata(self._repo.store, manifest))
 
     def _wanted(self, item: RepackItem) -> bool:
         rows = self._marking.chosen_of(item.key)
@@ -289,7 +305,7 @@ class _Recoding:
     @property
     def has_moved_anchors(self) -> bool:
         """Whether records may have become larger for nothing but the sake of what can be given up then."""
-        return bool(self._plan.tainted & self.changed.keys()) and not self.flattened
+        return bool(self._plan.tainted & self.changed.keys()) and not self.flattened and not self._freed
 
     @property
     def flattened(self) -> set[tuple[str, bytes]]:

@@ -15,6 +15,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.repo.fsck import Finding, reachable_objects
 from modelgit.repo.gc import retire_packs
+from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.sync import open_remote
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_metadata, write_metadata
@@ -60,6 +61,7 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
                 transport,
                 _commits(repo),
                 have=(),
+                pruned=pruned_commits(repo),
                 remote=remote,
                 threads=repo.threads,
                 progress=progress,

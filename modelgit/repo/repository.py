@@ -24,6 +24,7 @@ from modelgit.objects import (
     Manifest,
     ManifestId,
     ModelEntry,
+    ObjectId,
     OperationId,
     Patch,
     Signature,
@@ -71,6 +72,7 @@ class Repository:
         self.paths = paths
         self.environment = environment
         self.store = FileSystemStore(paths.directory, cache=paths.lookup, hub=environment.hub_cache)
+        self.store.explain = self._explain
         self.records = RecordCache()
         self.roots = FileRoot(paths.directory)
         self.operations = OperationLog(paths.directory)
@@ -280,6 +282,11 @@ class Repository:
     def parents_of(self, commit: CommitId) -> Sequence[CommitId]:
         """The parents of a commit."""
         return self.commit_at(commit).parents
+
+    def _explain(self, object_id: ObjectId) -> IntegrityError | None:
+        from modelgit.repo.pruned import explain
+
+        return explain(self, object_id)
 
     # -- writing
 

@@ -20,6 +20,7 @@ from modelgit.remotes.sync import PushResult
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
+from modelgit.repo.pruned import pruned_commits, refuse_pruned
 from modelgit.repo.repository import Repository
 from modelgit.store.durable import write_durably
 
@@ -166,6 +167,7 @@ def push(
             author=str(repo.signature()),
             remote=remote,
             branch=view.branch or "main",
+            check=lambda commits: refuse_pruned(repo, commits),
             threads=repo.threads,
             progress=progress,
         )
@@ -219,6 +221,7 @@ def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, 
         transport,
         [*heads.values(), *tags.values()],
         have=have,
+        pruned=pruned_commits(repo),
         remote=remote,
         threads=repo.threads,
         progress=progress,

@@ -17,6 +17,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.merge_state import clear_state
 from modelgit.repo.outside import forget_stale
+from modelgit.repo.pruned import refuse_missing
 from modelgit.repo.training import joined
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.store.base import ObjectStore
@@ -128,6 +129,16 @@ def move_worktree(
     if in_the_way:
         place = repo.worktree / in_the_way[0]
         raise RepositoryError(f"{place} is in the way", hint=f"move it away: `mv {place} {place}.old`")
+    before = {entry.path: entry.digest for entry in source.files}
+    refuse_missing(
+        repo,
+        target,
+        {
+            entry.path
+            for entry in target.files
+            if (before.get(entry.path) != entry.digest if paths is None else entry.path in paths)
+        },
+    )
     refs: dict[str, CommitId | None] = {}
     expected: dict[str, CommitId | None] = {}
     if view is not None and after is not None:

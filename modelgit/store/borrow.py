@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, LenderError
 from modelgit.objects import BlobId, External, ObjectId, TensorId
-from modelgit.store.base import BORROWED, Foreign, Located, covers
+from modelgit.store.base import BORROWED, Foreign, Located, covers, is_external
 from modelgit.store.lenders import WORTH_BYTES, LenderLine, LenderList, LentFile, LentObject, LentTable
 from modelgit.store.lent_files import LentFiles, same_file, snapshot_path
 
@@ -57,6 +57,7 @@ class Lenders:
         self._entries: dict[tuple[str, bytes], list[_Entry]] | None = None
         self._fresh: dict[LenderLine, list[LentObject]] = {}
         self._vouched: set[tuple[str, str, bytes]] = set()
+        self._seen: set[tuple[str, str]] = set()  # files of lenders that were there in this process
         self._stores: dict[LenderLine, FileSystemStore] = {}
         self.files = LentFiles()
 
@@ -76,6 +77,13 @@ class Lenders:
             self._lines = None
             self._entries = None
             self._vouched = set()
+            self._seen = set()
+
+    def refresh(self) -> None:
+        """Look at lending repositories again: packs may have come or gone."""
+        with self._lock:
+            for store in self._stores.values():
+                store.lookup.refresh()
 
     def store_of(self, lender: LenderLine) -> FileSystemStore:
         """The lending repository's store."""
@@ -104,6 +112,7 @@ class Lenders:
             for store in self._stores.values():
                 store.close()
             self._stores.clear()
+        self._seen.clear()
         self.files.close()
 
     # -- what they have
@@ -134,14 +143,16 @@ class Lenders:
     def might_lend(self, object_id: ObjectId) -> LenderLine | None:
         """A lending repository that says that it has the object: what it holds is still to be checked.
 
-        None for small objects, too, which are not worth borrowing.
+        None for what takes next to nothing there, too: it is not worth borrowing.
         """
         if not isinstance(object_id, TensorId | BlobId):
             return None
         for line in self.lines:
             if line.kind == "store":
-                found = self.store_of(line).locate(object_id)
-                if covers(found) and found[0].total >= WORTH_BYTES:
+                store = self.store_of(line)
+                found = store.locate_known(object_id) or store.lenders.locate(object_id)
+                held = [item for item in found if not is_external(item)]  # that a model has it is recorded here, too
+                if covers(held) and sum(item.length for item in held) >= WORTH_BYTES:
                     return line
         return None
 
@@ -213,7 +224,11 @@ class Lenders:
         path, first = entry.file.path, entry.item.offset
 
         def read(start: int, stop: int) -> bytes:
-            return self.files.read(entry.lender.path, path, first + start, first + stop)
+            try:
+                return self.files.read(entry.lender.path, path, first + start, first + stop)
+            except LenderError as error:
+                what = f"{located.kind} b3:{located.digest.hex()}"
+                raise LenderError(f"{what} cannot be borrowed: {error.message}", hint=hint) from None
 
         return Foreign(entry.item.leaves, str(entry.lender.path / path), hint, read=read)
 
@@ -281,8 +296,14 @@ class Lenders:
     def _is_usable(self, entry: _Entry, object_id: ObjectId) -> bool:
         if entry.file is None:
             return self.store_of(entry.lender).has(object_id)
+        key = (entry.lender.key, entry.file.path)
+        if key in self._seen:
+            return True  # should it be gone by now, then reading says so
         status = self.files.status(entry.lender.path, entry.file.path)
-        return status is not None and status.st_size == entry.file.size
+        if status is None or status.st_size != entry.file.size:
+            return False
+        self._seen.add(key)
+        return True
 
     def _vouch(self, entry: _Entry, object_id: ObjectId) -> bool:
         """Whether the lender still has what it had: by `stat`, or else by hashing it again, once per process."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import socket
 import sys
 from pathlib import Path
+
+from blake3 import blake3
 
 from modelgit.errors import RepositoryError
 
 __all__ = [
     "make_directory",
+    "process_space",
     "publish",
+    "rename",
     "sync_directory",
     "temporary_name",
     "write_all",
@@ -23,6 +29,15 @@ __all__ = [
 def temporary_name() -> str:
     """A file name that no other writer uses, on any host."""
     return f"tmp-{os.getpid()}-{os.urandom(6).hex()}"
+
+
+@functools.cache
+def process_space() -> str:
+    """Eight hex digits for the host, and the container on it, in which numbers of processes mean something."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  (it is a text, not a path)
+    return blake3(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
@@ -58,9 +73,30 @@ def make_directory(path: Path) -> None:
         raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename a file, also where a network file system loses the answer and then says that the source is gone.
+
+    Raises OSError when `target` is not what `source` was.
+    """
+    before = source.stat()
+    try:
+        os.replace(source, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            after = target.stat()
+            same = (after.st_ino, after.st_size, after.st_mtime_ns) == (
+                before.st_ino,
+                before.st_size,
+                before.st_mtime_ns,
+            )
+            if same and not os.path.lexists(source):
+                return
+        raise
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Rename a flushed file over `target` and flush the directory."""
-    os.replace(temporary, target)
+    rename(temporary, target)
     sync_directory(target.parent)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal as OneOf
 
@@ -14,7 +15,7 @@ from modelgit.errors import BugError, IntegrityError, RepositoryError
 from modelgit.objects import BlobId, External, ObjectId, TensorId, check_external, decode, encode
 from modelgit.store.base import BORROWED, Foreign, Located, covers, is_external
 from modelgit.store.borrow import Lenders
-from modelgit.store.durable import sync_directory, temporary_name
+from modelgit.store.durable import process_space, rename, sync_directory, temporary_name
 from modelgit.store.index import PackLookup
 from modelgit.store.packs import PackMark, PackWriter, read_at
 
@@ -52,6 +53,8 @@ class FileSystemStore:
         self.incoming_path = path / "incoming"
         self.lookup = PackLookup(self.packs_path, cache)
         self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self.explain: Callable[[ObjectId], IntegrityError | None] | None = None
+        """What the repository knows of an object that is missing."""
         self._lock = threading.Lock()
 
     def locate(self, object_id: ObjectId) -> list[Located]:
@@ -92,11 +95,22 @@ class FileSystemStore:
         """Bytes `start` to `stop` of a record."""
         if located.pack.startswith(BORROWED):
             return self.lenders.read_part(located, start, stop)
-        if hasattr(os, "pread"):
-            return read_at(self._open(located.pack), located.offset + start, stop - start, located.pack)
-        with self._lock:
-            descriptor = self._open_locked(located.pack)
-            return read_at(descriptor, located.offset + start, stop - start, located.pack)
+        try:
+            if hasattr(os, "pread"):
+                return read_at(self._open(located.pack), located.offset + start, stop - start, located.pack)
+            with self._lock:
+                descriptor = self._open_locked(located.pack)
+                return read_at(descriptor, located.offset + start, stop - start, located.pack)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise RepositoryError(f"cannot read pack {located.pack[:16]}: {error.strerror or error}") from error
+            # On a network file system an open file does not outlive its name: another host collected it.
+            with self._lock:
+                self._descriptors.pop(located.pack, None)
+            self.lookup.refresh()
+            raise PackGoneError(
+                f"pack {located.pack[:16]} is missing", hint="`mgit fsck` shows what is affected"
+            ) from None
 
     def foreign(self, located: Located) -> Foreign:
         """How to read a borrowed or external object."""
@@ -111,7 +125,8 @@ class FileSystemStore:
 
     def absence(self, object_id: ObjectId) -> IntegrityError:
         """Why there are no records of the object."""
-        return self.lenders.explain(object_id)
+        known = None if self.explain is None else self.explain(object_id)
+        return known or self.lenders.explain(object_id)
 
     def session(self, *, epoch: int, condemned: Collection[str] = ()) -> PackSession:
         """Begin to write; nothing is visible before `PackSession.seal`.
@@ -121,6 +136,7 @@ class FileSystemStore:
         """
         # This process may have looked before a collection that another one made: what it took must not be relied on.
         self.lookup.refresh()
+        self.lenders.refresh()
         return PackSession(self, epoch, frozenset(condemned))
 
     def delete(self, pack: str) -> None:
@@ -234,7 +250,7 @@ class PackSession:
     def __init__(self, store: FileSystemStore, epoch: int, condemned: frozenset[str]) -> None:
         self._store = store
         self._condemned = condemned
-        self._folder = store.incoming_path / temporary_name()
+        self._folder = store.incoming_path / f"{temporary_name()}-{process_space()}"
         self.writers: list[PackWriter] = []
         self._own: dict[tuple[str, bytes], list[tuple[PackWriter, Located]]] = {}
         self._lock = threading.RLock()
@@ -426,7 +442,7 @@ class PackSession:
                 self._store.packs_path.mkdir(parents=True, exist_ok=True)
                 names = [(writer.path, f"{writer.close()}-{os.urandom(8).hex()}.pack") for writer in self.writers]
                 for path, name in names:
-                    path.rename(self._store.packs_path / name)
+                    rename(path, self._store.packs_path / name)
                 sync_directory(self._store.packs_path)
                 self._folder.rmdir()
             except OSError as error:
@@ -444,7 +460,7 @@ class PackSession:
         """Publish a sealed pack under another nonce; raises FileNotFoundError when it is gone already."""
         fresh = f"{name[:64]}-{os.urandom(8).hex()}.pack"
         try:
-            (self._store.packs_path / name).rename(self._store.packs_path / fresh)
+            rename(self._store.packs_path / name, self._store.packs_path / fresh)
         except FileNotFoundError:
             raise
         except OSError as error:

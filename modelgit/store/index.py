@@ -5,7 +5,8 @@ The table is a cache: it can be deleted at any time and is made anew from the pa
 
 from __future__ import annotations
 
-import mmap
+import bisect
+import contextlib
 import os
 import struct
 import threading
@@ -17,13 +18,17 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.store.base import Located
 from modelgit.store.durable import write_cache_file
-from modelgit.store.packs import PACK_NAME, ROW, pack_row, read_index, unpack_row
+from modelgit.store.packs import PACK_NAME, ROW, pack_row, read_at, read_index, unpack_row
 
 __all__ = ["PackLookup"]
 
 _MAGIC = b"MGITLKP1"
 _HEAD = struct.Struct("<8sIQ32s")  # magic, packs, rows, BLAKE3 of the pack names
 _NUMBERED = struct.Struct("<I")
+_WIDTH = _NUMBERED.size + ROW.size
+_BLOCK = 64  # rows that are read at a time
+_STEP_BYTES = 4 << 20
+_LISTINGS = 5
 _WORTH_CACHING = 16  # packs outside the table before it is worth writing again
 
 
@@ -89,7 +94,7 @@ class PackLookup:
             write_cache_file(self._cache, data)
 
     def close(self) -> None:
-        """Let go of the table (a mapped file cannot be replaced on Windows)."""
+        """Let go of the table (an open file cannot be replaced on Windows)."""
         with self._lock:
             if self._table is not None:
                 self._table.close()
@@ -97,21 +102,30 @@ class PackLookup:
             self._damaged = set()
 
     def _search(self, digest: bytes) -> list[Located]:
-        found = list(self._recent.get(digest, ()))
         if self._table is not None:
-            found += self._table.find(digest)
-        return found
+            try:
+                return [*self._recent.get(digest, ()), *self._table.find(digest)]
+            except (OSError, IntegrityError):  # another host replaced it: the packs say the same
+                self._table.close()
+                self._table, self._recent, self._known, self._damaged = None, {}, set(), set()
+                self._refresh()
+        return list(self._recent.get(digest, ()))
 
     def _refresh(self) -> bool:
-        try:
-            present = {entry.name for entry in os.scandir(self._packs) if PACK_NAME.match(entry.name)}
-        except FileNotFoundError:
-            present = set()
         if not self._loaded:
             self._loaded = True
             self._table = _Table.open(self._cache)
             if self._table is not None:
                 self._known = set(self._table.names)
+        present = self._listed()
+        for _ in range(_LISTINGS):
+            if not self._known - present:
+                break
+            # A pack may have another name by now (see `PackSession.rename_sealed`), and a listing that was under way
+            # may have met neither the old nor the new one.
+            before, present = present, self._listed()
+            if present == before:
+                break
         if self._known - present:  # collected meanwhile: start over with what is there
             if self._table is not None:
                 self._table.close()
@@ -130,6 +144,12 @@ class PackLookup:
             self._known.add(name)
         return bool(fresh)
 
+    def _listed(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self._packs) if PACK_NAME.match(entry.name)}
+        except FileNotFoundError:
+            return set()
+
     @property
     def wants_cache(self) -> bool:
         """Whether enough packs lie outside the table."""
@@ -139,56 +159,99 @@ class PackLookup:
 
 
 class _Table:
-    """The sorted rows of the cache file, mapped."""
+    """The sorted rows of the cache file, read where they lie.
 
-    def __init__(self, view: mmap.mmap, names: list[str], start: int, rows: int) -> None:
-        self._view = view
+    They are not mapped: when another host replaces a file on a network file system, mapped pages of the old one go
+    away, and the process with them.  A read that fails says so.
+    """
+
+    def __init__(self, descriptor: int, names: list[str], start: int, rows: int) -> None:
+        self._descriptor = descriptor
         self.names = names
         self._start = start
         self._rows = rows
-        self._width = _NUMBERED.size + ROW.size
 
     @classmethod
     def open(cls, path: Path | None) -> _Table | None:
-        """Map the cache; None when it is absent or not a sound table."""
+        """Open the cache; None when it is absent or not a sound table."""
         if path is None:
             return None
         try:
-            with path.open("rb") as file:
-                view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError:
             return None
-        if len(view) < _HEAD.size:
-            view.close()
+        table = None
+        with contextlib.suppress(OSError, IntegrityError, UnicodeDecodeError):
+            table = cls._checked(descriptor)
+        if table is None:
+            os.close(descriptor)
+        return table
+
+    @classmethod
+    def _checked(cls, descriptor: int) -> _Table | None:
+        size = os.fstat(descriptor).st_size
+        if size < _HEAD.size:
             return None
-        magic, packed, rows, checksum = _HEAD.unpack_from(view)
-        start = _HEAD.size + packed
-        sound = magic == _MAGIC and len(view) == start + rows * (_NUMBERED.size + ROW.size)
-        if not sound or blake3(view[_HEAD.size :]).digest() != checksum:
-            view.close()
+        magic, packed, rows, checksum = _HEAD.unpack(read_at(descriptor, 0, _HEAD.size, "table"))
+        if magic != _MAGIC or size != _HEAD.size + packed + rows * _WIDTH:
             return None
-        names = view[_HEAD.size : start].decode().split("\n") if packed else []
-        return cls(view, names, start, rows)
+        digest, names = blake3(), b""
+        for position in range(_HEAD.size, size, _STEP_BYTES):
+            part = read_at(descriptor, position, min(_STEP_BYTES, size - position), "table")
+            digest.update(part)
+            names += part[: max(0, packed - len(names))]
+        if digest.digest() != checksum:
+            return None
+        return cls(descriptor, names.decode().split("\n") if packed else [], _HEAD.size + packed, rows)
 
     def find(self, digest: bytes) -> list[Located]:
-        low, high = 0, self._rows
-        while low < high:
-            middle = (low + high) // 2
-            position = self._start + middle * self._width + _NUMBERED.size
-            if self._view[position : position + 32] < digest:
-                low = middle + 1
-            else:
-                high = middle
-        found = []
-        while low < self._rows:
-            position = self._start + low * self._width
-            number = _NUMBERED.unpack_from(self._view, position)[0]
+        """All rows of a digest.  Raises OSError or IntegrityError when the file went away."""
+        first, block, at = self._lower_bound(digest)
+        found: list[Located] = []
+        while first + at < self._rows:
+            if at * _WIDTH >= len(block):
+                first, at = first + at, 0
+                block = self._block(first)
+            position = at * _WIDTH
+            number = _NUMBERED.unpack_from(block, position)[0]
             position += _NUMBERED.size
-            if self._view[position : position + 32] != digest or number >= len(self.names):
+            if block[position : position + 32] != digest or number >= len(self.names):
                 break
-            found.append(unpack_row(self._view, self.names[number], position))
-            low += 1
+            found.append(unpack_row(block, self.names[number], position))
+            at += 1
         return found
 
+    def _lower_bound(self, digest: bytes) -> tuple[int, bytes, int]:
+        """The block of rows in which the first row not below `digest` lies: (its first row, its bytes, the row in it).
+
+        Digests are spread evenly, so that the first guess is off by about the root of the number of rows.
+        """
+        low, high = 0, self._rows  # the answer is in low ... high
+        guess = int.from_bytes(digest[:8], "big") * self._rows >> 64
+        leap = _BLOCK
+        while True:
+            if not low <= guess <= high:
+                guess = (low + high) // 2
+            first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
+            block = self._block(first)
+            count = len(block) // _WIDTH
+            at = bisect.bisect_left(range(count), digest, key=lambda row: _key(block, row))
+            if at == 0 and first > low:
+                high, guess = first, first - leap
+            elif at == count and first + count < high:
+                low, guess = first + count, first + count + leap
+            else:
+                return first, block, at
+            leap *= 4
+
+    def _block(self, first: int) -> bytes:
+        count = min(_BLOCK, self._rows - first)
+        return read_at(self._descriptor, self._start + first * _WIDTH, count * _WIDTH, "table")
+
     def close(self) -> None:
-        self._view.close()
+        os.close(self._descriptor)
+
+
+def _key(block: bytes, row: int) -> bytes:
+    position = row * _WIDTH + _NUMBERED.size
+    return block[position : position + 32]

@@ -23,7 +23,7 @@ __all__ = ["KINDS", "WORTH_BYTES", "LenderLine", "LenderList", "LentFile", "Lent
 
 KINDS = ("store", "files", "hub")
 WORTH_BYTES = 1024
-"""Smaller objects are not borrowed: a record that says where one lies would be hardly any shorter."""
+"""What takes less than this is not borrowed: a record that says where it lies would be hardly any shorter."""
 _TABLE = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}\.table\Z")
 _MAX_TABLE_BYTES = 1 << 30
 _MAX_LENDERS = 16

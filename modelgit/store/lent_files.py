@@ -56,11 +56,18 @@ class LentFiles:
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, int] = OrderedDict()
+        self._fences: dict[Path, Path] = {}
         self._lock = threading.Lock()
+
+    def _fence(self, root: Path) -> Path:
+        found = self._fences.get(root)
+        if found is None:
+            found = self._fences[root] = fence_of(root)
+        return found
 
     def status(self, root: Path, relative: str) -> os.stat_result | None:
         """The stat of the regular file that is there now; None for anything else."""
-        real = resolve_inside(root, relative, fence_of(root))
+        real = resolve_inside(root, relative, self._fence(root))
         try:
             status = None if real is None else real.stat()
         except OSError:
@@ -98,6 +105,7 @@ class LentFiles:
             for descriptor in self._open.values():
                 os.close(descriptor)
             self._open.clear()
+            self._fences.clear()
 
     def _descriptor(self, root: Path, relative: str) -> int:
         path = root / relative
@@ -105,9 +113,9 @@ class LentFiles:
         if known is not None:
             self._open.move_to_end(path)
             return known
-        real = resolve_inside(root, relative, fence_of(root))
+        real = resolve_inside(root, relative, self._fence(root))
         if real is None:
-            raise LenderError(f"{path} is a link that leads out of {fence_of(root)}")
+            raise LenderError(f"{path} is a link that leads out of {self._fence(root)}")
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(real, flags)  # O_NONBLOCK: a FIFO must not hang us
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

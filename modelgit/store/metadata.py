@@ -22,6 +22,9 @@ MAX_METADATA_BYTES = 1 << 30
 MAX_CHAIN = 64  # links that a reader follows
 MAX_WRITTEN_CHAIN = 16  # links that a writer makes; every read of the last version decompresses all of them
 _RAW, _ZSTD, _ZSTD_BASE = 0, 1, 2
+_LEVEL_SUFFICES_BYTES = 256 << 10
+_MAX_WINDOW_LOG = 30
+_MAX_TABLE_LOG = 24  # two tables of 64 MiB
 
 R = TypeVar("R", bound=msgspec.Struct)
 I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
@@ -39,8 +42,7 @@ def write_metadata(
         frame = zstandard.ZstdCompressor(level=6).compress(data)
         choices.append((len(frame), _ZSTD, frame))
         if base is not None and _chain_length(writer, base[0]) < MAX_WRITTEN_CHAIN:
-            dictionary = zstandard.ZstdCompressionDict(base[1], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-            frame = zstandard.ZstdCompressor(level=6, dict_data=dictionary).compress(data)
+            frame = _against(base[1], data)
             choices.append((len(frame) + 32, _ZSTD_BASE, frame))
     _, how, body = min(choices, key=lambda choice: choice[0])
     writer.append(
@@ -52,6 +54,27 @@ def write_metadata(
         payload=(bytes([how]), body),
         base=base[0] if how == _ZSTD_BASE and base is not None else None,
     )
+
+
+def _against(base: bytes, data: bytes) -> bytes:
+    """A zstd frame of `data` with `base` as its dictionary.
+
+    The levels' own tables are too small for tables of tens of thousands of tensors: of a dictionary that is larger than
+    eight times a table only the end is looked at, and what lies further back than the window is forgotten.
+    """
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    size = max(len(base), len(data))
+    if size <= _LEVEL_SUFFICES_BYTES:
+        return zstandard.ZstdCompressor(level=6, dict_data=dictionary).compress(data)
+    log = size.bit_length()
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        3,
+        source_size=len(data),
+        window_log=min(log, _MAX_WINDOW_LOG),
+        hash_log=min(log - 2, _MAX_TABLE_LOG),
+        chain_log=min(log - 2, _MAX_TABLE_LOG),
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(data)
 
 
 def _cost(located: Located) -> tuple[bool, int]:

@@ -12,7 +12,6 @@ published again under a name that a garbage collector has not condemned.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import struct
@@ -38,6 +37,7 @@ __all__ = [
     "PackWriter",
     "pack_row",
     "packed_size",
+    "read_at",
     "read_index",
     "unpack_row",
     "verify_pack",
@@ -52,6 +52,7 @@ KINDS = ("tensor", "blob", "content", "manifest", "patch", "commit", "mask", "fi
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _NO_BASE = b"\0" * 32
 MAX_INDEX_BYTES = 1 << 32
+_GATHER_BYTES = 256 << 10  # system calls for less than this cost more than the copy
 
 
 def pack_row(item: Located) -> bytes:
@@ -69,7 +70,7 @@ def pack_row(item: Located) -> bytes:
     )
 
 
-def unpack_row(data: bytes | memoryview | mmap.mmap, pack: str, position: int = 0) -> Located:
+def unpack_row(data: bytes | memoryview, pack: str, position: int = 0) -> Located:
     """The record that the index row at `position` describes; raises IntegrityError for an impossible row."""
     digest, code, header, start, stop, total, offset, length, base = ROW.unpack_from(data, position)
     if code >= len(KINDS) or not start <= stop <= total or header > length:
@@ -95,14 +96,29 @@ class PackWriter:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o444)
         self._hash = blake3()
         self._rows: list[Located] = []
+        self._pending = bytearray()
         self.size = 0
         self.write(HEADER)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes of a record that `add` will describe."""
+        """Write bytes of a record that `add` will describe; small pieces are gathered."""
+        self.size += len(data)
+        if len(data) < _GATHER_BYTES:
+            self._pending += data
+            if len(self._pending) >= _GATHER_BYTES:
+                self._flush()
+            return
+        self._flush()
+        self._put(data)
+
+    def _flush(self) -> None:
+        if self._pending:
+            gathered, self._pending = self._pending, bytearray()
+            self._put(gathered)
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
         write_all(self._descriptor, data)
         self._hash.update(data)
-        self.size += len(data)
 
     def add(self, located: Located) -> Located:
         """Give a written record its row in the index; returns it with an empty pack name: it has none yet."""
@@ -112,10 +128,12 @@ class PackWriter:
 
     def mark(self) -> PackMark:
         """Where the pack ends now."""
+        self._flush()
         return PackMark(self.size, len(self._rows), self._hash.copy())
 
     def rollback(self, mark: PackMark) -> None:
         """Forget everything that was written after `mark`."""
+        self._pending.clear()
         os.ftruncate(self._descriptor, mark.size)
         os.lseek(self._descriptor, mark.size, os.SEEK_SET)
         del self._rows[mark.rows :]
@@ -155,6 +173,7 @@ class PackWriter:
 
     def read(self, located: Located, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a record of this unsealed pack."""
+        self._flush()
         return read_at(self._descriptor, located.offset + start, stop - start, self.path.name)
 
     def close(self) -> str:
@@ -164,6 +183,7 @@ class PackWriter:
         footer = FOOTER.pack(self.size, len(index), len(rows), blake3(index).digest(), TAIL_MAGIC)
         self.write(index)
         self.write(footer)
+        self._flush()
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from blake3 import blake3
@@ -27,6 +28,7 @@ RECENT_WRITES = 64
 _KEPT = 64
 _NAME = re.compile(r"[0-9]{12}\Z")
 _TRIES = 50
+_PAUSES_S = (0.01, 0.05, 0.25)
 
 
 class FileRoot:
@@ -63,13 +65,13 @@ class FileRoot:
                 os.close(descriptor)
             if expected and self._newest() != expected:
                 raise FileExistsError
-            _create_only(temporary, target)
+            try:
+                _create_only(temporary, target)
+            except OSError:
+                # A network file system may lose the answer of a link that took place: ask whose it is.
+                if not self._is_ours(expected + 1, new):
+                    raise
         except FileExistsError:
-            # A network file system may lose the answer of a link that took place: ask whose it is.
-            with contextlib.suppress(OSError, IntegrityError):
-                current = _parse(target.read_bytes(), expected + 1)
-                if current.write_id and current.write_id == new.write_id:
-                    return VersionedRoot(expected + 1, current)
             raise RootMoved("another process changed the repository at the same moment", hint="run it again") from None
         except OSError as error:
             raise RepositoryError(f"cannot write {self._folder}: {error.strerror or error}") from error
@@ -86,6 +88,18 @@ class FileRoot:
         with contextlib.suppress(OSError):
             self._file(expected + 1 - _KEPT).unlink()
         return VersionedRoot(expected + 1, new)
+
+    def _is_ours(self, version: int, new: Root) -> bool:
+        for pause_s in (0.0, *_PAUSES_S):
+            time.sleep(pause_s)
+            try:
+                current = _parse(self._file(version).read_bytes(), version)
+            except (FileNotFoundError, IntegrityError):
+                return False
+            except OSError:  # stale, too: the question has to be asked again
+                continue
+            return bool(current.write_id) and current.write_id == new.write_id
+        return False
 
     def _newest(self) -> int:
         try:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-__all__ = ["DTYPES", "Arrays", "Variants", "cast", "words_of"]
+__all__ = ["DTYPES", "Arrays", "Variants", "cast", "read_tensors", "words_of"]
 
 Arrays = dict[str, NDArray[np.generic]]
 DTYPES = ("bf16", "fp16", "fp32", "int8", "fp8", "int4", "bf16 in fp32")
+_NUMPY: dict[str, type[np.generic] | str] = {
+    "BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "I64": "<i8", "I8": "i1", "U8": "u1",
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}  # fmt: skip
 _GROUP = 64
 _LORA_SCALE = np.float32(2.0)
 
@@ -30,15 +35,30 @@ class Variants:
         path = self._folder / f"{name}-{dtype.replace(' ', '-')}.safetensors"
         if not path.exists():
             if name == "lora_on_bf16":
-                arrays = _merged_in_bf16(load_file(self._originals["base"]), load_file(self._originals["lora_adapter"]))
+                arrays = _merged_in_bf16(
+                    read_tensors(self._originals["base"]), read_tensors(self._originals["lora_adapter"])
+                )
             else:
-                arrays = cast(load_file(self._originals[name]), dtype)
+                arrays = cast(read_tensors(self._originals[name]), dtype)
             save_file(arrays, path, metadata={"format": "pt"})
         return path
 
     def arrays(self, name: str, dtype: str) -> Arrays:
         """The tensors of that file."""
-        return load_file(self.path(name, dtype))
+        return read_tensors(self.path(name, dtype))
+
+
+def read_tensors(path: Path) -> Arrays:
+    """A safetensors file; unlike the library's own reader for numpy it knows 8-bit floats."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    found: Arrays = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            low, high = entry["data_offsets"]
+            flat = np.frombuffer(data[start + low : start + high], _NUMPY[entry["dtype"]])
+            found[name] = flat.reshape(entry["shape"])
+    return found
 
 
 def words_of(array: NDArray[np.generic]) -> NDArray[np.unsignedinteger]:

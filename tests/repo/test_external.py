@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
@@ -11,16 +16,19 @@ import numpy as np
 import pytest
 
 from modelgit.environment import Environment
-from modelgit.errors import ExternalAbsentError, IntegrityError, MissingExtraError, RemoteError, UsageError
+from modelgit.errors import ExternalAbsentError, IntegrityError, MissingExtraError, NothingToDo, RemoteError, UsageError
 from modelgit.objects import BlobId, External, TensorId, TensorSpec, check_external, encode, leaf_digests, parse_source
 from modelgit.repo import Repository
 from modelgit.repo.borrow import add, copy, remove
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.hub import fetch_sources, pinned
+from modelgit.repo.switch import restore
 from modelgit.repo.sync import add_remote, clone, pull, push
 from modelgit.store.base import is_external
 from tests.conftest import Files, environment_at
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a Hugging Face cache is made of links")
 
 SHA = "4f1c0b6f5d7e3a2b1c9d8e7f6a5b4c3d2e1f0a9b"
 SOURCE = f"hf:acme/tiny@{SHA}"
@@ -83,6 +91,26 @@ def test_a_published_model_is_recorded_and_not_stored(work: Repository) -> None:
     assert stored_bytes(work) < 8000
     report = fsck(work)
     assert report.is_sound and report.external == 3 and not report.absent
+
+
+def test_large_tensors_are_recorded_while_others_are_staged(tmp_path: Path, files: Files) -> None:
+    random = np.random.default_rng(3)
+    weights = {f"big.{number}": random.standard_normal(5 << 19).astype("<f4") for number in range(2)}
+    make_cache(tmp_path / "hub", files.of_arrays(weights))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with Repository.init(folder, environment=surroundings(tmp_path, tmp_path / "hub", folder)) as repo:
+        mine = {"new.first": random.standard_normal(5 << 19).astype("<f4"), **weights}
+        data = files.of_arrays({**mine, "new.last": weights["big.0"][::-1].copy()})
+        (folder / MODEL).write_bytes(data)
+        repo.track(MODEL)
+        repo.commit("as published, and more", base=SOURCE)
+        report = fsck(repo)
+        assert report.is_sound and report.external == 2
+        assert 15 << 20 < stored_bytes(repo) < 22 << 20
+        (folder / MODEL).unlink()
+        restore(repo, [MODEL])
+        assert (folder / MODEL).read_bytes() == data
 
 
 def test_push_leaves_the_model_out_and_a_clone_finds_it(
@@ -198,7 +226,7 @@ def test_a_branch_needs_the_hub(tmp_path: Path, cache: Path) -> None:
     environment = surroundings(tmp_path, cache)
     with pytest.raises(RemoteError, match="MGIT_OFFLINE") as caught:
         pinned(environment, "hf:acme/tiny@main")
-    assert caught.value.hint == f"the cache has {SOURCE}"
+    assert caught.value.hint == f"`mgit borrow add {SOURCE}` takes the one in the cache"
     with pytest.raises(ExternalAbsentError):
         pinned(environment, f"hf:acme/other@{SHA}")
 
@@ -322,3 +350,79 @@ def test_a_changed_cache_is_not_recorded_as_the_model(
     work.commit("as it was")
     report = fsck(work)
     assert report.is_sound and report.external == 2
+
+
+@pytest.fixture
+def hub_server(files: Files, weights: dict[str, np.ndarray]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """A stand-in for the hub with one model; what it was asked, with the token that came along."""
+    data = files.of_arrays(weights)
+    asked: list[tuple[str, str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None: ...
+
+        def answer(self, body: bytes, **headers: str) -> None:
+            asked.append((self.command, self.path, self.headers.get("Authorization", "")))
+            self.send_response(200)
+            for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": SHA, **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            path = self.path.split("?")[0]
+            entry = {"type": "file", "path": MODEL, "size": len(data), "oid": "a" * 40}
+            if path.endswith(f"/resolve/{SHA}/{MODEL}"):
+                self.answer(data, ETag='"aa11"', Accept_Ranges="bytes")
+            elif "/tree/" in path:
+                self.answer(json.dumps([entry]).encode(), Content_Type="application/json")
+            elif path.startswith("/api/models/acme/tiny"):
+                info = {"id": "acme/tiny", "modelId": "acme/tiny", "sha": SHA, "siblings": [{"rfilename": MODEL}]}
+                self.answer(json.dumps(info).encode(), Content_Type="application/json")
+            else:
+                self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_what_is_absent_is_downloaded_when_asked_for(
+    work: Repository,
+    cache: Path,
+    hub_server: tuple[str, list[tuple[str, str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+    endpoint, asked = hub_server
+    work.commit("as published", base=SOURCE)
+    shutil.rmtree(cache)
+    work.store.lenders.close()
+    work.environment = replace(work.environment, offline=False, hub_endpoint=endpoint)
+    assert fetch_sources(work) == {SOURCE: 1}
+    fetched = [token for command, path, token in asked if command == "GET" and "resolve" in path]
+    assert fetched == ["Bearer hf_of_the_user"]
+    report = fsck(work)
+    assert report.is_sound and not report.absent
+    with pytest.raises(NothingToDo):
+        fetch_sources(work)
+
+
+def test_a_branch_is_looked_up_and_its_commit_recorded(
+    tmp_path: Path, work: Repository, hub_server: tuple[str, list[tuple[str, str, str]]]
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    work.environment = replace(work.environment, offline=False, hub_endpoint=hub_server[0])
+    assert work.commit("as published", base="hf:acme/tiny@main").commit.trailers == {"base": SOURCE}
+    assert [line.target for line in work.store.lenders.lines] == [SOURCE]
+    work.environment = replace(work.environment, hub_endpoint="http://127.0.0.1:1")
+    with pytest.raises(RemoteError, match="does not say which commit hf:acme/tiny@v2 is"):
+        add(work, "hf:acme/tiny@v2")

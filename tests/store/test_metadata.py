@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable
 
 import pytest
 import zstandard
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import Commit, CommitId, Manifest, ManifestId, ObjectId, View, encode
+from modelgit.objects import BlobId, Commit, CommitId, Manifest, ManifestId, ObjectId, View, encode
 from modelgit.store.metadata import read_metadata, read_record, write_metadata, write_record
 
 
@@ -166,3 +167,18 @@ def test_records_are_validated_and_canonical(bare) -> None:
     put(bare, ManifestId.of(loose), (b"\0", loose), total=len(loose))
     with pytest.raises(IntegrityError, match="canonical"):
         read_record(bare.store, ManifestId.of(loose), Manifest)
+
+
+def test_a_table_of_a_mixture_of_experts_costs_what_changed(bare) -> None:
+    """60,000 ids of 32 random bytes: none of them compresses, all but one are those of the version before."""
+    source = random.Random(0)
+    rows = [f"layers.{n // 768}.experts.{n % 768}.weight".encode() + source.randbytes(32) for n in range(60_000)]
+    old = b"".join(rows)
+    rows[12_345] = rows[12_345][:-32] + source.randbytes(32)
+    new = b"".join(rows)
+    for data, base in ((old, None), (new, (BlobId.of(old), old))):
+        session = bare.session()
+        write_metadata(session, BlobId.of(data), data, base=base)
+        session.seal()
+    assert bare.store.locate(BlobId.of(new))[0].length < 4000
+    assert read_metadata(bare.store, BlobId.of(new)) == new
