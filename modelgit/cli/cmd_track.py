@@ -11,7 +11,7 @@ from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, bold, plain_data
 from modelgit.cli._session import Session
 from modelgit.errors import UsageError
-from modelgit.reporting.wording import amount
+from modelgit.reporting.wording import amount, printable, shortened
 
 if TYPE_CHECKING:
     from modelgit.formats.layouts import TrackedModel
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["track"]
 
 _LISTED = 8
+_BASE = 60
 
 
 @command("track", example="mgit track models/bot")
@@ -91,7 +92,7 @@ def _track_training(session: Session, paths: tuple[str, ...], *, as_json: bool) 
 
 
 def _say(output: Output, found: TrackedModel) -> None:
-    words = [found.title]
+    words = [f"{found.title} of {shortened(printable(found.base_model), _BASE)}" if found.base_model else found.title]
     if found.tensors:
         words += [plural(found.tensors, "tensor"), f"{amount(found.parameters)} parameters", found.dtypes]
     if found.shards > 1:

@@ -17,7 +17,7 @@ from modelgit.formats.listing import Listing, list_files, matching_pattern
 from modelgit.formats.lookalikes import is_weight_name
 from modelgit.objects import STORAGE_SUFFIX
 
-__all__ = ["LAYOUT_TITLES", "LayoutName", "TrackedModel", "describe"]
+__all__ = ["ADAPTER_CONFIG", "LAYOUT_TITLES", "LayoutName", "TrackedModel", "adapter_base", "describe"]
 
 LayoutName = OneOf[
     "hf-checkpoint", "peft-adapter", "safetensors", "torch", "numpy", "gguf", "onnx", "directory", "file"
@@ -47,6 +47,8 @@ _SINGLE: Mapping[str, LayoutName] = {
 # The names under which Hugging Face libraries look for pickled weights, and those of their shards.
 _PICKLED = re.compile(r"(?:pytorch_model|adapter_model)(?:\.[a-z0-9_]+)?(?:-\d+-of-\d+)?\.bin")
 _MAX_INDEX_BYTES = 100_000_000
+_MAX_ADAPTER_CONFIG_BYTES = 16 << 20
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class TrackedModel(NamedTuple):
@@ -56,7 +58,8 @@ class TrackedModel(NamedTuple):
     not belong to it: they repeat its names (another precision, another copy), or are not what a library would load
     (an optimizer's state, arrays of data).  `opaque` are weight files that are recorded byte for byte, and `notes` says
     of some of them (path, reason) why.  Both are among `files`, like everything recorded.
-    `elements` counts the values of each dtype, most frequent dtype first.
+    `elements` counts the values of each dtype, most frequent dtype first.  `base_model` is the model that an adapter
+    says it belongs to.
     """
 
     path: str
@@ -74,6 +77,7 @@ class TrackedModel(NamedTuple):
     size_bytes: int
     weight_bytes: int
     notes: tuple[tuple[str, str], ...] = ()
+    base_model: str = ""
 
     @property
     def title(self) -> str:
@@ -98,6 +102,10 @@ class TrackedModel(NamedTuple):
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
+
+
+class _AdapterConfig(msgspec.Struct):
+    base_model_name_or_path: str | None = None
 
 
 def _scan_all(
@@ -212,13 +220,27 @@ def _layout_of(base: str, listing: Listing, scanned: Mapping[str, ScannedFile]) 
     if not listing.is_directory:
         return _SINGLE.get(scanned[listing.path].format, "file")
     top = {path[len(base) :] for path in listing.files if "/" not in path[len(base) :]}
-    if "adapter_config.json" in top and "config.json" not in top:
+    if ADAPTER_CONFIG in top and "config.json" not in top:
         return "peft-adapter"
     if any(name.endswith((".safetensors", *_INDEX)) or _PICKLED.fullmatch(name) for name in top):
         return "hf-checkpoint"
     if "config.json" in top and any(is_weight_name(name) for name in top):
         return "hf-checkpoint"
     return "directory"
+
+
+def adapter_base(config: bytes) -> str:
+    """The model that an adapter's configuration (the text of `adapter_config.json`) names; empty when it names none."""
+    try:
+        return msgspec.json.decode(config, type=_AdapterConfig).base_model_name_or_path or ""
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _base_model(root: Path, base: str) -> str:
+    path = base + ADAPTER_CONFIG
+    with FileReader(root / path, shown=path) as file:
+        return adapter_base(file.read(0, file.size)) if file.size <= _MAX_ADAPTER_CONFIG_BYTES else ""
 
 
 def describe(
@@ -273,5 +295,6 @@ def describe(
         elements=tuple(sorted(elements.items(), key=lambda item: (-item[1], item[0]))),
         size_bytes=sum(file.size for file in scanned.values()),
         weight_bytes=sum(scanned[path].size for path in weights),
+        base_model=_base_model(root, base) if layout == "peft-adapter" else "",
         notes=tuple((path, file.note) for path, file in scanned.items() if file.note),
     )

@@ -77,7 +77,7 @@ class ModelDiff(Record, frozen=True, kw_only=True):
     """Everything that differs between `old` and `new` (labels for people: a short id, "worktree").
 
     `tensors` and `files` hold what differs alone; `sizes` counts the elements of every tensor of the new side, by
-    model and name, so that shares can be given of the whole.
+    model and name, so that shares can be given of the whole.  `bases` names the model that each adapter belongs to.
     """
 
     old: str
@@ -86,6 +86,7 @@ class ModelDiff(Record, frozen=True, kw_only=True):
     files: tuple[FileDiff, ...] = ()
     behaviour: BehaviourDiff | None = None
     sizes: dict[str, dict[str, int]] = {}
+    bases: dict[str, str] = {}
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 from modelgit.formats.detect import FileReader, scan_reader
-from modelgit.formats.layouts import describe
+from modelgit.formats.layouts import ADAPTER_CONFIG, adapter_base, describe
 from modelgit.numerics.stats import PairStatistics, compare
 from modelgit.objects import Manifest, TensorEntry
 from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
@@ -141,7 +141,20 @@ def _diff(
             model: {name: entry.spec.elements for name, entry in entries.items()}
             for model, entries in new_models.items()
         },
+        bases=_bases(repo, after, store),
     )
+
+
+def _bases(repo: Repository, manifest: Manifest, store: ObjectStore) -> dict[str, str]:
+    """The base models that the adapters of a manifest name."""
+    found: dict[str, str] = {}
+    for model in manifest.models:
+        config = manifest.file(f"{model.path}/{ADAPTER_CONFIG}" if model.path != "." else ADAPTER_CONFIG)
+        if model.layout == "peft-adapter" and config is not None and config.size <= _MAX_JSON_BYTES:
+            base = adapter_base(repo.file_bytes(repo.content_at(config.digest, store=store), store=store))
+            if base:
+                found[model.path] = base
+    return found
 
 
 class _Stored:
@@ -298,7 +311,15 @@ def diff_files(left: Path, right: Path, *, cwd: Path, progress: Progress = SILEN
                 change: ChangeKind = "added" if x is None else "removed" if y is None else "changed"
                 keys = key_changes(x, y) if x is not None and y is not None else ()
                 files.append(FileDiff(path=name, kind=change, keys=keys))
-        return ModelDiff(old=str(left), new=str(right), tensors=tuple(tensors), files=tuple(files), sizes=sizes)
+        base = adapter_base(new_files.get(ADAPTER_CONFIG, b""))
+        return ModelDiff(
+            old=str(left),
+            new=str(right),
+            tensors=tuple(tensors),
+            files=tuple(files),
+            sizes=sizes,
+            bases={"": base} if base else {},
+        )
     finally:
         for side in sides:
             side.close()

@@ -21,6 +21,8 @@ def diff_lines(diff: ModelDiff, *, width: int = 100) -> list[str]:
     lines: list[str] = []
     for model in diff.models:
         lines.append(summary_line(diff, model))
+        if model in diff.bases:
+            lines.append(f"  adapter of {shortened(printable(diff.bases[model]), _MAX_VALUE)}")
         lines += heat_map(diff.of(model), sizes=diff.sizes.get(model)).render(width)
         lines += _structure(diff.of(model))
     lines += _files(diff.files)
