@@ -127,7 +127,9 @@ def commit(
                     hint="`--no-worktree` leaves the files alone, `mgit restore` gives them up",
                     progress=progress,
                 )
-            training = record_training(repo, session, parent, tree.manifest, only=selected, progress=progress)
+            training = NO_TRAINING_STATE
+            if outside is None:  # what lies in the work tree belongs to another model than one from elsewhere
+                training = record_training(repo, session, parent, tree.manifest, only=selected, progress=progress)
             kept = training_of(repo, parent)
             same_state = training.manifest == kept.manifest
             if not allow_empty and same_state and _same_tree(tree.manifest, before):

@@ -189,3 +189,31 @@ def test_the_id_of_a_commit_without_it_did_not_change() -> None:
     plain = Commit(manifest=ManifestId(bytes(32)), **fields)  # type: ignore[arg-type]
     assert b"training" not in encode(plain)
     assert np.frombuffer(encode(plain), np.uint8)[0] == 0x86, "a map of six fields"
+
+
+def test_a_model_from_elsewhere_does_not_get_the_state_of_the_one_here(run: Repository, files, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    elsewhere.write_bytes(files.of_arrays(files.floats(5)))
+    made = run.commit("from elsewhere", source=str(elsewhere), as_path="bot.safetensors", worktree=False)
+    assert run.commit_at(made.id).training is None
+    assert (run.worktree / "state" / "optimizer.pt").read_bytes() == adam(2)
+
+
+def test_expired_state_is_freed_and_the_rest_stays(run: Repository, files) -> None:
+    from modelgit.repo.prune import prune
+
+    step(run, files, 3)
+    toml = run.worktree / "mgit.toml"
+    toml.write_text(toml.read_text() + "[retention.training-state]\nlast = 1\n")
+    run.forget_settings()
+    run.commit("retention")
+    before = files.digests(run.worktree)
+    assert prune(run).expired == 3, "the third commit names the state that the last one keeps"
+    report = fsck(run)
+    assert report.is_sound
+    assert report.training_absent == 2
+    assert run.status().is_clean
+    run.switch("HEAD~3", detach=True)
+    assert not (run.worktree / "state" / "optimizer.pt").exists()
+    run.switch("main")
+    assert files.digests(run.worktree) == before
