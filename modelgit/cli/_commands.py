@@ -55,6 +55,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "config": "Read and change settings.",
         "trust": "Allow the code that mgit.toml names to run.",
         "borrow": "Use weights that lie elsewhere without storing them again.",
+        "du": "Show what the stored bytes are for.",
         "gc": "Free space: drop what nothing refers to.",
         "prune": "Take the weights of commits that retention does not keep.",
         "repack": "Store everything smaller, without changing any of it.",

@@ -8,7 +8,7 @@ import click
 
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
-from modelgit.cli._format import size
+from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Part, bold, columns, dim, green, plain_data, red, yellow
 from modelgit.cli._session import Session
@@ -17,6 +17,8 @@ from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import FileChange, Manifest, TensorChange
+    from modelgit.repo.encodings import TensorEncoding
+    from modelgit.repo.log import LogEntry
 
 __all__ = ["show"]
 
@@ -31,12 +33,13 @@ _WORDS = {"respecified": "another dtype or shape"}
 
 @command("show", example="mgit show main~1")
 @click.argument("revision", required=False, default="HEAD", shell_complete=complete_revision, metavar="[REV]")
+@click.option("--storage", is_flag=True, help="Show how each tensor that changed is stored, and why; reads samples.")
 @json_option
 @pass_session
-def show(session: Session, revision: str, as_json: bool) -> None:
+def show(session: Session, revision: str, storage: bool, as_json: bool) -> None:
     """Show a commit (the current one, if none is named): its message, verdicts, what it changed, and its files.
 
-    Reads no weights.
+    Reads no weights, unless asked how they are stored.
     """
     from modelgit.repo.gate import recorded_verdicts
     from modelgit.repo.log import log
@@ -46,6 +49,9 @@ def show(session: Session, revision: str, as_json: bool) -> None:
     [entry] = log(repo, revision, limit=1)
     manifest = repo.manifest_at(entry.commit.manifest)
     verdicts = recorded_verdicts(repo, entry.id)
+    if storage:
+        _show_storage(session, entry, as_json)
+        return
     if as_json:
         output.json(
             "mgit.show/1", {**plain_data(entry), "evaluations": plain_data(verdicts), "tree": plain_data(manifest)}
@@ -65,6 +71,35 @@ def show(session: Session, revision: str, as_json: bool) -> None:
     elif training.id is not None:
         _section(session, "training state", _tree(training.manifest))
     output.release()
+
+
+def _show_storage(session: Session, entry: LogEntry, as_json: bool) -> None:
+    from modelgit.repo.encodings import encodings
+
+    found = encodings(session.repository, entry.id, progress=session.progress)
+    output = session.output
+    if as_json:
+        output.json("mgit.storage/1", {"commit": entry.id.hex, "tensors": plain_data(found)})
+        return
+    stored, raw = sum(item.stored_bytes for item in found), sum(item.raw_bytes for item in found)
+    output.hold()
+    output.line("commit ", yellow(entry.id.short), f"  {entry.commit.subject}")
+    ratio = f", {raw / stored:.2f}x" if stored else ""
+    output.line(dim(f"{plural(len(found), 'tensor')} added or changed: {size(raw)} stored in {size(stored)}{ratio}"))
+    _section(session, "tensors", [_encoding(item) for item in found])
+    output.release()
+
+
+def _encoding(item: TensorEncoding) -> list[Part]:
+    against = "whole"
+    if item.base is not None:
+        at = f"@{item.base_commit.short}" if item.base_commit is not None else ""
+        against = f"against {'' if item.base == item.name else item.base}{at}"
+    ratio = f"{item.raw_bytes / item.stored_bytes:.2f}x" if item.stored_bytes else ""
+    reading = f"{plural(item.depth, 'base')} below, read in {item.cost:.2f} passes"
+    return [
+        f"{item.model}:{item.name}", item.codec, against, size(item.stored_bytes), ratio, dim(reading), dim(item.reason)
+    ]  # fmt: skip
 
 
 def _section(session: Session, title: str, rows: list[list[Part]]) -> None:

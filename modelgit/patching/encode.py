@@ -32,10 +32,11 @@ from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, Store
 from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.patching.records import UnitChecks, encode_header
+from modelgit.patching.samples import read_sample, take_sample
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import StagedObject, WriteStore
 
-__all__ = ["CORRECTED", "EXTENT_BYTES", "TensorWriter", "write_blob"]
+__all__ = ["CORRECTED", "EXTENT_BYTES", "TensorWriter", "Weighed", "write_blob"]
 
 EXTENT_BYTES = 64 << 20
 CORRECTED = "lowrank"
@@ -49,6 +50,14 @@ _GROUP_BYTES = 1 << 20
 _GROUP_JOBS = 256
 
 Ids = TensorId | BlobId
+
+
+class Weighed(NamedTuple):
+    """An encoding that was thought of: its estimate, its base, and whether reading costs no more than is allowed."""
+
+    choice: Choice
+    base: Ids | None
+    is_admissible: bool
 
 
 class _Coded(NamedTuple):
@@ -198,7 +207,7 @@ class TensorWriter:
             return read[index]
 
         def base_sample(index: int) -> Callable[[], Words]:
-            return lambda: _take(base_words(index), runs)
+            return lambda: take_sample(base_words(index), runs)
 
         runs = sample_runs(words.size)
         readers = [base_sample(index) for index in range(len(bases))]
@@ -206,7 +215,7 @@ class TensorWriter:
         if tries_all and not bases:
             choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
         else:
-            choices = self._admissible(estimate_choices(_take(words, runs), readers, layout), bases, layout)
+            choices = self._admissible(estimate_choices(take_sample(words, runs), readers, layout), bases, layout)
         coded = []
         corrected = self._correction(
             job,
@@ -236,21 +245,36 @@ class TensorWriter:
             nonfinite=None if job.spec is None else count_nonfinite(words, job.spec.dtype),
         )
 
-    def _plan_large(self, job: StoreJob) -> _Plan:
+    def weigh(self, job: StoreJob) -> list[Weighed]:
+        """The encodings that a job would be chosen from if it were stored now, cheapest first.  Reads samples only."""
         layout = _layout(job)
         bases = self._bases(job)
+        sample, readers = self._sampled(job, bases, layout)
+        choices = estimate_choices(sample, readers, layout)
+        admissible = self._admissible(choices, bases, layout)
+        return [
+            Weighed(choice, None if choice.base is None else bases[choice.base], choice in admissible)
+            for choice in choices
+        ]
+
+    def _sampled(self, job: StoreJob, bases: Sequence[Ids], layout: Layout) -> tuple[Words, list[Callable[[], Words]]]:
         runs = sample_runs(job.size // layout.word_bytes)
 
         def base_sample(base: Ids) -> Callable[[], Words]:
-            return lambda: _sample(
+            return lambda: read_sample(
                 lambda start, stop: self._base_words(base, start, stop, layout, "encode.base").data,
                 runs,
                 layout,
                 self._reader.grain(base),
             )
 
-        sample = _sample(job.source.read, runs, layout, job.source.step_bytes)
-        readers = [base_sample(base) for base in bases]
+        sample = read_sample(job.source.read, runs, layout, job.source.step_bytes)
+        return sample, [base_sample(base) for base in bases]
+
+    def _plan_large(self, job: StoreJob) -> _Plan:
+        layout = _layout(job)
+        bases = self._bases(job)
+        sample, readers = self._sampled(job, bases, layout)
         plan = _Plan(job, layout, bases, same_size=bool(bases) and self._reader.size(bases[0]) == job.size)
         if self._may_be_known(job, sample, readers):
             leaves = self._hash(job)
@@ -518,35 +542,6 @@ def _steps(groups: Iterable[list[_Plan]]) -> Iterator[_Step]:
                 yield _Step(plan, start, stop)
         if done:
             yield _Step(done)
-
-
-def _take(words: Words, runs: Sequence[tuple[int, int]]) -> Words:
-    return np.concatenate([words[start:stop] for start, stop in runs])
-
-
-def _sample(
-    read: Callable[[int, int], bytes | bytearray | memoryview],
-    runs: Sequence[tuple[int, int]],
-    layout: Layout,
-    grain: int,
-) -> Words:
-    """The words of `runs`; runs that lie in one piece of `grain` bytes are read together."""
-    width = layout.word_bytes
-    groups: list[list[tuple[int, int]]] = []
-    for run in runs:
-        if groups and run[1] * width <= (groups[-1][0][0] * width // grain + 1) * grain:
-            groups[-1].append(run)
-        else:
-            groups.append([run])
-    sample = np.empty(sum(stop - start for start, stop in runs), word_dtype(layout))
-    filled = 0
-    for group in groups:
-        low = group[0][0]
-        piece = np.frombuffer(read(low * width, group[-1][1] * width), word_dtype(layout))
-        for start, stop in group:
-            sample[filled : filled + stop - start] = piece[start - low : stop - low]
-            filled += stop - start
-    return sample
 
 
 def _buffer(name: str, size_bytes: int, layout: Layout) -> tuple[Words, memoryview]:
