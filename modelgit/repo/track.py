@@ -81,19 +81,23 @@ def track_training(repo: Repository, path: str) -> tuple[str, dict[str, int]]:
 
 
 def untrack(repo: Repository, path: str) -> str:
-    """Stop recording `path`, as a model or as training state; the files stay where they are.
+    """Stop recording `path`, as a model, as training state, or byte for byte; the files stay where they are.
 
-    Raises UsageError when it is neither.
+    A file inside of a tracked directory that was recorded byte for byte is read again from then on.
+    Raises UsageError when it is none of these.
     """
     relative = relative_path(repo, path)
     with repo.writing():
         tracked = repo.settings.track
         keys = [key for key in ("paths", "training_state") if relative in getattr(tracked, key)]
-        if not keys:
+        pattern = glob.escape(relative)
+        if not keys and pattern not in tracked.opaque:
             known = ", ".join((*tracked.paths, *tracked.training_state)) or "nothing"
             raise UsageError(f"{relative} is not tracked", hint=f"tracked: {known}")
         for key in keys:
             _edit(repo, lambda text, key=key: remove_tracked_path(text, relative, key=key))  # type: ignore[misc]
+        if pattern in tracked.opaque:
+            _edit(repo, lambda text: remove_tracked_path(text, pattern, key="opaque"))
         return relative
 
 

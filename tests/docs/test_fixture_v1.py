@@ -92,6 +92,24 @@ def test_the_second_reader_walks_the_operations(second_reader: ModuleType) -> No
     assert any(text.startswith("merge") for text in descriptions)
 
 
+def test_the_second_reader_reads_views_and_joined_literals(second_reader: ModuleType, tmp_path: Path) -> None:
+    """A PyTorch file has one literal per tensor, all in one blob; ties and slices are views."""
+    import torch
+
+    work = tmp_path / "w"
+    work.mkdir()
+    environment = Environment(
+        home=tmp_path, config_home=tmp_path / "c", cache_home=tmp_path / "k", cwd=work, author="Test <test@example.org>"
+    )
+    weight = torch.arange(12.0).reshape(3, 4)
+    torch.save({"w": weight, "tied": weight, "part": torch.ones(9)[2:5]}, work / "m.pt")
+    with modelgit.init(work, environment=environment) as repo:
+        repo.track("m.pt")
+        commit = repo.commit("one").id
+    found = second_reader.Repository(work / ".mgit").files(bytes.fromhex(commit.hex))
+    assert found["m.pt"] == (work / "m.pt").read_bytes()
+
+
 def test_damage_does_not_pass(second_reader: ModuleType, tmp_path: Path) -> None:
     shutil.copytree(FIXTURE / "mgit", tmp_path / "mgit")
     pack = max((tmp_path / "mgit" / "packs").iterdir(), key=lambda path: path.stat().st_size)

@@ -135,12 +135,19 @@ def test_a_tensor_that_moved_to_another_file_is_not_sent_again(alice: Any, weigh
 
 
 def test_a_file_that_is_not_as_long_as_its_parts_is_refused() -> None:
-    from modelgit.objects import FileContent, Literal, TensorEntry, TensorId, TensorRef, TensorSpec
+    from modelgit.objects import FileContent, Literal, TensorEntry, TensorId, TensorRef, TensorSpec, TensorView
     from modelgit.remotes.closure import check_content
 
     tensor = TensorEntry(name="w", spec=TensorSpec(dtype="F32", shape=(3,)), id=TensorId(bytes(32)))
     good = FileContent(format="x", segments=(Literal(blob=A, length=5), TensorRef(index=0)), tensors=(tensor,))
     check_content(good, "f", 17)
+
+    def view(**fields: Any) -> FileContent:
+        made = TensorView(**{"name": "v", "tensor": 0, **fields})
+        return FileContent(format="x", segments=(TensorRef(index=0),), tensors=(tensor,), views=(made,))
+
+    check_content(view(), "f", 12)
+    check_content(view(spec=TensorSpec(dtype="U8", shape=(3, 2)), offset=6, strides=(1, 3)), "f", 12)
     for content, message in [
         (good, "said to have 16 bytes"),
         (FileContent(format="x", segments=(TensorRef(index=1),), tensors=(tensor,)), "names tensor 1 of 1"),
@@ -154,6 +161,16 @@ def test_a_file_that_is_not_as_long_as_its_parts_is_refused() -> None:
             ),
             "a tensor with shape",
         ),
+        (FileContent(format="x", segments=(Literal(blob=A, length=5, offset=-1),)), "begins at byte -1"),
+        (view(tensor=1), "view of tensor 1 of 1"),
+        (view(tensor=-1), "view of tensor -1 of 1"),
+        (view(offset=4), "reaches to byte 16 of a storage of 12"),
+        (view(offset=-4), "impossible offset or stride"),
+        (view(strides=(2,)), "reaches to byte 20 of a storage of 12"),
+        (view(strides=(-1,)), "impossible offset or stride"),
+        (view(strides=(1, 1)), "impossible offset or stride"),
+        (view(spec=TensorSpec(dtype="F32", shape=(1 << 40,)), strides=(0,)), "repeats its storage"),
+        (view(spec=TensorSpec(dtype="F32", shape=(1 << 62, 1 << 62))), "a tensor"),
     ]:
         with pytest.raises(IntegrityError, match=message):
-            check_content(content, "f", 16)
+            check_content(content, "f", 12 if content.views else 16)
