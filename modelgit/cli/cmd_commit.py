@@ -36,6 +36,7 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
 @click.option("--mask", "masks", multiple=True, metavar="ID", help="The FISH mask that this was trained under.")
 @click.option("--base", metavar="hf:org/name@COMMIT", help="A published model: what it holds is not stored again.")
+@click.option("--adapter", "adapters", multiple=True, metavar="DIR", help="A PEFT adapter that was merged; repeatable.")
 @click.option("--from", "source", metavar="DIR", help="Record the checkpoint in DIR (or a file), read where it lies.")
 @click.option("--as", "as_path", metavar="PATH", help="With --from: the tracked path that it is (the only one).")
 @click.option("--no-worktree", is_flag=True, help="With --from: leave the files in the work tree as they are.")
@@ -51,6 +52,7 @@ def commit(
     allow_empty: bool,
     masks: tuple[str, ...],
     base: str | None,
+    adapters: tuple[str, ...],
     source: str | None,
     as_path: str | None,
     no_worktree: bool,
@@ -76,6 +78,7 @@ def commit(
             allow_empty=allow_empty,
             masks=masks,
             base=base,
+            adapters=adapters,
             source=source,
             as_path=None if as_path is None else session.tree_path(as_path),
             worktree=not no_worktree,
@@ -96,6 +99,10 @@ def commit(
     if no_worktree and result.branch == session.repository.view().branch:
         session.output.say("The work tree is as it was before.")
         session.output.say("hint: `mgit restore .` brings it up to date")
+    if result.unmatched:
+        names = ", ".join(result.unmatched[:3]) + (", …" if len(result.unmatched) > 3 else "")
+        count = plural(len(result.unmatched), "adapted module")
+        session.output.say(f"{count} without a tensor of that name in the model: {names}")
     user = session.repository.settings.user
     if result.is_first and author is None and session.environment.author is None and not (user.name and user.email):
         session.output.say(f"You are recorded as {result.commit.author}.")

@@ -39,7 +39,7 @@ from modelgit.numerics.lowrank import (
 from modelgit.objects import TensorSpec
 from modelgit.patching.choose import estimate_choices
 
-__all__ = ["Correction", "Product", "ReadBytes", "find_correction", "is_matrix"]
+__all__ = ["Correction", "Product", "ReadBytes", "find_correction", "is_correctable"]
 
 ReadBytes = Callable[[int, int], bytes | bytearray | memoryview]
 
@@ -131,14 +131,9 @@ class _Pair:
         return [(int(start), int(start) + length) for start in starts]
 
 
-def is_matrix(spec: TensorSpec | None) -> bool:
-    """Whether a tensor is of a type and shape for which a correction is looked for."""
-    if spec is None or spec.dtype not in PREDICTED or len(spec.shape) < 2 or not spec.elements:
-        return False
-    columns = spec.elements // spec.shape[0]
-    return (
-        spec.elements >= _SMALLEST_WORDS and min(spec.shape[0], columns) >= _SMALLEST_SIDE and columns <= _MOST_COLUMNS
-    )
+def is_correctable(spec: TensorSpec) -> bool:
+    """Whether a tensor is of a type and shape that a correction can be of."""
+    return spec.dtype in PREDICTED and len(spec.shape) >= 2 and spec.elements > 0
 
 
 def find_correction(
@@ -154,14 +149,18 @@ def find_correction(
     """A correction of the base that makes a tensor smaller, if its difference to the base is of low rank.
 
     `read` and `read_base` give raw bytes from `start` to `stop`; `plain_bits` is the best estimate without a
-    correction, in bits per word.  `spec` must be one that `is_matrix` takes.  A `product` that is declared is
-    taken without a search; there is none with the effort "fast".
+    correction, in bits per word.  `spec` must be one that `is_correctable` takes.  A `product` that is
+    declared is tried before there is a search; there is none with the effort "fast", nor in small or very wide
+    matrices.
     """
     pair = _Pair(read, read_base, spec)
     if product is not None and (len(product.left), len(product.right)) == (pair.rows, pair.columns):
         ours, theirs = balance(product.left, product.right)
-        return _settle(pair, lambda start, stop, _: ours[start:stop], theirs, plain_bits, extent_bytes)
-    if effort == "fast":
+        declared = _settle(pair, lambda start, stop, _: ours[start:stop], theirs, plain_bits, extent_bytes)
+        if declared is not None:
+            return declared
+    sides = min(pair.rows, pair.columns)
+    if effort == "fast" or spec.elements < _SMALLEST_WORDS or sides < _SMALLEST_SIDE or pair.columns > _MOST_COLUMNS:
         return None
     rank = _apparent_rank(pair, _TEST_ROWS[effort])
     if not rank or rank * (pair.rows + pair.columns) * _FEWEST_BITS >= plain_bits * spec.elements:
@@ -176,6 +175,8 @@ def find_correction(
     for _ in range(_FILLINGS if pair.has_holes else 0):
         filled = functools.partial(fill_holes, blocks, right)
         right = right_factor(filled, pair.columns, right.shape[1])
+        if not right.shape[1]:
+            return None
     for _ in range(_ROUNDS[effort]):
         right = refine_right(blocks, right)
 

@@ -27,7 +27,7 @@ from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
 from modelgit.patching.choose import Choice, estimate_choices, sample_runs
-from modelgit.patching.correct import ReadBytes, find_correction, is_matrix
+from modelgit.patching.correct import Product, ReadBytes, find_correction, is_correctable
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
 from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
@@ -125,7 +125,8 @@ class TensorWriter:
 
     Anonymous memory is bounded by about 64 MiB of raw tensors in flight and some windows a thread, whatever the sizes.
     With `verify` every unit is decoded again before it is written and compared with what went in.  Bases are read
-    through `reader`, from `store` unless given.
+    through `reader`, from `store` unless given.  `products` gives, by the name of a tensor, what is declared to
+    have been added to its parent: that is tried before anything is searched.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class TensorWriter:
         effort: Effort = "balanced",
         verify: bool = False,
         reader: TensorReads | None = None,
+        products: Callable[[str], Product | None] | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self._store = store
@@ -143,6 +145,7 @@ class TensorWriter:
         self._threads = max(1, threads)
         self._effort: Effort = effort
         self._verify = verify
+        self._products = products
         self._progress = progress
         self._nothing_known = store.is_first
         self._seen: set[tuple[int, int]] = set()
@@ -397,9 +400,10 @@ class TensorWriter:
     ) -> tuple[Choice, Sequence[bytes]] | None:
         """What is to be done instead of `choice` if the tensor is a base plus a product of small rank."""
         spec, index = job.spec, choice.base or 0
-        if spec is None or not bases or not is_matrix(spec):
+        if spec is None or not bases or not is_correctable(spec):
             return None
-        if job.product is None and choice.bits < _CORRECT_ABOVE * 8 * layout_of(spec).word_bytes:
+        product = None if self._products is None else self._products(job.name)
+        if product is None and choice.bits < _CORRECT_ABOVE * 8 * layout_of(spec).word_bytes:
             return None
         if chain_cost(self._store, bases[index]) + 1.0 > MAX_DENSE_COST:
             return None
@@ -407,7 +411,7 @@ class TensorWriter:
             read,
             lambda start, stop: read_base(index, start, stop),
             spec,
-            product=job.product,
+            product=product,
             plain_bits=choice.bits,
             effort=self._effort,
             extent_bytes=EXTENT_BYTES,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from modelgit.errors import RepositoryError
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import BlobId, TensorId, TensorSpec
 from modelgit.patching.base import STEP_BYTES, TensorSource
-
-if TYPE_CHECKING:
-    from modelgit.patching.correct import Product
 
 __all__ = ["BlobSource", "SourceChangedError", "StoreJob", "Stored"]
 
@@ -26,8 +23,7 @@ class StoreJob(NamedTuple):
 
     `parent` is the tensor of the same name in the parent commit: the first candidate for a base, and what changed
     values are counted against.  It may have more or fewer rows: it is cut, or goes on with zeros.  `bases` are further
-    candidates.  `product`, if declared, is what was added to the parent: it is tried before anything is searched.
-    `name` is what messages call the job.
+    candidates.  `name` is what messages call the job.
     """
 
     name: str
@@ -36,7 +32,6 @@ class StoreJob(NamedTuple):
     size: int
     parent: TensorId | BlobId | None = None
     bases: tuple[TensorId | BlobId, ...] = ()
-    product: Product | None = None
 
 
 class Stored(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import ConflictError, NothingToDo, RepositoryError, UsageError
@@ -38,6 +40,7 @@ from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata, write_record
 
 if TYPE_CHECKING:
+    from modelgit.patching.adapters import AdapterSet
     from modelgit.repo.repository import Repository
 
 __all__ = ["CommitResult", "advance_branch", "commit", "declare_base", "write_commit"]
@@ -50,7 +53,7 @@ class CommitResult(NamedTuple):
 
     `encodings` counts changed tensors by codec; `bytes_added` is what the records take in the store; `raw_bytes` is the
     size of the whole tree; `evaluations` are the verdicts that let it in; `training` has the files of training state
-    recorded beside the tree.
+    recorded beside the tree; `unmatched` are the modules of declared adapters that no tensor is the weight of.
     """
 
     id: CommitId
@@ -64,6 +67,7 @@ class CommitResult(NamedTuple):
     evaluations: tuple[EvalRecord, ...]
     is_first: bool
     training: Manifest = Manifest()
+    unmatched: tuple[str, ...] = ()
 
 
 def commit(
@@ -75,6 +79,7 @@ def commit(
     allow_empty: bool = False,
     masks: Sequence[str] = (),
     base: str | None = None,
+    adapters: Sequence[Path | str] = (),
     source: str | None = None,
     as_path: str | None = None,
     worktree: bool = True,
@@ -86,7 +91,8 @@ def commit(
 
     `gate` is "block" (a broken limit refuses the commit) or "warn" (it is recorded in the commit).  `masks` name the
     FISH masks that the change was made under; positions outside of them must not have changed.  `base` names a
-    published model (`hf:org/name@COMMIT`): what it holds is recorded as external, and the commit names it.
+    published model (`hf:org/name@COMMIT`): what it holds is recorded as external, and the commit names it.  `adapters`
+    are directories of PEFT adapters that were merged into the parent's weights: their factors are what is stored.
 
     `source` is a checkpoint directory or file that is recorded, as it lies there, as the new state of the tracked path
     `as_path` (of the only tracked model); everything else stays as in the parent.  The work tree gets the files as
@@ -115,7 +121,15 @@ def commit(
                 selected = _selection(repo, before, only)
             else:
                 selected = outside.selection(before, outside.with_settings(repo, before))
-            tree = record_worktree(repo, session, before, only=selected, outside=outside, progress=progress)
+            with _open(adapters) as opened:
+                tree = record_worktree(
+                    repo, session, before, only=selected, outside=outside, adapters=opened, progress=progress
+                )
+                names = _tensor_names(repo, session, tree.manifest) if opened else set()
+                unmatched = opened.unmatched(names) if opened else ()
+                trailers = {"adapter": opened.trailer()} if opened else {}
+            if declared is not None:
+                trailers["base"] = declared
             if outside is None:
                 refuse_stale(repo, tree.manifest, before)
             elif worktree:
@@ -160,9 +174,9 @@ def commit(
                 evaluations=evaluations,
                 masks=mask_ids,
                 training=training,
-                trailers=None if declared is None else {"base": declared},
+                trailers=trailers,
                 encodings=_encodings(tree.stored),
-            )
+            )._replace(unmatched=unmatched)
             session.seal()
         except BaseException:
             session.abort()
@@ -229,6 +243,18 @@ def _advance_other(before: View, commit: CommitId) -> Callable[[View], View]:
         return View(refs={**view.refs, ref: commit}, branch=view.branch, detached=view.detached)
 
     return change
+
+
+def _open(adapters: Sequence[Path | str]) -> AbstractContextManager[AdapterSet | None]:
+    if not adapters:
+        return nullcontext()
+    from modelgit.patching.adapters import AdapterSet
+
+    return AdapterSet([(Path(directory), str(directory)) for directory in adapters])
+
+
+def _tensor_names(repo: Repository, session: PackSession, manifest: Manifest) -> set[str]:
+    return {name for model in manifest.models for name in repo.tensors_of(manifest, model, store=session)}
 
 
 def write_commit(

@@ -36,6 +36,7 @@ from modelgit.store.metadata import write_metadata
 from modelgit.worktree.content import FileRange, LiteralBytes, assemble
 
 if TYPE_CHECKING:
+    from modelgit.patching.adapters import AdapterSet
     from modelgit.repo.repository import Repository
 
 __all__ = [
@@ -76,12 +77,14 @@ def record_worktree(
     *,
     only: Mapping[str, bool] | None = None,
     outside: Outside | None = None,
+    adapters: AdapterSet | None = None,
     progress: Progress = SILENT,
 ) -> RecordedTree:
     """Store every tracked file that changed and return the new manifest.
 
     `only` maps a path to whether its new state is taken; other paths keep the parent's.  Files that `stat` vouches for
     and that the store holds are not read.  With `outside`, files are not taken from the work tree but from there.
+    `adapters` are declared to have been merged into the parent's tensors.
     """
     files = work_files(repo) if outside is None else outside.with_settings(repo, parent)
     before = {entry.path: entry for entry in parent.files}
@@ -94,7 +97,7 @@ def record_worktree(
     changed = [file for file in files.values() if file.path not in stored_already]
     progress.start("store", sum(file.status.st_size for file in changed))
     taken = {path for path in {*files, *before} if only is None or only.get(path, False)}
-    writer = repo.writer(session, progress=progress)
+    writer = repo.writer(session, products=None if adapters is None else adapters.product, progress=progress)
     for file in files.values():
         if file.path not in taken:
             continue

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from modelgit.config.schema import Settings
     from modelgit.objects import EvalRecord
     from modelgit.objects.diffs import ModelDiff
+    from modelgit.patching.correct import Product
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.commit import CommitResult
@@ -261,13 +262,27 @@ class Repository:
 
         return TensorReader(store or self.store)
 
-    def writer(self, session: PackSession, *, progress: Progress = SILENT) -> TensorWriter:
-        """A writer of tensors and blobs as the settings want it; one for all files of a command."""
+    def writer(
+        self,
+        session: PackSession,
+        *,
+        products: Callable[[str], Product | None] | None = None,
+        progress: Progress = SILENT,
+    ) -> TensorWriter:
+        """A writer of tensors and blobs as the settings want it; one for all files of a command.
+
+        `products` says what declared adapters added to the tensor of a name.
+        """
         from modelgit.patching.encode import TensorWriter
 
         storage = self.settings.storage
         return TensorWriter(
-            session, threads=self.threads, effort=storage.effort, verify=storage.verify, progress=progress
+            session,
+            threads=self.threads,
+            effort=storage.effort,
+            verify=storage.verify,
+            products=products,
+            progress=progress,
         )
 
     def file_bytes(self, content: FileContent, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
@@ -354,6 +369,7 @@ class Repository:
         allow_empty: bool = False,
         masks: Sequence[str] = (),
         base: str | None = None,
+        adapters: Sequence[Path | str] = (),
         source: str | None = None,
         as_path: str | None = None,
         worktree: bool = True,
@@ -372,6 +388,7 @@ class Repository:
             allow_empty=allow_empty,
             masks=masks,
             base=base,
+            adapters=adapters,
             source=source,
             as_path=as_path,
             worktree=worktree,

@@ -26,8 +26,9 @@ def put(
     product: Product | None = None,
 ) -> Stored:
     session = shelf.store.session(epoch=0)
-    writer = TensorWriter(session, threads=2, effort=effort, verify=True)
-    stored = next(writer.store([StoreJob("t", BlobSource(raw), spec, len(raw), parent, product=product)]))
+    products = None if product is None else lambda name: product if name == "t" else None
+    writer = TensorWriter(session, threads=2, effort=effort, verify=True, products=products)
+    stored = next(writer.store([StoreJob("t", BlobSource(raw), spec, len(raw), parent)]))
     session.seal()
     TensorReader(shelf.store).verify(stored.id, spec)
     return stored
