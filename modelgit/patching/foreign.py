@@ -32,6 +32,7 @@ class Relied(NamedTuple):
     id: TensorId | BlobId
     spec: TensorSpec | None
     name: str
+    size: int | None = None
 
 
 class ForeignReader:
@@ -145,8 +146,9 @@ def settle(session: PackSession, open_reader: Callable[[ObjectStore], TensorRead
             f"{line.target} does not hold {relied.id.KIND} {relied.id} ({relied.name}) as it should",
             hint=f"`mgit borrow remove {line.target}`, then run the command again",
         )
-        if relied.spec is not None and size != relied.spec.size_bytes:
-            raise wrong
+        expected = relied.size if relied.spec is None else relied.spec.size_bytes
+        if expected is not None and size != expected:
+            raise wrong  # before anything is read: a lender may claim exabytes
         try:
             starts = range(0, max(1, size), LEAF_BYTES)
             leaves = [leaf_digest(reader.read(relied.id, at, min(at + LEAF_BYTES, size))) for at in starts]

@@ -190,7 +190,7 @@ def fetch(
                 if not session.has(item.id):
                     needed.append(item)
                 elif item.id in session.unchecked and isinstance(item.id, TensorId | BlobId):
-                    found.append(Relied(item.id, item.spec, item.name))
+                    found.append(Relied(item.id, item.spec, item.name, item.size))
         except IntegrityError as error:
             raise IntegrityError(
                 f"refuses what {remote} sent: {error.message}",

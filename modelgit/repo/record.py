@@ -201,9 +201,14 @@ def record_file(
                 hint="wait until nothing writes the file, then run `mgit commit` again",
             )
         blob = next((item.id for item in stored if isinstance(item.id, BlobId)), None)
+        literal = sum(part.length for part in scanned.ranges if part.tensor is None)
         tensors = [item for item in stored if isinstance(item.id, TensorId)]
         found = [Relied(item.id, tensor.spec, item.name) for item, tensor in zip(tensors, scanned.tensors, strict=True)]
-        settle(session, TensorReader, found if blob is None else [*found, Relied(blob, None, f"{file.path} (header)")])
+        settle(
+            session,
+            TensorReader,
+            found if blob is None else [*found, Relied(blob, None, f"{file.path} (header)", literal)],
+        )
         content = assemble(scanned, blob, [item.id for item in tensors if isinstance(item.id, TensorId)])
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
         if file.place is None:

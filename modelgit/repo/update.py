@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, RepositoryError
-from modelgit.objects import CommitId, ContentId, FileEntry, Manifest, ManifestId, OperationId, View
+from modelgit.objects import CommitId, ContentId, FileEntry, Literal, Manifest, ManifestId, OperationId, View
 from modelgit.objects.manifest import content_id, manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
@@ -21,6 +21,7 @@ from modelgit.repo.pruned import refuse_missing
 from modelgit.repo.training import joined
 from modelgit.repo.tree import WorkFile, hash_changed
 from modelgit.store.base import ObjectStore
+from modelgit.store.borrow import require
 from modelgit.store.durable import sync_directory
 from modelgit.store.fs import PackSession
 from modelgit.worktree.checkout import find_regular, obstacles, remove_file, write_files
@@ -129,16 +130,15 @@ def move_worktree(
     if in_the_way:
         place = repo.worktree / in_the_way[0]
         raise RepositoryError(f"{place} is in the way", hint=f"move it away: `mv {place} {place}.old`")
-    before = {entry.path: entry.digest for entry in source.files}
-    refuse_missing(
-        repo,
-        target,
-        {
-            entry.path
-            for entry in target.files
-            if (before.get(entry.path) != entry.digest if paths is None else entry.path in paths)
-        },
-    )
+    before = {entry.path: entry for entry in source.files}
+    coming = [
+        entry for entry in target.files if (before.get(entry.path) != entry if paths is None else entry.path in paths)
+    ]
+    refuse_missing(repo, target, {entry.path for entry in coming})
+    for entry in coming:  # once the intent is written, it must be possible to finish it
+        content = repo.content_at(entry.digest)
+        require(repo.store, [tensor.id for tensor in content.tensors])
+        require(repo.store, {part.blob for part in content.segments if isinstance(part, Literal)})
     refs: dict[str, CommitId | None] = {}
     expected: dict[str, CommitId | None] = {}
     if view is not None and after is not None:

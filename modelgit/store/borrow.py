@@ -8,20 +8,20 @@ any lender.  Nothing is relied on before it was compared with its id; the leaf d
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, LenderError
 from modelgit.objects import BlobId, External, ObjectId, TensorId
-from modelgit.store.base import BORROWED, Foreign, Located, covers, is_external
+from modelgit.store.base import BORROWED, Foreign, Located, ObjectStore, covers, is_external
 from modelgit.store.lenders import WORTH_BYTES, LenderLine, LenderList, LentFile, LentObject, LentTable
 from modelgit.store.lent_files import LentFiles, same_file, snapshot_path
 
 if TYPE_CHECKING:
     from modelgit.store.fs import FileSystemStore
 
-__all__ = ["MAX_DEPTH", "Lenders", "missing_object"]
+__all__ = ["MAX_DEPTH", "Lenders", "missing_object", "require"]
 
 MAX_DEPTH = 3
 """How far lenders of lenders are followed."""
@@ -39,6 +39,28 @@ def missing_object(object_id: ObjectId) -> IntegrityError:
         f"{object_id.KIND} {object_id} is missing from the store",
         hint="`mgit fsck` shows what is affected, `mgit fetch --repair` gets it from a remote",
     )
+
+
+def require(store: ObjectStore, objects: Iterable[TensorId | BlobId]) -> None:
+    """Make sure, from metadata alone, that all objects and what they are coded against are within reach.
+
+    Raises IntegrityError, naming the first one that is not: missing, stored in part, borrowed from a lender that is
+    gone, or external and not on this machine.
+    """
+    pending: list[ObjectId] = list(objects)
+    seen = set(pending)
+    while pending:
+        object_id = pending.pop()
+        rows = [item for item in store.locate(object_id) if not item.is_leaf_table]
+        if not covers(rows):
+            raise store.absence(object_id)
+        stored = [item for item in rows if not is_external(item)]
+        if not covers(stored):
+            store.foreign(next(item for item in rows if is_external(item)))
+        elif not covers(item for item in stored if item.base is None):
+            bases = {type(object_id)(item.base) for item in stored if item.base is not None}
+            pending += bases - seen
+            seen |= bases
 
 
 class Lenders:

@@ -414,6 +414,33 @@ def test_a_file_that_is_gone_is_named(
     assert fsck(repo).is_sound  # other times, the same bytes
 
 
+def test_a_switch_that_cannot_be_finished_is_not_begun(
+    make_repo: MAKE, checkpoints: Path, files: Files, weights: dict[str, np.ndarray]
+) -> None:
+    repo = make_repo("work")
+    add(repo, str(checkpoints))
+    before = files.of_arrays({name: array + np.float32(1) for name, array in weights.items()})
+    (repo.worktree / MODEL).write_bytes(before)
+    repo.track(MODEL)
+    repo.commit("mine")
+    repo.switch("theirs", create=True)
+    (repo.worktree / MODEL).write_bytes(files.of_arrays(weights))
+    repo.commit("theirs")
+    changed = {name: array.copy() for name, array in weights.items()}
+    changed["layers.0.weight"][0, :9] += np.float32(1)
+    (repo.worktree / MODEL).write_bytes(files.of_arrays(changed))
+    repo.commit("coded against what is borrowed")
+    repo.switch("main")
+    shutil.rmtree(checkpoints)
+    repo.close()
+    for branch in ("theirs", "theirs~1"):
+        with pytest.raises(LenderError, match="is borrowed from"):
+            repo.switch(branch, detach=True)
+        assert not repo.journal.pending
+        assert repo.status().is_clean and repo.view().branch == "main"
+    assert (repo.worktree / MODEL).read_bytes() == before
+
+
 def test_a_file_that_goes_while_it_is_used_is_named(
     repo: Repository, checkpoints: Path, files: Files, weights: dict[str, np.ndarray]
 ) -> None:
