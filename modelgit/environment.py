@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import getpass
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["Environment"]
+
+
+def _host() -> str:
+    if hasattr(os, "uname"):
+        return os.uname().nodename
+    import socket  # takes longer to load than everything else here
+
+    return socket.gethostname()
 
 
 def _user_directory(values: Mapping[str, str], variable: str, home: Path, fallback: str) -> Path:
@@ -86,7 +93,7 @@ class Environment:
             cwd=cwd or Path.cwd(),
             author=values.get("MGIT_AUTHOR") or None,
             login=login,
-            host=socket.gethostname(),
+            host=_host(),
             offline=values.get("MGIT_OFFLINE", "") not in ("", "0"),
             overrides=overrides,
             hub_cache=_hub_cache(values, home),

@@ -5,7 +5,6 @@ Whatever dies in between, the next command reads the intent and finishes it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
@@ -322,6 +321,8 @@ def rescue(repo: Repository, path: str) -> str:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(repo.worktree / path, target)
+        import shutil  # loads three compressors
+
         shutil.copystat(repo.worktree / path, target)
         sync_directory(target.parent)
     except OSError as error:

@@ -26,6 +26,7 @@ from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import ObjectId
 from modelgit.store.base import Located
 from modelgit.store.durable import write_all
+from modelgit.store.mounts import reserve
 
 __all__ = [
     "FOOTER",
@@ -52,6 +53,7 @@ KINDS = ("tensor", "blob", "content", "manifest", "patch", "commit", "mask", "fi
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _NO_BASE = b"\0" * 32
 MAX_INDEX_BYTES = 1 << 32
+_RESERVE_BYTES = 16 << 20
 _GATHER_BYTES = 256 << 10  # system calls for less than this cost more than the copy
 
 
@@ -97,6 +99,7 @@ class PackWriter:
         self._hash = blake3()
         self._rows: list[Located] = []
         self._pending = bytearray()
+        self._written = self._reserved = 0
         self.size = 0
         self.write(HEADER)
 
@@ -117,6 +120,11 @@ class PackWriter:
             self._put(gathered)
 
     def _put(self, data: bytes | bytearray | memoryview) -> None:
+        self._written += len(data)
+        if self._written > self._reserved and self._written > _RESERVE_BYTES:
+            with contextlib.suppress(OSError):  # what is really needed may fit
+                reserve(self._descriptor, self.path, self._reserved, self._written + _RESERVE_BYTES - self._reserved)
+            self._reserved = self._written + _RESERVE_BYTES
         write_all(self._descriptor, data)
         self._hash.update(data)
 
@@ -138,7 +146,7 @@ class PackWriter:
         os.lseek(self._descriptor, mark.size, os.SEEK_SET)
         del self._rows[mark.rows :]
         self._hash = mark.hash.copy()
-        self.size = mark.size
+        self.size = self._written = self._reserved = mark.size
 
     def append(
         self,
@@ -184,6 +192,7 @@ class PackWriter:
         self.write(index)
         self.write(footer)
         self._flush()
+        os.ftruncate(self._descriptor, self.size)  # more was reserved than came
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1

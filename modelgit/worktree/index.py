@@ -11,7 +11,7 @@ from pathlib import Path
 from modelgit.errors import IntegrityError
 from modelgit.objects import ContentId, Record, decode, encode
 from modelgit.store.durable import temporary_name, write_cache_file
-from modelgit.worktree.mounts import is_network
+from modelgit.store.mounts import is_network
 
 __all__ = ["FileStat", "StatIndex"]
 

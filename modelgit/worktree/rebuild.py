@@ -18,10 +18,12 @@ from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.blobs import BufferedBlobs
 from modelgit.progress import Progress
 from modelgit.store.durable import write_all
+from modelgit.store.mounts import reserve
 
 __all__ = ["write_content"]
 
 _LEAST_PIECE_BYTES = 1 << 20
+_RESERVE_FROM_BYTES = 4 << 20
 
 
 def write_content(
@@ -45,7 +47,7 @@ def write_content(
         raise IntegrityError(f"{path.name}: its segments hold {held} bytes, the manifest promises {size}")
     if sum(isinstance(segment, Literal) for segment in content.segments) > 1:
         reader = BufferedBlobs(reader)
-    with _Target(path, executable=executable) as target, Workers(threads, name="mgit-decode") as workers:
+    with _Target(path, size, executable=executable) as target, Workers(threads, name="mgit-decode") as workers:
 
         def rebuild(piece: _Piece) -> int:
             buffer = scratch("checkout.piece", piece.stop - piece.start, np.uint8).data
@@ -95,9 +97,15 @@ def _pieces(reader: TensorReads, objects: Sequence[tuple[TensorId | BlobId, int,
 class _Target:
     """A new file that several threads fill, each at its own offsets."""
 
-    def __init__(self, path: Path, *, executable: bool) -> None:
+    def __init__(self, path: Path, size: int, *, executable: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags, 0o777 if executable else 0o666)
+        try:
+            if size >= _RESERVE_FROM_BYTES:
+                reserve(self._descriptor, path, 0, size)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         self._seeking = threading.Lock()
 
     def __enter__(self) -> _Target:

@@ -19,11 +19,11 @@ from modelgit.repo import Repository
 from modelgit.repo.gc import collect
 from modelgit.store.durable import process_space, rename, write_durably
 from modelgit.store.index import PackLookup
+from modelgit.store.mounts import is_network
 from modelgit.store.publish import publish
 from modelgit.store.root import FileRoot
 from modelgit.worktree.index import StatIndex
 from modelgit.worktree.lockfile import LockFile
-from modelgit.worktree.mounts import is_network
 
 SECOND = 1_000_000_000
 

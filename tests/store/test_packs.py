@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -263,3 +264,31 @@ def test_a_damaged_index_hides_its_own_pack_only(bare) -> None:
         list(other.store.objects())
     other.store.lookup.write_cache()
     assert not (bare.path / "cache" / "packs").exists(), "a table without a damaged pack would hide it for good"
+
+
+def test_space_is_asked_for_in_advance_and_given_back(bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "modelgit.store.packs.reserve", lambda descriptor, path, offset, size: asked.append((offset, size))
+    )
+    data = os.urandom(24 << 20)
+    session = bare.session()
+    session.append(BlobId.of(data), start=0, stop=len(data), total=len(data), header=b"", payload=(data,))
+    (name,) = session.seal()
+    assert asked
+    assert asked[0][1] > len(data)
+    size = (bare.store.packs_path / name).stat().st_size
+    assert len(data) < size < len(data) + 1000
+    verify_pack(bare.store.packs_path / name)
+
+
+def test_a_disk_that_cannot_reserve_may_still_have_room(bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("modelgit.store.packs.reserve", full)
+    data = os.urandom(20 << 20)
+    session = bare.session()
+    session.append(BlobId.of(data), start=0, stop=len(data), total=len(data), header=b"", payload=(data,))
+    (name,) = session.seal()
+    verify_pack(bare.store.packs_path / name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 
-__all__ = ["is_network"]
+__all__ = ["is_network", "reserve"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = frozenset(
@@ -39,6 +40,7 @@ _NETWORK = frozenset(
         "wekafs",
     ]
 )
+_RESERVING = frozenset({"ext4", "xfs", "btrfs", "f2fs", "tmpfs"})
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -47,11 +49,34 @@ def is_network(path: Path, *, mounts: str | None = None) -> bool:
 
     `mounts` is the text of Linux' table of mounts (proc(5), mountinfo), by default that of this process.
     """
+    kind = _kind(path, mounts)
+    return kind in _NETWORK or kind.startswith("fuse.")
+
+
+def reserve(descriptor: int, path: Path, offset: int, size_bytes: int) -> bool:
+    """Ask for the blocks of bytes that are about to be written to the open file at `path`; returns whether that helped.
+
+    The pages of a file that grows are otherwise found one by one, which costs more than filling them.  Only file
+    systems that do this at once are asked: for others the C library writes into every block.
+    Raises OSError when the disk is too full.
+    """
+    if not hasattr(os, "posix_fallocate") or not size_bytes or _kind(path, None) not in _RESERVING:
+        return False
+    try:
+        os.posix_fallocate(descriptor, offset, size_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return False
+    return True
+
+
+def _kind(path: Path, mounts: str | None) -> str:
     if mounts is None:
         try:
             mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
-            return False
+            return ""
     place = os.path.realpath(path)
     longest, kind = -1, ""
     for line in mounts.splitlines():
@@ -63,4 +88,4 @@ def is_network(path: Path, *, mounts: str | None = None) -> bool:
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= longest:  # a later one hides an earlier one
             longest, kind = len(point), after.split(" ")[0]
-    return kind in _NETWORK or kind.startswith("fuse.")
+    return kind
