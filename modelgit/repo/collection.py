@@ -143,6 +143,11 @@ class Marking:
         self.kept_operations = kept
         return roots
 
+    @property
+    def stored(self) -> Collection[Key]:
+        """Every object that there is a record of, needed or not."""
+        return self._records.keys()
+
     def records_of(self, key: Key) -> list[Located]:
         """Every record of an object, kept or not."""
         return self._records.get(key, [])

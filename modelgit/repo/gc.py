@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import Record, Retention, RetentionId, Root, View
+from modelgit.objects import OperationId, Record, Retention, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
 from modelgit.repo.pruned import pruned_commits
@@ -113,12 +113,12 @@ def finish_collection(
         try:
             order = sorted(condemned, key=lambda name: name not in urgent)
             record = None if retention is None else repo.retention_log.write(retention)
-            retire_packs(repo, marking.root, order, retention=record)
+            # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But
+            # what was listed before the root that our swap replaces can no longer be published: its writer lost to us.
+            forget = marking.listed - marking.kept_operations
+            retire_packs(repo, marking.root, order, retention=record, forget=forget)
         except RootMoved:
             continue
-        # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But what
-        # was listed before the root that our swap replaced can no longer be published: its writer lost to us.
-        repo.operations.remove(marking.listed - marking.kept_operations)
         break
     else:
         raise ConflictError("the repository is being changed too often to collect", hint="run `mgit gc` again later")
@@ -141,13 +141,21 @@ def _report(marking: Marking, rewrite: Sequence[str], written: int, *, dry_run: 
 
 
 def retire_packs(
-    repo: Repository, current: VersionedRoot, packs: Sequence[str], *, retention: RetentionId | None = None
+    repo: Repository,
+    current: VersionedRoot,
+    packs: Sequence[str],
+    *,
+    retention: RetentionId | None = None,
+    forget: Collection[OperationId] = (),
 ) -> None:
     """Delete packs: condemned in the root first, so that a writer that relies on one finds out before it publishes.
+
+    The operations `forget` go before any pack: what can still be undone must be whole at every moment.
 
     Raises RootMoved, with nothing deleted, when the root is no longer `current`.
     """
     moved = _swap(repo, current, condemned=tuple(packs), epoch=current.root.epoch + 1, retention=retention)
+    repo.operations.remove(forget)
     for name in packs:
         repo.store.delete(name)
     with contextlib.suppress(RootMoved):  # somebody moved on: the names stay listed, which harms nobody

@@ -67,7 +67,9 @@ class _Named(NamedTuple):
 def plan_repack(repo: Repository, marking: Marking) -> RepackPlan:
     """Order everything that is needed, and find candidates by name in the history."""
     named = dict(_history(repo, marking))
-    bases = {key: _bases(marking, key) for key in marking.live if key[0] in ("tensor", "blob")}
+    # Garbage too: a second record, as a crash leaves them, is read until it is collected.
+    things = {key for key in marking.stored if key[0] in ("tensor", "blob")}
+    bases = {key: _bases(marking, key) & things for key in things}
     order = _ordered(bases, {key: number for number, key in enumerate(named)})
     position = {key: number for number, key in enumerate(order)}
     hidden = {key for key in order if key not in marking.needed}
@@ -75,7 +77,8 @@ def plan_repack(repo: Repository, marking: Marking) -> RepackPlan:
     levels: dict[Key, int] = {}
     waves: dict[int, list[RepackItem]] = {}
     for key in order:
-        if any(base in hidden or base in tainted for base in bases[key]):
+        used = {(key[0], row.base) for row in marking.chosen_of(key) if row.base is not None}
+        if not used.isdisjoint(hidden) or not used.isdisjoint(tainted):
             tainted.add(key)
         below = [levels[base] for base in bases[key]]
         if key not in hidden:
@@ -92,10 +95,10 @@ def _bases(marking: Marking, key: Key) -> set[Key]:
 
 def _ordered(bases: dict[Key, set[Key]], wish: dict[Key, int]) -> list[Key]:
     """Bases first, else in the order of `wish`; what is in a circle, or rests on one, is left out."""
-    waiting = {key: len(found & bases.keys()) for key, found in bases.items()}
+    waiting = {key: len(found) for key, found in bases.items()}
     above: dict[Key, list[Key]] = {}
     for key, found in bases.items():
-        for base in found & bases.keys():
+        for base in found:
             above.setdefault(base, []).append(key)
     ready = [(wish.get(key, -1), key) for key, count in waiting.items() if not count]
     heapq.heapify(ready)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import Operation, OperationId, decode, encode
-from modelgit.store.durable import make_directory, write_durably
+from modelgit.store.durable import make_directory, sync_directory, write_durably
 
 __all__ = ["OperationLog"]
 
@@ -58,7 +58,11 @@ class OperationLog:
         return {OperationId(bytes.fromhex(name)) for name in names}
 
     def remove(self, operations: Iterable[OperationId]) -> None:
-        """Delete operations that nobody needs any more."""
+        """Delete operations that nobody needs any more; once this returns they do not come back."""
+        gone = False
         for object_id in operations:
             with contextlib.suppress(OSError):  # then it is deleted next time
                 (self._folder / object_id.hex).unlink()
+                gone = True
+        if gone:
+            sync_directory(self._folder)

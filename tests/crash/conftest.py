@@ -19,9 +19,14 @@ from modelgit.environment import Environment
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.fsck import fsck
+from modelgit.repo.log import log
+from modelgit.repo.repack import repack
+from modelgit.repo.switch import restore
+from modelgit.repo.undo import undo
 
 COMMITS = ("commit", "commit-from", "commit-borrowed")
 COMMANDS = (*COMMITS, "switch", "merge")
+HOUSEKEEPING = ("repack", "prune")
 CALLS = (
     "openat", "open", "creat", "write", "pwrite64", "writev", "rename", "renameat", "renameat2", "link", "linkat",
     "unlink", "unlinkat", "fsync", "fdatasync", "mkdir", "mkdirat", "rmdir", "ftruncate", "fallocate", "chmod",
@@ -115,8 +120,35 @@ def _write(files, worktree: Path, arrays: dict[str, np.ndarray]) -> None:
     files.sharded(worktree / "bot", tensors, 2)
 
 
+def prepare_housekeeping(files, folder: Path) -> None:
+    """Branch `side` of four checkpoints, the second without a base in its parent; garbage; retention keeps the last."""
+    worktree = folder / "work"
+    worktree.mkdir(parents=True)
+    with modelgit.init(worktree, environment=environment_of(folder)) as repo:
+        arrays = files.floats(layers=3)
+        _write(files, worktree, arrays)
+        (worktree / "gone.txt").write_text("there")
+        (worktree / "mgit.toml").write_text('[track]\npaths = ["bot", "gone.txt"]\n[retention.side]\nlast = 1\n')
+        repo.forget_settings()
+        repo.commit("base")
+        repo.switch("side", create=True)
+        for step in range(4):
+            _write(files, worktree, {"other": arrays["layers.0.weight"][:2]} if step == 1 else arrays)
+            arrays = {name: array + np.float32(0.001) * (array > 0.02 + 0.001 * step) for name, array in arrays.items()}
+            if step:
+                repo.commit(f"step {step}")
+        _write(files, worktree, files.floats(9, layers=3))
+        repo.commit("undone")
+        undo(repo)
+        restore(repo, ["."])
+        repo.switch("main")
+
+
 def prepare(files, folder: Path, command: str) -> None:
     """Branches `main` and `side` that differ in weights, in an added and in a removed file; main is current."""
+    if command in HOUSEKEEPING:
+        prepare_housekeeping(files, folder)
+        return
     worktree = folder / "work"
     worktree.mkdir(parents=True)
     with modelgit.init(worktree, environment=environment_of(folder)) as repo:
@@ -213,6 +245,8 @@ def hit(files, tmp_path: Path) -> Callable[[Scene, list[tuple[Point, str]]], Ran
 def check(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
     """The state is exactly the old or the new one, all is sound, and work goes on.  Returns whether it is new."""
     worktree = folder / "work"
+    if scene.command in HOUSEKEEPING:
+        return check_housekeeping(files, scene, folder, acknowledged=acknowledged)
     with modelgit.open(worktree, environment=environment_of(folder)) as repo:
         view = repo.view()
         assert view.head is not None
@@ -236,6 +270,30 @@ def check(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
         assert report.is_sound, report.findings
         go_on(repo, worktree)
     return is_new
+
+
+def check_housekeeping(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
+    """Refs, files and tensors are what they were, but for weights that were pruned, all or none of them."""
+    worktree = folder / "work"
+    with modelgit.open(worktree, environment=environment_of(folder)) as repo:
+        view = repo.view()
+        assert (view.branch, view.head, repo.resolve("side")) == ("main", scene.head, scene.other)
+        assert files.digests(worktree) == scene.before
+        report = fsck(repo)
+        assert report.is_sound, report.findings
+        lost = [entry for entry in log(repo, "side") if entry.pruned]
+        assert len(lost) in ((0, 2) if scene.command == "prune" else (0,))
+        assert lost or not acknowledged or scene.command != "prune", "an acknowledged pruning was lost"
+        for entry in log(repo, "side"):
+            if not entry.pruned:
+                state = repo.load(entry.id.hex)
+                assert all(state[name].raw() is not None for name in state)
+        driver = run(folder, scene.command)
+        assert driver.code == 0, driver
+        assert fsck(repo).is_sound
+        assert repack(repo, dry_run=True).recoded == 0 or scene.command == "prune"
+        go_on(repo, worktree)
+    return bool(lost)
 
 
 def go_on(repo: Repository, worktree: Path) -> None:

@@ -14,6 +14,8 @@ import modelgit
 from modelgit.environment import Environment
 from modelgit.errors import MgitError
 from modelgit.repo import Repository
+from modelgit.repo.prune import prune
+from modelgit.repo.repack import repack
 
 REFUSED = 9
 
@@ -49,6 +51,10 @@ def run(repo: Repository, command: str) -> None:
         repo.switch("side")
     elif command == "merge":
         repo.merge("side", strategy="average")
+    elif command == "repack":
+        repack(repo, prune_now=True)
+    elif command == "prune":
+        prune(repo)
     else:
         raise SystemExit(f"no command {command}")
 

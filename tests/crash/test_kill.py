@@ -12,6 +12,7 @@ pytestmark = pytest.mark.crash
 COMMANDS = ("commit", "commit-from", "commit-borrowed", "switch", "merge")
 KILL = "signal=SIGKILL"
 _MOST = 110  # points per command; more are sampled evenly
+_MOST_HOUSEKEEPING = 40
 
 
 def evenly(points: list, most: int) -> list:
@@ -44,6 +45,14 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_state(scene_of: Callable, 
     ran = at_all(hit, scene, [[(point, KILL)] for point in evenly(scene.points, _MOST)])
     killed = [item for item in ran if item.code != 0]
     assert len(killed) >= 0.95 * len(ran), "the counts of calls did not repeat: hardly anything was killed"
+
+
+@pytest.mark.parametrize("command", ["repack", "prune"])
+def test_a_kill_while_keeping_house_loses_nothing(scene_of: Callable, hit: Callable, command: str) -> None:
+    scene = scene_of(command)
+    assert {point.call for point in scene.points} >= {"write", "fsync", "rename", "link", "unlink"}
+    ran = at_all(hit, scene, [[(point, KILL)] for point in evenly(scene.points, _MOST_HOUSEKEEPING)])
+    assert len([item for item in ran if item.code != 0]) >= 0.9 * len(ran)
 
 
 @pytest.mark.parametrize("command", ["commit-from", "switch", "merge"])
