@@ -120,16 +120,19 @@ def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
         words.append(plural(len(patch.tensors), "tensor") + (f": {codecs}" if codecs and not result.is_first else ""))
     if patch.files:
         words.append(plural(len(patch.files), "file"))
+    added = result.bytes_added - result.training_bytes
     exact = "exact" if patch.exact else "lossy"
     if result.is_first:
-        taken = f": {size(result.raw_bytes)} stored as {size(result.bytes_added)}, {exact}"
+        taken = f": {size(result.raw_bytes)} stored as {size(added)}, {exact}"
     else:
-        part = share(result.bytes_added, result.raw_bytes)
-        taken = f" → {size(result.bytes_added)} ({part} of the tree), {exact}"
+        part = share(added, result.raw_bytes)
+        taken = f" → {size(added)} ({part} of the tree), {exact}"
     output.say("  ", (", ".join(words) or "no changes") + taken)
     if result.training.files:
-        state = result.training.files
-        output.say(f"  training state: {plural(len(state), 'file')}, {size(sum(entry.size for entry in state))}")
+        files = result.training.files
+        taken = f" → {size(result.training_bytes)}" if result.training_bytes else ", unchanged"
+        raw = size(sum(entry.size for entry in files))
+        output.say(f"  training state: {plural(len(files), 'file')}, {raw}{taken}")
     output.say_lines(verdict_lines(result.evaluations, baseline=next(iter(result.commit.parents), None), indent=2))
 
 

@@ -53,7 +53,8 @@ class CommitResult(NamedTuple):
 
     `encodings` counts changed tensors by codec; `bytes_added` is what the records take in the store; `raw_bytes` is the
     size of the whole tree; `evaluations` are the verdicts that let it in; `training` has the files of training state
-    recorded beside the tree; `unmatched` are the modules of declared adapters that no tensor is the weight of.
+    recorded beside the tree, which take `training_bytes` of `bytes_added`; `unmatched` are the modules of declared
+    adapters that no tensor is the weight of.
     """
 
     id: CommitId
@@ -67,6 +68,7 @@ class CommitResult(NamedTuple):
     evaluations: tuple[EvalRecord, ...]
     is_first: bool
     training: Manifest = Manifest()
+    training_bytes: int = 0
     unmatched: tuple[str, ...] = ()
 
 
@@ -141,9 +143,11 @@ def commit(
                     hint="`--no-worktree` leaves the files alone, `mgit restore` gives them up",
                     progress=progress,
                 )
+            model_bytes = session.bytes_written
             training = NO_TRAINING_STATE
             if outside is None:  # what lies in the work tree belongs to another model than one from elsewhere
                 training = record_training(repo, session, parent, tree.manifest, only=selected, progress=progress)
+            training_bytes = session.bytes_written - model_bytes
             kept = training_of(repo, parent)
             same_state = training.manifest == kept.manifest
             if not allow_empty and same_state and _same_tree(tree.manifest, before):
@@ -176,7 +180,7 @@ def commit(
                 training=training,
                 trailers=trailers,
                 encodings=_encodings(tree.stored),
-            )._replace(unmatched=unmatched)
+            )._replace(unmatched=unmatched, training_bytes=training_bytes)
             session.seal()
         except BaseException:
             session.abort()
