@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from modelgit.objects import TensorSpec
 from modelgit.registry import Registry
 
-__all__ = ["CODECS", "Codec", "Effort", "Layout", "Words", "layout_of", "word_dtype"]
+__all__ = ["CODECS", "WINDOWS", "Codec", "Effort", "Layout", "Words", "layout_of", "word_dtype"]
 
 Words = NDArray[np.unsignedinteger]
 
 Effort = OneOf["fast", "balanced", "tight"]
 """How much time coding may take for how little space; it changes what a writer tries, never what a reader must know."""
+
+WINDOWS: dict[Effort, tuple[int, ...]] = {"fast": (16,), "balanced": (16, 14), "tight": (16, 15, 14)}
+"""Which sizes of Huffman tables are tried (`numerics.streams`)."""
 
 
 class Layout(NamedTuple):
@@ -70,6 +73,8 @@ CODECS: Registry[Codec] = Registry(
         "planes": "modelgit.codecs.planes:PLANES",
         "delta": "modelgit.codecs.delta:DELTA",
         "sparse": "modelgit.codecs.sparse:SPARSE",
+        "context": "modelgit.codecs.context:CONTEXT",
+        "sparse-context": "modelgit.codecs.sparse_context:SPARSE_CONTEXT",
     },
 )
 

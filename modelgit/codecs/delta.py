@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from modelgit.codecs.base import Effort, Layout, Words
+from modelgit.codecs.base import WINDOWS, Effort, Layout, Words
 from modelgit.errors import BugError
 from modelgit.numerics.bits import difference, join_planes, restore, split_planes
 from modelgit.numerics.scratch import scratch
@@ -26,7 +26,6 @@ class DeltaCodec:
 
     def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """Code the words of one unit against `base`, of the same length."""
-        del effort
         if base is None or base.size != words.size:
             raise BugError("the delta codec was not given a base of the same length")
         if words.size == 0:
@@ -35,7 +34,7 @@ class DeltaCodec:
         planes = scratch("delta.planes", words.nbytes, np.uint8).reshape(layout.word_bytes, words.size)
         difference(words, base, codes, is_float=layout.is_float)
         split_planes(codes, planes)
-        return b"".join(encode_streams(list(planes)))
+        return b"".join(encode_streams(list(planes), windows=WINDOWS[effort]))
 
     def decode(
         self, payload: bytes | memoryview, layout: Layout, out: Words, *, base: Words | None = None, start: int = 0

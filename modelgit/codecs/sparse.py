@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.codecs.base import Effort, Layout, Words
+from modelgit.codecs.base import WINDOWS, Effort, Layout, Words
 from modelgit.errors import BugError, IntegrityError
 from modelgit.numerics.bits import difference, join_planes, restore, split_planes
 from modelgit.numerics.scratch import scratch
-from modelgit.numerics.sparse import decode_block, encode_positions
+from modelgit.numerics.sparse import decode_block, encode_block
 from modelgit.numerics.streams import Reader, decode_streams, encode_streams, varint
 
-__all__ = ["SPARSE", "SparseCodec"]
+__all__ = ["SPARSE", "SparseCodec", "changed_places"]
 
 DIFFERENCES, REPLACED = 0, 1
 SAMPLE_VALUES = 4096
@@ -36,23 +36,22 @@ class SparseCodec:
 
     def encode(self, words: Words, layout: Layout, *, base: Words | None = None, effort: Effort = "balanced") -> bytes:
         """Code the words of one unit against `base`, of the same length."""
-        del effort
         if base is None or base.size != words.size:
             raise BugError("the sparse codec was not given a base of the same length")
         if words.size == 0:
             return b""
-        changed = _changed(words, base)
-        head = varint(words.size) + encode_positions(changed, words.size)
+        changed = changed_places(words, base)
+        head = varint(words.size) + encode_block(changed, 0, words.size, split=effort != "fast")
         if changed.size == 0:
             return head
-        replaced = words[changed]
+        replaced, old = words[changed], base[changed]
         codes = scratch("sparse.codes", changed.size, words.dtype)
-        difference(replaced, base[changed], codes, is_float=layout.is_float)
+        difference(replaced, old, codes, is_float=layout.is_float)
         form, values = DIFFERENCES, codes
         sample = slice(None, None, max(1, changed.size // SAMPLE_VALUES))
-        if len(_encode_values(replaced[sample])) < len(_encode_values(codes[sample])):
+        if len(_encode_values(replaced[sample], effort)) < len(_encode_values(codes[sample], effort)):
             form, values = REPLACED, replaced
-        return b"".join((head, bytes((form,)), _encode_values(values)))
+        return b"".join((head, bytes((form,)), _encode_values(values, effort)))
 
     def decode(
         self, payload: bytes | memoryview, layout: Layout, out: Words, *, base: Words | None = None, start: int = 0
@@ -70,11 +69,8 @@ class SparseCodec:
         if start + out.size > span:
             raise IntegrityError(f"a sparse unit of {span} words was asked for words {start} to {start + out.size}")
         positions = decode_block(reader, span, max_count=span)
-        planes = []
-        form = DIFFERENCES
-        if positions.size:
-            form = reader.byte(below=2)
-            planes = decode_streams(reader, layout.word_bytes, positions.size)
+        form = reader.byte(below=2) if positions.size else DIFFERENCES
+        planes = decode_streams(reader, layout.word_bytes, positions.size) if positions.size else []
         reader.finish()
         np.copyto(out, base)
         # In the positions' own dtype, or numpy widens all of them.
@@ -93,7 +89,8 @@ class SparseCodec:
             out[places] = values
 
 
-def _changed(words: Words, base: Words) -> NDArray[np.intp]:
+def changed_places(words: Words, base: Words) -> NDArray[np.intp]:
+    """Where the words differ from those of `base`, ascending."""
     flags = scratch("sparse.flags", min(words.size, RUN_WORDS), np.bool_)
     found = []
     for start in range(0, words.size, RUN_WORDS):
@@ -107,10 +104,10 @@ def _changed(words: Words, base: Words) -> NDArray[np.intp]:
     return np.concatenate(found) if found else np.empty(0, np.intp)
 
 
-def _encode_values(values: Words) -> bytes:
+def _encode_values(values: Words, effort: Effort) -> bytes:
     planes = scratch("sparse.values", values.nbytes, np.uint8).reshape(values.dtype.itemsize, values.size)
     split_planes(values, planes)
-    return b"".join(encode_streams(list(planes)))
+    return b"".join(encode_streams(list(planes), windows=WINDOWS[effort]))
 
 
 SPARSE = SparseCodec()

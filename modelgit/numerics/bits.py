@@ -27,9 +27,12 @@ __all__ = [
     "difference",
     "join_planes",
     "order",
+    "pack_bits",
     "restore",
     "rotate_sign",
     "split_planes",
+    "split_rotated",
+    "unpack_bits",
     "unrotate_sign",
     "words_of",
 ]
@@ -129,6 +132,24 @@ def split_planes(words: Words, planes: NDArray[np.uint8]) -> None:
     np.copyto(planes[last], words, casting="unsafe")
 
 
+def split_rotated(words: Words, planes: NDArray[np.uint8]) -> None:
+    """`split_planes` of the words after `rotate_sign`; the words are left as they are."""
+    if words.dtype.itemsize != 2:
+        rotated = scratch("bits.rotated", words.size, words.dtype)
+        rotate_sign(words, rotated)
+        split_planes(rotated, planes)
+        return
+    # Bytes are added faster than they are shifted, and the sign is the carry.
+    shifted = scratch("bits.temporary", words.size, words.dtype)
+    np.right_shift(words, 7, out=shifted)
+    np.copyto(planes[0], shifted, casting="unsafe")
+    negative = scratch("bits.negative", words.size, np.bool_)
+    np.greater(words, 0x7FFF, out=negative)
+    np.copyto(planes[1], words, casting="unsafe")
+    np.add(planes[1], planes[1], out=planes[1])
+    np.bitwise_or(planes[1], negative.view(np.uint8), out=planes[1])
+
+
 def join_planes(planes: Sequence[NDArray[np.uint8]], out: Words) -> None:
     """Fill `out` from its byte planes, the top byte first; a plane of one byte stands for a constant plane."""
     np.copyto(out, planes[0])
@@ -136,6 +157,41 @@ def join_planes(planes: Sequence[NDArray[np.uint8]], out: Words) -> None:
         np.left_shift(out, 8, out=out)
         if plane.size != 1 or plane[0]:
             np.bitwise_or(out, plane, out=out)
+
+
+def pack_bits(symbols: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Put 8 / `width` symbols into a byte, the first in the lowest bits; `width` is 1, 2, 4 or 8.
+
+    `symbols` are below 2^`width`.  The last byte is filled up with zero bits.
+    """
+    if width == 8:
+        return symbols
+    if width == 1:
+        return np.packbits(symbols, bitorder="little")
+    missing = -symbols.size % (8 // width)
+    if missing:
+        symbols = np.concatenate((symbols, np.zeros(missing, np.uint8)))
+    # Symbols move together inside of one wider word: a shift and an or for each doubling.
+    lanes: Words = symbols.view("<u2" if width == 4 else "<u4")
+    packed: Words = np.right_shift(lanes, 8 - width)
+    np.bitwise_or(packed, lanes, out=packed)
+    if width == 2:
+        np.bitwise_or(packed, np.right_shift(packed, 12), out=packed)
+    return packed.astype(np.uint8)
+
+
+def unpack_bits(packed: NDArray[np.uint8], width: int, count: int) -> NDArray[np.uint8]:
+    """Undo `pack_bits`: `count` symbols, at most those of `packed`."""
+    if width == 8:
+        return packed[:count]
+    if width == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
+    lanes: Words = packed.astype("<u2" if width == 4 else "<u4")
+    if width == 2:
+        np.bitwise_or(lanes, np.left_shift(lanes, 12), out=lanes)
+    np.bitwise_or(lanes, np.left_shift(lanes, 8 - width), out=lanes)
+    np.bitwise_and(lanes, 0x0F0F if width == 4 else 0x03030303, out=lanes)
+    return lanes.view(np.uint8)[:count]
 
 
 def _signed(words: Words) -> NDArray[np.signedinteger]:

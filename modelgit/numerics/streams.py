@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from modelgit.errors import IntegrityError
 from modelgit.numerics.bits import BytesLike
 
-__all__ = ["Bytes", "Reader", "compressible", "decode_streams", "encode_streams", "varint"]
+__all__ = ["LOCAL", "WIDE", "Bytes", "Reader", "compressible", "decode_streams", "encode_streams", "varint"]
 
 Bytes = NDArray[np.uint8]
 
@@ -30,25 +30,37 @@ RAW, CONSTANT, FRAME = range(3)
 SMALLEST_FRAME = 48
 # Up to here both compressors are tried; beyond, a sample decides.
 BOTH_UP_TO_BYTES = 4096
-SAMPLE_BYTES = 2048
+SAMPLE_BYTES = 1024
+TRIAL_BYTES = 64 << 10
 # Matching is several times slower than Huffman alone, so it must save this share to be chosen.
 MATCHES_MUST_SAVE = 0.125
+# A frame that saves less is not worth the time to decode it.
+WORTH_DECODING = 1 / 128
 MAX_WINDOW_BYTES = 8 << 20
-_HUFFMAN = zstandard.ZstdCompressionParameters(
-    compression_level=1,
-    strategy=zstandard.STRATEGY_FAST,
-    min_match=7,
-    hash_log=6,
-    window_log=17,
-    target_length=0,
-    write_content_size=True,
-    write_checksum=False,
-)
+# Of every 2^n bytes at most share a Huffman table: one size that suits most, one that follows local changes.
+WIDE, LOCAL = 16, 14
+# A sample that shrinks to this share is near the floor of a bit a byte, where repeats are the only way on.
+FLOOR_SHARE = 0.22
+
+
+def _huffman_only(window_log: int) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters(
+        compression_level=1,
+        strategy=zstandard.STRATEGY_FAST,
+        min_match=7,
+        hash_log=6,
+        window_log=window_log,
+        target_length=0,
+        write_content_size=True,
+        write_checksum=False,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 class _Contexts(threading.local):
     def __init__(self) -> None:
-        self.huffman = zstandard.ZstdCompressor(compression_params=_HUFFMAN)
+        self.by_window = {window_log: _huffman_only(window_log) for window_log in range(LOCAL, WIDE + 1)}
+        self.huffman = self.by_window[WIDE]
         self.quick = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
         self.matching = zstandard.ZstdCompressor(level=3, write_checksum=False, write_content_size=True)
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
@@ -112,12 +124,23 @@ def varint(value: int) -> bytes:
     return bytes(digits)
 
 
-def encode_streams(streams: Sequence[Bytes]) -> list[BytesLike]:
-    """Code 1-D contiguous `streams`, each of at least one byte; the parts may be views of them, to be joined soon."""
+def encode_streams(
+    streams: Sequence[Bytes],
+    *,
+    windows: Sequence[int] = (WIDE,),
+    skewed: bool = False,
+    must_save: float = WORTH_DECODING,
+) -> list[BytesLike]:
+    """Code 1-D contiguous `streams`, each of at least one byte; the parts may be views of them, to be joined soon.
+
+    `windows` are logarithms, from LOCAL to WIDE, of the bytes that share a Huffman table; each is tried.  `skewed`
+    says that there are no repeats but those of one byte, so that nobody need look for others.  A frame that saves
+    less than the share `must_save` of its stream is not used.
+    """
     head = bytearray(-(-len(streams) // 4))
     parts: list[BytesLike] = [head]
     for index, stream in enumerate(streams):
-        kind, body = _encode(stream)
+        kind, body = _encode(stream, windows, skewed, must_save)
         head[index >> 2] |= kind << 2 * (index & 3)
         if kind == FRAME:
             parts.append(varint(len(body)))
@@ -154,26 +177,39 @@ def compressible(stream: Bytes) -> bool:
     return len(_CONTEXTS.huffman.compress(stream.data)) < stream.size - stream.size // 50
 
 
-def _encode(stream: Bytes) -> tuple[int, BytesLike]:
+def _encode(stream: Bytes, windows: Sequence[int], skewed: bool, must_save: float) -> tuple[int, BytesLike]:
     size = stream.size
     if stream[0] == stream[-1] == stream[size >> 1] and not np.any(stream != stream[0]):
         return CONSTANT, stream[:1].data
     if size < SMALLEST_FRAME:
         return RAW, stream.data
     contexts = _CONTEXTS
+    huffman = contexts.by_window[windows[0]]
     if size <= BOTH_UP_TO_BYTES:
-        frame = min(contexts.huffman.compress(stream.data), contexts.matching.compress(stream.data), key=len)
+        frame = min(huffman.compress(stream.data), contexts.matching.compress(stream.data), key=len)
     else:
         start = (size - SAMPLE_BYTES) // 2
-        sample = stream[start : start + SAMPLE_BYTES]
-        matched = len(contexts.quick.compress(sample.data))
-        huffman = len(contexts.huffman.compress(sample.data))
-        chosen = contexts.matching if matched < huffman * (1 - MATCHES_MUST_SAVE) else contexts.huffman
-        frame = chosen.compress(stream.data)
-    # A frame that saves less than 1/128 is not worth the time to decode it.
-    if len(frame) >= size - (size >> 7) - 2:
+        sample = stream[start : start + SAMPLE_BYTES].data
+        coded = len(huffman.compress(sample))
+        search = not skewed or coded < FLOOR_SHARE * SAMPLE_BYTES
+        matched = len(contexts.quick.compress(sample)) if search else coded
+        if matched < coded * (1 - MATCHES_MUST_SAVE):
+            frame = contexts.matching.compress(stream.data)
+        else:
+            frame = _best_window(stream, windows).compress(stream.data)
+    if len(frame) >= size - int(size * must_save) - 2:
         return RAW, stream.data
     return FRAME, frame
+
+
+def _best_window(stream: Bytes, windows: Sequence[int]) -> zstandard.ZstdCompressor:
+    """The compressor that makes a longer sample smallest."""
+    by_window = _CONTEXTS.by_window
+    if len(windows) == 1:
+        return by_window[windows[0]]
+    start = max(0, stream.size - TRIAL_BYTES) // 2
+    trial = stream[start : start + TRIAL_BYTES].data
+    return min((by_window[window] for window in windows), key=lambda compressor: len(compressor.compress(trial)))
 
 
 def _inflate(frame: memoryview, size: int) -> bytes:

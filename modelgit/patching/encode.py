@@ -26,7 +26,7 @@ from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpe
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
-from modelgit.patching.choose import Choice, estimate_choices, sample_runs
+from modelgit.patching.choose import SPARSE_CODECS, Choice, estimate_choices, sample_runs
 from modelgit.patching.correct import Product, ReadBytes, find_correction, is_correctable
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
 from modelgit.patching.leaves import write_leaf_table
@@ -218,7 +218,8 @@ class TensorWriter:
         if tries_all and not bases:
             choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
         else:
-            choices = self._admissible(estimate_choices(take_sample(words, runs), readers, layout), bases, layout)
+            estimates = estimate_choices(take_sample(words, runs), readers, layout, effort=self._effort)
+            choices = self._admissible(estimates, bases, layout)
         coded = []
         corrected = self._correction(
             job,
@@ -253,7 +254,7 @@ class TensorWriter:
         layout = _layout(job)
         bases = self._bases(job)
         sample, readers = self._sampled(job, bases, layout)
-        choices = estimate_choices(sample, readers, layout)
+        choices = estimate_choices(sample, readers, layout, effort=self._effort)
         admissible = self._admissible(choices, bases, layout)
         return [
             Weighed(choice, None if choice.base is None else bases[choice.base], choice in admissible)
@@ -287,7 +288,8 @@ class TensorWriter:
             if self._store.has(object_id):
                 return plan._replace(id=object_id)
             plan = plan._replace(leaves=leaves)
-        choice = self._admissible(estimate_choices(sample, readers, layout), bases, layout)[0]
+        estimates = estimate_choices(sample, readers, layout, effort=self._effort)
+        choice = self._admissible(estimates, bases, layout)[0]
         corrected = self._correction(
             job,
             choice,
@@ -513,7 +515,7 @@ class TensorWriter:
             if choice.base is not None:
                 cost = costs[choice.base]
                 # A sparse record of most values is read like a dense one, and must not chain like a small patch.
-                is_dense = choice.codec != "sparse" or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
+                is_dense = choice.codec not in SPARSE_CODECS or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
                 if cost + 1.0 > MAX_DENSE_COST if is_dense else cost > MAX_SPARSE_COST:
                     continue
             kept.append(choice)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from modelgit.codecs.base import CODECS, Layout, word_dtype
+from modelgit.codecs.base import CODECS, Effort, Layout, word_dtype
 from modelgit.errors import IntegrityError
 from modelgit.numerics.streams import varint
 
-NAMES = ("raw", "planes", "delta", "sparse")
+NAMES = ("raw", "planes", "delta", "sparse", "context", "sparse-context")
 LAYOUTS = [Layout(1, True), Layout(2, True), Layout(4, True), Layout(4, False), Layout(8, True)]
 COUNT = 5000
 
@@ -39,7 +39,8 @@ def valid_payload(name: str, layout: Layout, seed: int) -> bytes:
         words = rng.normal(size=COUNT).astype(f"<f{size}").view(word_dtype(layout))
     base = words.copy()
     base[rng.random(COUNT) < rng.choice([0.002, 0.1, 0.6])] += words.dtype.type(3)
-    return codec.encode(words, layout, base=base if codec.needs_base else None)
+    effort: Effort = rng.choice(["fast", "balanced", "tight"])
+    return codec.encode(words, layout, base=base if codec.needs_base else None, effort=effort)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +101,42 @@ def test_lanes_are_for_four_byte_floats_only():
     assert not decode("planes", payload, Layout(4, False), count=8192)
 
 
+def test_the_order_of_exponents_is_for_floats_of_several_bytes():
+    words = np.random.default_rng(0).normal(size=1 << 17).astype("<f4").view("<u4")
+    payload = CODECS.get("planes").encode(words, Layout(4, True), effort="tight")
+    assert payload[0] == 2
+    assert decode("planes", payload, Layout(4, True), count=1 << 17)
+    assert not decode("planes", payload, Layout(4, False), count=1 << 17)
+    assert not decode("planes", payload, Layout(1, True), count=1 << 17)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        bytes((16, 0, 0, 0)),
+        bytes((6, 0, 0, 0)),
+        bytes((7, 0, 2, 0)),
+        bytes((7, 0, 0, 4)),
+        bytes((7, 0, 0, 0)) + b"\x03" + varint(99) + b"\x01\x00",
+        bytes((7, 0, 0, 0)) + b"\x10" + varint(99) + b"\x07",
+        bytes((7, 0, 0, 0)) + b"\x01" + varint(100) + b"\x01\x00",
+        bytes((7, 0, 0, 0)) + b"\x01" + varint(49) + b"\x01\x00",
+        bytes((7, 0, 0, 0)) + (b"\x00\x00" + b"\x05\x00\x00") * 65 + b"\x00" + varint(34) + b"\x05\x00\x00",
+        bytes((7, 0, 0, 1)) + b"\x00\x00",
+    ],
+    ids=["shift", "9 bits", "low", "flags", "form", "gaps", "too many", "too few", "65 runs", "no classes"],
+)
+def test_hostile_orders_and_runs_are_refused(payload):
+    good = bytes((7, 0, 0, 0)) + b"\x01" + varint(99) + b"\x01\x00"
+    assert decode("context", good, Layout(2, True), count=100)
+    assert not decode("context", payload, Layout(2, True), count=100)
+
+
+def test_a_numbers_byte_has_no_wider_form():
+    payload = bytes((3, 0, 0, 0)) + b"\x08" + varint(99) + b"\x01\x00"
+    assert not decode("context", payload, Layout(1, True), count=100)
+
+
 @contextmanager
 def peak_of(most_bytes: int) -> Iterator[None]:
     tracemalloc.start()
@@ -111,7 +148,7 @@ def peak_of(most_bytes: int) -> Iterator[None]:
     assert peak < most_bytes
 
 
-@pytest.mark.parametrize("name", ["planes", "delta", "sparse"])
+@pytest.mark.parametrize("name", ["planes", "delta", "sparse", "context", "sparse-context"])
 def test_bombs_allocate_nothing_to_speak_of(name):
     layout = Layout(2, True)
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 24))
@@ -125,6 +162,12 @@ def test_bombs_allocate_nothing_to_speak_of(name):
         # More words, or more positions, than a unit can have.
         varint(unit_words + 1) + b"\x00",
         varint(COUNT) + b"\x01" + varint(1 << 31) + b"\x01\x00",
+        varint(COUNT) + b"\x06" + varint(1 << 31) + b"\x04\x01\x01\x00",
+        # A run, and classes, of another size; values of more bytes than there are.
+        bytes((7, 0, 0, 0)) + b"\x08" + varint(COUNT - 1) + b"\x02" + frame,
+        bytes((7, 0, 0, 0)) + b"\x01" + varint(1 << 40) + b"\x01\xff",
+        bytes((7, 0, 0, 1)) + b"\x02" + frame,
+        varint(COUNT) + b"\x01" + varint(9) + b"\x01\x00" + varint(1 << 50),
     ]
     decode(name, payloads[0], layout)
     with peak_of(1 << 20):
@@ -142,4 +185,19 @@ def test_the_densest_sparse_unit_needs_a_small_multiple_of_its_size():
     out = np.zeros(count, np.uint8)
     with peak_of(6 * count):
         codec.decode(payload, layout, out, base=out)
+    assert np.array_equal(out, words)
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "tight"])
+@pytest.mark.parametrize("name", ["planes", "delta", "context", "sparse", "sparse-context"])
+def test_coding_needs_a_small_multiple_of_a_unit(name, effort):
+    codec, layout = CODECS.get(name), Layout(2, True)
+    rng = np.random.default_rng(1)
+    base = (rng.normal(size=codec.unit_bytes // 2).astype("<f4").view("<u4") >> 16).astype("<u2")
+    words = base + rng.integers(0, 7, base.size).astype("<u2")
+    out = base.copy()
+    # Sorting takes 8 bytes a word, twice; everything else is less.
+    with peak_of(24 * codec.unit_bytes):
+        payload = codec.encode(words, layout, base=base if codec.needs_base else None, effort=effort)
+        codec.decode(payload, layout, out, base=out if codec.needs_base else None)
     assert np.array_equal(out, words)

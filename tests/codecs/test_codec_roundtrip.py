@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelgit.codecs.base import CODECS, Codec, Layout, layout_of, word_dtype
+from modelgit.codecs.base import CODECS, Codec, Effort, Layout, layout_of, word_dtype
 from modelgit.errors import BugError
 from modelgit.objects import DTYPES, TensorSpec
 
-NAMES = ("raw", "planes", "delta", "sparse")
+NAMES = ("raw", "planes", "delta", "sparse", "context", "sparse-context")
+EFFORTS = ("fast", "balanced", "tight")
 LAYOUTS = sorted({layout_of(TensorSpec(dtype=name)) for name in DTYPES})
 
 
-def coded_and_back(codec: Codec, words: np.ndarray, layout: Layout, base: np.ndarray) -> bytes:
+def coded_and_back(
+    codec: Codec, words: np.ndarray, layout: Layout, base: np.ndarray, effort: Effort = "balanced"
+) -> bytes:
     kept_words, kept_base = words.tobytes(), base.tobytes()
-    payload = codec.encode(words, layout, base=base if codec.needs_base else None)
+    payload = codec.encode(words, layout, base=base if codec.needs_base else None, effort=effort)
     assert (words.tobytes(), base.tobytes()) == (kept_words, kept_base)
     apart = np.empty_like(words)
     codec.decode(memoryview(payload), layout, apart, base=base if codec.needs_base else None)
@@ -38,13 +41,37 @@ def special_words(layout: Layout) -> list[int]:
     return positive + [value | 1 << top for value in positive]
 
 
-@given(st.data(), st.sampled_from(NAMES), st.sampled_from(LAYOUTS))
-def test_every_bit_comes_back(data, name, layout):
+@given(st.data(), st.sampled_from(NAMES), st.sampled_from(LAYOUTS), st.sampled_from(EFFORTS))
+def test_every_bit_comes_back(data, name, layout, effort):
     number = st.one_of(st.sampled_from(special_words(layout)), st.integers(0, (1 << 8 * layout.word_bytes) - 1))
     pairs = data.draw(st.lists(st.tuples(number, st.one_of(st.none(), number)), max_size=150))
     words = np.array([word for word, _ in pairs], word_dtype(layout))
     base = np.array([word if old is None else old for word, old in pairs], word_dtype(layout))
-    coded_and_back(CODECS.get(name), words, layout, base)
+    coded_and_back(CODECS.get(name), words, layout, base, effort)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("name", ["planes", "context", "sparse-context"])
+def test_every_kind_of_change_at_every_effort(name, effort, layout):
+    """Long enough for runs of all forms, classes and escapes; of every bit pattern, NaNs and both zeros included."""
+    codec = CODECS.get(name)
+    kind = word_dtype(layout)
+    rng = np.random.default_rng(6)
+    count = 30_011
+    anything = np.frombuffer(rng.bytes(count * layout.word_bytes), kind)
+    special = rng.choice(np.array(special_words(layout), kind), count)
+    weights = anything
+    if layout.is_float and layout.word_bytes > 1:
+        weights = (rng.normal(size=count) * 0.02).astype(f"<f{layout.word_bytes}").view(kind)
+    steps = np.minimum(rng.exponential(np.repeat([0.02, 0.2, 1, 6, 60, 900, 9], count // 7 + 1)[:count]), 2**30)
+    with np.errstate(over="ignore"):
+        near = (weights + steps.astype(np.uint64).astype(kind)).astype(kind)
+        rare = (weights + (rng.random(count) < 0.004)).astype(kind)
+    zeros = np.zeros(count, kind)
+    pairs = [(near, weights), (rare, weights), (anything, special), (special, anything), (weights, zeros)]
+    for words, base in [*pairs, (zeros, weights), (special, special[::-1].copy())]:
+        coded_and_back(codec, words, layout, base, effort)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -89,7 +116,7 @@ def test_reading_starts_anywhere(name):
                 assert out.tobytes() == words[start:stop].tobytes()
 
 
-@pytest.mark.parametrize("name", ["delta", "sparse"])
+@pytest.mark.parametrize("name", ["delta", "sparse", "context", "sparse-context"])
 def test_a_missing_or_misaligned_base_is_a_bug(name):
     codec = CODECS.get(name)
     words = np.zeros(4, "<u2")

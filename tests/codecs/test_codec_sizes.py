@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modelgit.codecs.base import CODECS, Layout
+from modelgit.codecs.base import CODECS, Effort, Layout
 from modelgit.numerics.floats import from_float32
 from modelgit.numerics.sparse import encode_positions
 
@@ -21,13 +21,22 @@ def words_as(values: np.ndarray, dtype: str) -> tuple[np.ndarray, Layout]:
     return words, Layout(words.dtype.itemsize, True)
 
 
-def ratio(name: str, dtype: str, values: np.ndarray, base: np.ndarray | None = None) -> float:
+def ratio(
+    name: str, dtype: str, values: np.ndarray, base: np.ndarray | None = None, *, effort: Effort = "balanced"
+) -> float:
     codec = CODECS.get(name)
     words, layout = words_as(values, dtype)
     old = None if base is None else words_as(base, dtype)[0]
     unit = codec.unit_bytes // layout.word_bytes
     coded = sum(
-        len(codec.encode(words[start : start + unit], layout, base=None if old is None else old[start : start + unit]))
+        len(
+            codec.encode(
+                words[start : start + unit],
+                layout,
+                base=None if old is None else old[start : start + unit],
+                effort=effort,
+            )
+        )
         for start in range(0, words.size, unit)
     )
     return words.nbytes / coded
@@ -101,3 +110,62 @@ def test_position_tables_and_masks_are_found_to_repeat():
     assert len(planes.encode(table, Layout(8, False))) <= table.nbytes // 100
     triangle = np.tril(np.ones((512, 512), np.uint8)).ravel()
     assert len(planes.encode(triangle, Layout(1, False))) <= triangle.nbytes // 20
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_more_effort_makes_differences_smaller(dtype):
+    plain = ratio("delta", dtype, TUNED, WEIGHTS)
+    fast, balanced, tight = (
+        ratio("context", dtype, TUNED, WEIGHTS, effort=effort) for effort in ("fast", "balanced", "tight")
+    )
+    assert plain < 1.001 * fast
+    assert fast < balanced or dtype == "F32"
+    assert balanced <= tight * 1.002
+    assert tight > 1.05 * fast or dtype == "F32"
+    assert tight > 1.02 * fast
+
+
+@pytest.mark.parametrize(("dtype", "gain"), [("BF16", 1.002), ("F32", 1.0008)])
+def test_mantissas_in_the_order_of_exponents(dtype, gain):
+    assert ratio("planes", dtype, WEIGHTS, effort="tight") > gain * ratio("planes", dtype, WEIGHTS, effort="balanced")
+
+
+def test_rows_that_moved_by_different_amounts_are_told_apart():
+    """Embeddings: most rows are hardly touched, some are trained."""
+    rng = np.random.default_rng(10)
+    moved = np.repeat(np.where(rng.random(1024) < 0.1, 1e-3, 1e-6), 1024) * rng.normal(size=COUNT)
+    tuned = (WEIGHTS + moved).astype(np.float32)
+    assert ratio("context", "BF16", tuned, WEIGHTS, effort="tight") > 1.03 * ratio("context", "BF16", tuned, WEIGHTS)
+    assert ratio("context", "F32", tuned, WEIGHTS, effort="tight") > 1.02 * ratio("context", "F32", tuned, WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_differences_to_zeros_cost_no_more_than_the_weights(dtype):
+    """A grown vocabulary: the base goes on with zeros."""
+    zeros = np.zeros_like(WEIGHTS)
+    for effort in ("fast", "balanced", "tight"):
+        assert ratio("context", dtype, WEIGHTS, zeros, effort=effort) > 0.99 * ratio("planes", dtype, WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_residuals_of_a_prediction_go_below_a_bit_a_word(dtype):
+    words, layout = words_as(WEIGHTS, dtype)
+    residual = words + np.random.default_rng(11).choice([0, 1], size=words.size, p=[0.95, 0.05]).astype(words.dtype)
+    coded = len(CODECS.get("context").encode(residual[: 1 << 17], layout, base=words[: 1 << 17], effort="fast"))
+    assert 8 * coded / (1 << 17) < 0.39  # the entropy is 0.336, signs of the weights included
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_sparse_values_in_context_are_smaller(dtype):
+    changed = RNG.random(COUNT) < 0.02
+    new = np.where(changed, WEIGHTS + RNG.normal(size=COUNT).astype(np.float32) * 1e-3, WEIGHTS)
+    assert ratio("sparse-context", dtype, new, WEIGHTS, effort="tight") > ratio("sparse", dtype, new, WEIGHTS)
+    assert ratio("sparse", dtype, new, WEIGHTS) > ratio("sparse", dtype, new, WEIGHTS, effort="fast")
+
+
+def test_quantised_words_are_kept_raw_or_shrunk_a_little():
+    int8 = np.clip(RNG.normal(0, 30, 1 << 19), -127, 127).astype(np.int8).view(np.uint8)
+    planes = CODECS.get("planes")
+    assert int8.size / len(planes.encode(int8, Layout(1, False))) > 1.12
+    int4 = RNG.integers(0, 256, 1 << 19, dtype=np.uint8)
+    assert len(planes.encode(int4, Layout(1, False))) <= int4.size + 4

@@ -87,6 +87,25 @@ def test_planes_are_the_bytes_from_the_top(data, size):
     assert np.array_equal(out, x)
 
 
+@given(st.binary(min_size=2, max_size=200), st.sampled_from((2, 4, 8)))
+def test_rotated_planes_are_those_of_rotated_words(data, size):
+    x = words(data, size)
+    rotated, planes, expected = np.empty_like(x), np.empty((size, x.size), np.uint8), np.empty((size, x.size), np.uint8)
+    bits.rotate_sign(x, rotated)
+    bits.split_planes(rotated, expected)
+    bits.split_rotated(x, planes)
+    assert np.array_equal(planes, expected)
+
+
+@given(st.binary(max_size=100), st.sampled_from((1, 2, 4, 8)))
+def test_packed_symbols_come_back_from_the_lowest_bits_up(data, width):
+    symbols = np.frombuffer(data, np.uint8) & (1 << width) - 1
+    packed = bits.pack_bits(symbols, width)
+    whole = sum(int(symbol) << width * at for at, symbol in enumerate(symbols))
+    assert packed.tobytes() == whole.to_bytes(-(-symbols.size * width // 8), "little")
+    assert np.array_equal(bits.unpack_bits(packed, width, symbols.size), symbols)
+
+
 def test_a_plane_of_one_byte_is_constant():
     out = np.empty(4, "<u4")
     bits.join_planes([np.array([p], np.uint8) for p in (1, 0, 3)] + [np.arange(4, dtype=np.uint8)], out)

@@ -69,7 +69,7 @@ def test_clear_cases_get_the_encoding_that_fits(shelf) -> None:
     assert sparse.values_changed == 300
     assert sparse.bytes_written < 0.01 * base.nbytes
     dense = shelf.put((base + normal(300_000, 1, 1e-6)).tobytes(), parent=first.id)
-    assert dense.codec == "delta"
+    assert dense.codec == "context"
     assert dense.bytes_written < 0.75 * first.bytes_written
     other = shelf.put(normal(300_000, 7).tobytes(), parent=first.id)
     assert other.codec == "planes", "an unrelated tensor is no base"
@@ -225,7 +225,7 @@ def test_dense_deltas_rest_on_one_another_twice_at_most(shelf) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kind", ["planes", "sparse", "delta", "raw"])
+@pytest.mark.parametrize("kind", ["planes", "sparse", "context", "raw"])
 def test_large_tensors_in_extents_and_windows(shelf, monkeypatch: pytest.MonkeyPatch, threads: int, kind: str) -> None:
     monkeypatch.setattr("modelgit.patching.encode.EXTENT_BYTES", 16 * MIB)
     count = (41 * MIB + 12) // 4
