@@ -18,7 +18,7 @@ from modelgit.repo.merge_state import clear_state
 from modelgit.repo.outside import forget_stale
 from modelgit.repo.pruned import refuse_missing
 from modelgit.repo.training import joined
-from modelgit.repo.tree import WorkFile, hash_changed
+from modelgit.repo.tree import WorkFile, content_of, hash_changed
 from modelgit.store.base import ObjectStore
 from modelgit.store.borrow import require
 from modelgit.store.durable import sync_directory
@@ -224,6 +224,7 @@ def apply_intent(
         reader,
         repo.index,
         threads=repo.threads,
+        known=lambda digest: content_of(repo, digest),
         progress=progress,
     )
     if any(entry.path == PROJECT_CONFIG for entry in write) or PROJECT_CONFIG in remove:

@@ -8,14 +8,18 @@ import re
 import stat
 from collections.abc import Callable, Container
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelgit.errors import RepositoryError
-from modelgit.objects import FileContent, FileEntry
+from modelgit.objects import ContentId, FileContent, FileEntry
 from modelgit.objects.paths import check_tree
 from modelgit.patching.base import TensorReads
 from modelgit.progress import SILENT, Progress
 from modelgit.store.durable import sync_directory, temporary_name
 from modelgit.worktree.index import StatIndex
+
+if TYPE_CHECKING:
+    from modelgit.worktree.rebuild import Predecessor
 
 __all__ = ["find_regular", "obstacles", "remove_file", "resolve_path", "write_files"]
 
@@ -97,9 +101,12 @@ def write_files(
     index: StatIndex,
     *,
     threads: int,
+    known: Callable[[ContentId], FileContent | None] = lambda _: None,
     progress: Progress = SILENT,
 ) -> None:
     """Write every entry below `root`, each by an atomic rename; the caller is the only writer.
+
+    `known` gives the content record of a file that is replaced, so that what stays the same in it can be copied.
 
     What a killed process left beside a target is removed first: it would look like a new file of the user.
     Raises IntegrityError for a path that is not safe to write.
@@ -122,6 +129,7 @@ def write_files(
                 threads=threads,
                 progress=progress,
                 executable=entry.executable,
+                predecessor=_predecessor(target, entry.path, index, known),
             )
             os.replace(temporary, target)
         except OSError as error:
@@ -135,6 +143,22 @@ def write_files(
         sync_directory(target.parent)
         index.remember(entry.path, target.stat(), entry.digest)
     progress.finish("checkout")
+
+
+def _predecessor(
+    target: Path, path: str, index: StatIndex, known: Callable[[ContentId], FileContent | None]
+) -> Predecessor | None:
+    try:
+        status = target.lstat()
+    except OSError:
+        return None
+    digest = index.lookup(path, status) if stat.S_ISREG(status.st_mode) else None
+    content = None if digest is None else known(digest)
+    if content is None:
+        return None
+    from modelgit.worktree.rebuild import Predecessor
+
+    return Predecessor(target, content, status)
 
 
 def _remove_leftovers(root: Path, entries: list[FileEntry]) -> None:

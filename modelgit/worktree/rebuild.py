@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,9 @@ from modelgit.patching.blobs import BufferedBlobs
 from modelgit.progress import Progress
 from modelgit.store.durable import write_all
 from modelgit.store.mounts import reserve
+from modelgit.worktree.copying import copy_range
 
-__all__ = ["write_content"]
+__all__ = ["Predecessor", "write_content"]
 
 _LEAST_PIECE_BYTES = 1 << 20
 _RESERVE_FROM_BYTES = 4 << 20
@@ -35,9 +37,12 @@ def write_content(
     threads: int,
     progress: Progress,
     executable: bool = False,
+    predecessor: Predecessor | None = None,
 ) -> None:
     """Rebuild a file at `path` (which must not exist), flushed to disk.
 
+    Objects that `predecessor` holds are copied from there, which a file system with reflinks does for nothing; if it
+    changes meanwhile, everything is taken from the store after all.
     Raises IntegrityError when stored bytes are damaged or do not add up to `size`, RepositoryError when the disk
     refuses.
     """
@@ -47,18 +52,92 @@ def write_content(
         raise IntegrityError(f"{path.name}: its segments hold {held} bytes, the manifest promises {size}")
     if sum(isinstance(segment, Literal) for segment in content.segments) > 1:
         reader = BufferedBlobs(reader)
-    with _Target(path, size, executable=executable) as target, Workers(threads, name="mgit-decode") as workers:
+    with (
+        _Target(path, size, executable=executable) as target,
+        _Old(predecessor) as old,
+        Workers(threads, name="mgit-decode") as workers,
+    ):
 
         def rebuild(piece: _Piece) -> int:
-            buffer = scratch("checkout.piece", piece.stop - piece.start, np.uint8).data
             progress.check()
+            length = piece.stop - piece.start
+            place = old.find(piece)
+            if place is not None:
+                target.copy(old.descriptor, place, piece.offset, length)
+                return length
+            buffer = scratch("checkout.piece", length, np.uint8).data
             reader.read_into(piece.object_id, piece.start, buffer)
             target.write(piece.offset, buffer)
-            return buffer.nbytes
+            return length
 
         for written in workers.ordered(rebuild, _pieces(reader, objects), ahead=4 * workers.count):
             progress.advance("checkout", written)
+        if not old.is_unchanged():
+            copied = [piece for piece in _pieces(reader, objects) if old.find(piece) is not None]
+            old.forget()
+            for _ in workers.ordered(rebuild, copied, ahead=4 * workers.count):
+                pass
         target.finish(size)
+
+
+class Predecessor(NamedTuple):
+    """The file that is about to be replaced, what it was found to hold, and its `stat` then."""
+
+    path: Path
+    content: FileContent
+    status: os.stat_result
+
+
+class _Old:
+    """A predecessor opened for copying; holds nothing when there is none, or when it is no longer what it was."""
+
+    def __init__(self, predecessor: Predecessor | None) -> None:
+        self.descriptor = -1
+        self._places: dict[TensorId | BlobId, int] = {}
+        if predecessor is None or predecessor.status.st_size < _RESERVE_FROM_BYTES:
+            return
+        self._status = predecessor.status
+        try:
+            self.descriptor = os.open(
+                predecessor.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+            )
+        except OSError:
+            return
+        offset = 0
+        for object_id, first, length in _objects(predecessor.content):
+            if isinstance(object_id, TensorId) and not first:
+                self._places.setdefault(object_id, offset)
+            offset += length
+        if offset != predecessor.status.st_size or not self.is_unchanged():
+            self.forget()
+
+    def __enter__(self) -> _Old:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def find(self, piece: _Piece) -> int | None:
+        """Where the bytes of the piece begin in the file; None when they are not in it."""
+        place = self._places.get(piece.object_id)
+        return None if place is None else place + piece.start
+
+    def is_unchanged(self) -> bool:
+        """Whether the open file is still the one that was looked at (or does not matter)."""
+        if not self._places:
+            return True
+        now = os.fstat(self.descriptor)
+        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (
+            self._status.st_size,
+            self._status.st_mtime_ns,
+            self._status.st_ctime_ns,
+            self._status.st_ino,
+        )
+
+    def forget(self) -> None:
+        """Use it no more."""
+        self._places = {}
 
 
 class _Piece(NamedTuple):
@@ -125,6 +204,11 @@ class _Target:
             written = os.pwrite(self._descriptor, data, offset)
             offset += written
             data = data[written:]
+
+    def copy(self, source: int, source_offset: int, offset: int, length: int) -> None:
+        """Copy bytes of another open file."""
+        with self._seeking if not hasattr(os, "pwrite") else contextlib.nullcontext():
+            copy_range(source, source_offset, self._descriptor, offset, length)
 
     def finish(self, size: int) -> None:
         """Make it durable."""
