@@ -87,6 +87,8 @@ def run() -> NoReturn:
     # Read by torch's thread pool when it is loaded: workers that wait sleep in place of spinning.  On a machine that
     # does anything else at the same time a Fisher pass is otherwise several times slower (measured: six).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Numpy's own threads would compete with ours: tensors are shared out, not matrix products.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     instruction = os.environ.get(_COMPLETION_VARIABLE)
     if instruction:
         from click.shell_completion import shell_complete
