@@ -51,11 +51,6 @@ class Recoded(NamedTuple):
     before: tuple[Located, ...]
     after: tuple[Located, ...]
 
-    @property
-    def saved_bytes(self) -> int:
-        """How much smaller the new records are; negative for what was flattened."""
-        return sum(item.length for item in self.before) - sum(item.length for item in self.after)
-
 
 class RecodingStore:
     """A store to write to in which every object is still to be written, and whose records are the plan so far.

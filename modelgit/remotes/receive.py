@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from modelgit.errors import ExternalAbsentError, IntegrityError
 from modelgit.objects import BlobId, ContentId, FileContent, ObjectId, TensorId, id_class
+from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
@@ -78,21 +77,10 @@ def verify_objects(
                 hint=f"`mgit fsck` shows what is damaged in {where}; nothing was recorded",
             ) from error
 
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-verify") as pool:
-        waiting: deque[Future[None]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(verify, item))
-                if len(waiting) > 4 * threads:
-                    waiting.popleft().result()
-                    progress.advance("verify", 1)
-                progress.check()
-            while waiting:
-                waiting.popleft().result()
-                progress.advance("verify", 1)
-        finally:
-            for future in waiting:
-                future.cancel()
+    with Workers(threads, name="mgit-verify") as workers:
+        for _ in workers.ordered(verify, items, ahead=4 * threads):
+            progress.advance("verify", 1)
+            progress.check()
     progress.finish("verify")
 
 

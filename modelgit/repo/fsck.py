@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from modelgit.objects import (
     TensorId,
     TensorSpec,
 )
+from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.pruned import pruned_commits
@@ -123,8 +123,8 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
             progress.advance("objects", 1)
         return place, None
 
-    with ThreadPoolExecutor(repo.threads, thread_name_prefix="mgit-fsck") as pool:
-        for place, finding in pool.map(check, leaves):
+    with Workers(repo.threads, name="mgit-fsck") as workers:
+        for place, finding in workers.ordered(check, leaves, ahead=4 * repo.threads):
             where[place] += 1
             if finding is not None:
                 (findings if place == "damage" else absent).append(finding)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from modelgit.formats.base import ScannedFile, ScannedRange
 from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
 from modelgit.objects.paths import path_problem
+from modelgit.parallel import Workers
 from modelgit.patching.foreign import UncodedHeader
 from modelgit.patching.records import checksum
 from modelgit.progress import SILENT, Progress
@@ -26,7 +26,6 @@ from modelgit.store.lent_files import LentFiles, fence_of, resolve_inside, same_
 __all__ = ["HashedFiles", "hash_lender"]
 
 _NOT_MODELS = frozenset({"blobs", "refs", ".no_exist", ".locks"})  # of a Hugging Face cache; snapshots link into blobs
-_BATCH = 256
 
 
 class HashedFiles(NamedTuple):
@@ -64,7 +63,7 @@ def hash_lender(
             found.append((path, status))
     kept = _unchanged(known, dict(found))
     progress.start("hash", sum(status.st_size for path, status in found if path not in kept))
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="mgit-hash") as pool:
+    with Workers(threads, name="mgit-hash") as workers:
         for path, _ in found:
             real = resolve_inside(root, path, fence_of(root))
             if real is None:
@@ -75,7 +74,7 @@ def hash_lender(
                 files.append(file)
                 continue
             try:
-                file, items = _hash_file(root, path, real, len(files), pool, progress)
+                file, items = _hash_file(root, path, real, len(files), workers, progress)
             except CheckpointFormatError as error:
                 skipped.append(error.message)
                 continue
@@ -115,7 +114,7 @@ def _paths(root: Path) -> Iterator[str]:
 
 
 def _hash_file(
-    root: Path, path: str, real: Path, number: int, pool: ThreadPoolExecutor, progress: Progress
+    root: Path, path: str, real: Path, number: int, workers: Workers, progress: Progress
 ) -> tuple[LentFile, list[LentObject]]:
     seen_ns = time.time_ns()
     with FileReader(real, shown=str(root / path)) as file:
@@ -126,7 +125,7 @@ def _hash_file(
         worth = [
             part for part in scanned.ranges if part.length >= WORTH_BYTES and (part.tensor is not None or pieces == 1)
         ]
-        items = [_hash_range(file, scanned, part, number, pool, progress) for part in worth]
+        items = [_hash_range(file, scanned, part, number, workers, progress) for part in worth]
         if not file.is_unchanged():
             raise RepositoryError(
                 f"{root / path} changed while it was being read", hint="wait until nothing writes it, then try again"
@@ -141,7 +140,7 @@ def _hash_range(
     scanned: ScannedFile,
     part: ScannedRange,
     number: int,
-    pool: ThreadPoolExecutor,
+    workers: Workers,
     progress: Progress,
 ) -> LentObject:
     spec: TensorSpec | None = None if part.tensor is None else scanned.tensors[part.tensor].spec
@@ -154,10 +153,9 @@ def _hash_range(
 
     leaves: list[bytes] = []
     header = UncodedHeader(spec)
-    for batch in _batches(part.length):
-        for value, size, check in pool.map(digest, batch):
-            leaves.append(value)
-            header.add(size, check)
+    for value, size, check in workers.ordered(digest, _leaves(part.length), ahead=4 * workers.count):
+        leaves.append(value)
+        header.add(size, check)
     object_id: TensorId | BlobId = blob_id(part.length, leaves) if spec is None else tensor_id(spec, leaves)
     return LentObject(
         kind=object_id.KIND,
@@ -171,7 +169,5 @@ def _hash_range(
     )
 
 
-def _batches(size: int) -> Iterator[Sequence[_Leaf]]:
-    for first in range(0, size, _BATCH * LEAF_BYTES):
-        stop = min(first + _BATCH * LEAF_BYTES, size)
-        yield [_Leaf(at, min(at + LEAF_BYTES, stop)) for at in range(first, stop, LEAF_BYTES)]
+def _leaves(size: int) -> Iterator[_Leaf]:
+    return (_Leaf(at, min(at + LEAF_BYTES, size)) for at in range(0, size, LEAF_BYTES))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import CheckpointFormatError, UsageError
 from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView
+from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES
 
 if TYPE_CHECKING:
@@ -289,13 +289,10 @@ class LazyTensor:
             out[window[0] - begin : window[1] - begin] = self._read(*window)
 
         windows = list(self._windows(begin, begin + out.nbytes))
-        if len(windows) < 2 or self._threads < 2:
-            for window in windows:
-                fill(window)
-            return
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="mgit-load") as pool:
-            for future in [pool.submit(fill, window) for window in windows]:
-                future.result()
+        threads = min(self._threads, len(windows))
+        with Workers(threads, name="mgit-load") as workers:
+            for _ in workers.ordered(fill, windows, ahead=2 * threads):
+                pass
 
 
 class ModelState(Mapping[str, LazyTensor]):

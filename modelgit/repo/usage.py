@@ -31,7 +31,6 @@ GARBAGE, BASES, UNDO, INDEX, REST = (
     "pack headers and indices",
     "everything else",
 )
-_TENSOR_KINDS = ("tensor", "blob")
 
 
 class TensorUse(Record, frozen=True, kw_only=True):
