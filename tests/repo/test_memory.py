@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds anonymous memory on Linux only"),
 ]
 GIB = 1 << 30
-TENSOR_BYTES = 3 * GIB
-LIMIT_BYTES = 600 << 20
+TENSOR_BYTES = 5 * GIB
+LIMIT_BYTES = 400 << 20
 
 # The limit counts private writable memory (heap, anonymous maps, stacks) and not the files that are mapped or cached.
 # It is set above what the imports have taken, so that it bounds the work and not the interpreter.
@@ -81,7 +80,7 @@ def large_file(path: Path) -> list[tuple[int, bytes]]:
     return [(len(head) + place, data) for place, data in places]
 
 
-def test_three_gibibytes_pass_through_six_hundred_mebibytes(repo: Repository) -> None:
+def test_five_gibibytes_pass_through_four_hundred_mebibytes(repo: Repository) -> None:
     target = repo.worktree / "large.safetensors"
     places = large_file(target)
     size = target.stat().st_size
@@ -89,14 +88,12 @@ def test_three_gibibytes_pass_through_six_hundred_mebibytes(repo: Repository) ->
     repo.close()
     checked = run(repo, "bytes")
     assert "MemoryError" in checked.stderr, "the limit does not limit: this test could not fail"
-    started = time.monotonic()
     committed = run(repo, "commit")
     assert committed.returncode == 0, committed.stderr[-2000:]
     assert int(committed.stdout) < 8 << 20
     target.unlink()
     restored = run(repo, "restore")
     assert restored.returncode == 0, restored.stderr[-2000:]
-    assert time.monotonic() - started < 240
     with target.open("rb") as file:
         assert file.seek(0, 2) == size
         for place, data in places:
