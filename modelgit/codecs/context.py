@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from modelgit.codecs.base import Effort, Layout, Words
 from modelgit.errors import BugError, IntegrityError
 from modelgit.numerics.bits import BytesLike, difference, restore, split_planes
+from modelgit.numerics.grouping import gather, scatter
 from modelgit.numerics.runs import decode_runs, encode_runs
 from modelgit.numerics.scratch import scratch
 from modelgit.numerics.streams import LOCAL, WIDE, Bytes, Reader, decode_streams, encode_streams
@@ -91,7 +92,7 @@ class ContextCodec:
             if classes is not None:
                 _add_classes(keys, classes)
             whole = scratch("context.sorted", words.size, words.dtype)
-            np.take(codes, np.argsort(keys, kind="stable"), out=whole, mode="clip")
+            gather(codes, keys, whole)
         flags = (LOW_SORTED if low and tight else 0) | (CLASSES if classes is not None else 0)
         windows = (LOCAL,) if tight else (WIDE,)
         parts: list[BytesLike] = [bytes((shift, top, low, flags))]
@@ -149,7 +150,7 @@ class ContextCodec:
         if flags & LOW_SORTED:
             _append_planes(whole, planes)
         if sort:
-            codes[np.argsort(keys, kind="stable")] = whole
+            scatter(whole, keys, codes)
         else:
             codes = whole
         if not flags & LOW_SORTED:

@@ -26,6 +26,7 @@ from modelgit.numerics.bits import (
     split_rotated,
     unrotate_sign,
 )
+from modelgit.numerics.grouping import gather, scatter
 from modelgit.numerics.scratch import scratch
 from modelgit.numerics.streams import Reader, compressible, decode_streams, encode_streams
 
@@ -129,7 +130,7 @@ def _encode_ordered(words: Words) -> bytes | None:
     planes = scratch("planes.planes", words.nbytes, np.uint8).reshape(words.dtype.itemsize, words.size)
     split_rotated(words, planes)
     second = scratch("planes.second", words.size, np.uint8)
-    np.take(planes[1], np.argsort(planes[0], kind="stable"), out=second, mode="clip")
+    gather(planes[1], planes[0], second)
     windows = WINDOWS["tight"]
     ordered = encode_streams([second], windows=(ORDERED_WINDOW,), must_save=ORDER_MUST_SAVE)
     unordered = encode_streams([planes[1]], windows=windows)
@@ -149,7 +150,7 @@ def _decode_ordered(reader: Reader, out: Words) -> None:
     second = ordered
     if top.size > 1 and ordered.size > 1:
         second = scratch("planes.second", out.size, np.uint8)
-        second[np.argsort(top, kind="stable")] = ordered
+        scatter(ordered, top, second)
     join_planes([top, second, *rest], out)
 
 
