@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import shutil
 from collections.abc import Iterator
@@ -125,9 +124,8 @@ def _commit(variants: Variants, case: Case, effort: str, work: Path) -> Outcome:
     added = store_bytes(store) - grown
     repacked = None
     if case.what.startswith("LoRA"):
-        with contextlib.suppress(RuntimeError):
-            shell.run("mgit repack --prune=now")
-            repacked = store_bytes(store) - grown
+        shell.run("mgit repack --prune=now")
+        repacked = store_bytes(store) - grown
     file.unlink()
     restore = shell.run("mgit restore model.safetensors")
     if not filecmp.cmp(file, variants.path(case.after, case.dtype), shallow=False):
