@@ -96,7 +96,7 @@ def _base(variants: Variants, runs: int) -> Iterator[Row]:
 
 def _deltas(variants: Variants, runs: int) -> Iterator[Row]:
     group = "Dense differences, codec alone (encoder matrices, one thread)"
-    names = [name for name in ("delta", "delta-context") if name in CODECS.names()]
+    names = [name for name in ("delta", "context") if name in CODECS.names()]
     for dtype in ("bf16", "fp32", "fp16"):
         for what, before, after in _DELTAS:
             base, words = (encoder_words(variants, name, dtype) for name in (before, after))
