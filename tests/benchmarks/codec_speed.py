@@ -125,3 +125,10 @@ def _positions(variants: Variants) -> Iterator[Row]:
                 bound -= flat.size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) if share < 1 else 0.0
         note = f"{changed:,} positions; {bound / changed:.2f} if they were spread at random in each tensor"
         yield Row(group, f"fp32 {name}", bits / changed, "bits", 9.8, "at most", note)
+        base, words = (encoder_words(variants, file, "fp32") for file in ("base", name))
+        other = peers.xor_zstd_bytes(words, base)
+        for codec in (name for name in ("sparse", "sparse-context") if name in CODECS.names()):
+            found = speed_of(CODECS.get(codec), words, base, "tight")
+            note = f"{found.ratio:.1f}x; in {found.encode:.0f}, out {found.decode:.0f} MB/s"
+            ratio = other / (words.nbytes / found.ratio)
+            yield Row(group, f"fp32 {name}, {codec}, over XOR + zstd-3", ratio, "x", 1.6, note=note)

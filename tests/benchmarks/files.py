@@ -58,7 +58,6 @@ CASES = (
     Case("fine-tune", "bf16 in fp32", "base", "dense_200"),
 )
 _LORA_BARS = {"fp32": 7.0, "bf16": 5.5}
-_XOR_OVER = 1.6
 
 
 class Outcome(NamedTuple):
@@ -96,9 +95,6 @@ def file_rows(variants: Variants, work: Path, *, runs: int, only: str = "") -> I
             if effort == EFFORTS[0] and others:
                 note += "; " + ", ".join(f"{name} {size / other:.2f}" for name, other in others.items())
             yield Row(group, f"{case.dtype} {case.what}, {effort}", size / added, "x", case.bars.get(effort), note=note)
-            if case.what.startswith("sparse") and case.dtype == "fp32":
-                yield Row(group, f"fp32 {case.what}, {effort}, over XOR + zstd-3", others["XOR + zstd-3"] / added, "x",
-                          _XOR_OVER)  # fmt: skip
         if case.what.startswith("LoRA"):
             yield from _lora_rows(variants, case, found)
     total = len(cases)

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
-    "codecs": lambda plan: codec_speed.codec_rows(plan.variants, runs=1 if plan.quick else 5),
+    "codecs": lambda plan: codec_speed.codec_rows(plan.variants, runs=3 if plan.quick else 15),
     "files": lambda plan: files.file_rows(plan.variants, plan.work, runs=1 if plan.quick else 3, only=plan.case),
     "start": lambda plan: speed.start_rows(plan.variants, plan.work, runs=3 if plan.quick else 9),
     "speed": lambda plan: speed.speed_rows(plan.variants, plan.work, runs=1 if plan.quick else 3),
