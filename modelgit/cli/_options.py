@@ -200,6 +200,7 @@ def prune_option(function: F) -> F:
     return click.option(
         "--prune",
         type=click.Choice(["now"]),
+        metavar="now",  # not [now], which looks as if it could be left out
         help="now: forget all operations but the current one. Nothing before it can be undone then.",
     )(function)
 

@@ -56,7 +56,9 @@ def _row(item: RetentionDecision) -> list[Part]:
 def _line(report: PruneReport) -> str:
     saved = report.bytes_before - report.bytes_after
     verb = "Would prune" if report.dry_run else "Pruned"
-    words = [f"{verb} the weights of {plural(report.pruned, 'commit')}"]
+    words = []
+    if report.pruned or not report.expired:
+        words.append(f"the weights of {plural(report.pruned, 'commit')}")
     if report.expired:
         words.append(f"the training state of {plural(report.expired, 'commit')}")
     if not report.pruned and not report.expired and not saved:
@@ -64,6 +66,7 @@ def _line(report: PruneReport) -> str:
     again = f"; {plural(report.reanchored, 'object')} coded again" if report.reanchored else ""
     frees = "would free" if report.dry_run else "freed"
     return (
-        f"{' and '.join(words)}: {frees} {size(saved)}, packs {size(report.bytes_before)} → {size(report.bytes_after)}"
+        f"{verb} {' and '.join(words)}: {frees} {size(saved)}, "
+        f"packs {size(report.bytes_before)} → {size(report.bytes_after)}"
         f"{again}"
     )

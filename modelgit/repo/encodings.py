@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import MgitError
 from modelgit.objects import CommitId, Record, TensorEntry, TensorId
 from modelgit.patching.chain import MAX_COST, chain_cost, chain_links
-from modelgit.patching.encode import TensorWriter, Weighed
+from modelgit.patching.encode import CORRECTED, TensorWriter, Weighed
 from modelgit.patching.jobs import StoreJob
 from modelgit.patching.recode import StoredObject
 from modelgit.progress import SILENT, Progress
@@ -101,6 +101,8 @@ class _Explainer:
         weighed = self._weigh(name, entry, previous)
         origin = None if base is None else self._origins.get(("tensor", base))
         cost = chain_cost(store, entry.id)
+        stored = sum(row.length for row in rows)
+        bits = stored * 8 / max(1, entry.spec.elements)
         return TensorEncoding(
             model=model,
             name=name,
@@ -108,7 +110,7 @@ class _Explainer:
             codec=codec,
             base=None if base is None else origin.name if origin else TensorId(base).short,
             base_commit=None if origin is None else origin.commit,
-            stored_bytes=sum(row.length for row in rows),
+            stored_bytes=stored,
             raw_bytes=entry.spec.size_bytes,
             depth=max(0, len(chain_links(store, entry.id)) - 1),
             cost=round(cost, 3),
@@ -121,7 +123,7 @@ class _Explainer:
                 )
                 for item in weighed
             ),
-            reason=_reason(codec, base, weighed),
+            reason=_reason(codec, base, weighed, bits),
         )
 
     def _weigh(self, name: str, entry: TensorEntry, previous: TensorEntry | None) -> list[Weighed]:
@@ -143,10 +145,14 @@ class _Explainer:
         return f"{origin.name}@{origin.commit.short}"
 
 
-def _reason(codec: str, base: bytes | None, weighed: list[Weighed]) -> str:
-    """Why the record is as it is, in one clause."""
+def _reason(codec: str, base: bytes | None, weighed: list[Weighed], bits: float) -> str:
+    """Why the record, which takes so many bits a word, is as it is, in one clause."""
     if codec == "elsewhere":
         return "lies elsewhere (`mgit borrow list`)"
+    if codec == CORRECTED:
+        # No estimate is made of it: that would be the fit itself.
+        other = next((f", without it {w.choice.codec} {w.choice.bits:.2f}" for w in weighed if w.is_admissible), "")
+        return f"the change is of low rank: {bits:.2f} bits a word{other}"
     if not weighed:
         return "nothing to compare it with is at hand"
     taken = next(

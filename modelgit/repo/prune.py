@@ -62,7 +62,8 @@ def prune(repo: Repository, *, dry_run: bool = False, progress: Progress = SILEN
     """Take the weights of the commits that `[retention]` does not keep.
 
     It cannot be undone, and `undo` cannot bring back the files of a commit without weights.  Raises UsageError without
-    any `[retention]`, ConflictError, with nothing pruned, when garbage was collected meanwhile.
+    any `[retention]`, and for a `best` that nothing was measured by; ConflictError, with nothing pruned, when garbage
+    was collected meanwhile.
     """
     if not repo.settings.retention:
         raise UsageError(
@@ -71,11 +72,25 @@ def prune(repo: Repository, *, dry_run: bool = False, progress: Progress = SILEN
         )
     for _ in range(_TRIES):
         plan = plan_retention(repo, repo.view())
+        _refuse_unmeasured(plan)
         try:
             return _prune(repo, plan, dry_run, progress)
         except RootMoved:
             continue
     raise ConflictError("the repository is being changed too often to prune", hint="run `mgit prune` again later")
+
+
+def _refuse_unmeasured(plan: RetentionPlan) -> None:
+    """A metric that is misspelt must not take the weights that it was to keep."""
+    losing = {*plan.pruned.values(), *plan.expired.values()}
+    for family, metric in plan.unmeasured.items():
+        if family in losing:
+            raise UsageError(
+                f'`retention."{family}".best` is `{metric}`, which no commit of {family} has recorded; '
+                "nothing was pruned",
+                hint=f"`mgit show` lists what the gate recorded; `mgit config unset --shared "
+                f"'retention.\"{family}\".best'` prunes without it",
+            )
 
 
 def _prune(repo: Repository, plan: RetentionPlan, dry_run: bool, progress: Progress) -> PruneReport:

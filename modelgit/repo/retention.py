@@ -40,11 +40,13 @@ class RetentionPlan(NamedTuple):
 
     `families` holds the commits of each family, newest first; `pruned` maps the commits that lose their weights now to
     their family (those that lost them before are not among them); `expired` are commits that lose training state.
+    `unmeasured` maps families to the metric of their `best` where no commit has recorded it.
     """
 
     families: dict[str, list[Thinned]]
     pruned: dict[CommitId, str]
     expired: dict[CommitId, str]
+    unmeasured: dict[str, str]
 
 
 def plan_retention(repo: Repository, view: View) -> RetentionPlan:
@@ -79,7 +81,14 @@ def plan_retention(repo: Repository, view: View) -> RetentionPlan:
         for item in items
         if item.commit not in kept_somewhere and item.commit not in gone
     }
-    return RetentionPlan(families, pruned, _expired(repo, view))
+    if TRAINING_STATE in repo.settings.retention:
+        lines[TRAINING_STATE] = {branch: list(_line(repo, tip, set())) for branch, tip in _branches(view).items()}
+    unmeasured = {
+        name: rule.best
+        for name, rule in repo.settings.retention.items()
+        if rule.best is not None and any(lines[name].values()) and not _is_measured(repo, rule.best, lines[name])
+    }
+    return RetentionPlan(families, pruned, _expired(repo, view), unmeasured)
 
 
 def _branches(view: View) -> dict[str, CommitId]:
@@ -147,6 +156,10 @@ def _keep(repo: Repository, rule: RetentionSettings, line: list[CommitId]) -> di
     for commit in line[: rule.last]:
         reasons[commit] = f"last {rule.last}"
     return reasons
+
+
+def _is_measured(repo: Repository, metric: str, lines: dict[str, list[CommitId]]) -> bool:
+    return any(_score(repo, commit, metric) is not None for line in lines.values() for commit in line)
 
 
 def _depth(repo: Repository, commit: CommitId) -> int:

@@ -283,14 +283,19 @@ class _Account:
 
 
 def codec_of(repo: Repository, object_id: TensorId | BlobId, rows: Sequence[Located]) -> str:
-    """The codec of an object's record; "elsewhere" for one that is only described here."""
+    """The codec of an object's record, as reports call it; "elsewhere" for one that is only described here."""
+    from modelgit.patching.encode import CORRECTED
+
     if not rows or any(map(is_external, rows)):
         return "elsewhere"
     try:
         found = repo.reader().record(object_id)
     except MgitError:
         return "damaged"
-    return found[1].codec.name if found is not None else "elsewhere"
+    if found is None:
+        return "elsewhere"
+    table = found[1]
+    return CORRECTED if table.prelude_bytes else table.codec.name
 
 
 def _tips(view: View) -> set[CommitId]:

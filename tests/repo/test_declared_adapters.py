@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 
 from modelgit.errors import UsageError
 from modelgit.repo import Repository
+from modelgit.repo.encodings import encodings
 from modelgit.repo.switch import restore
+from modelgit.repo.usage import usage
 
 NAMES = ("layer.0.q", "layer.0.v", "layer.1.q")
 
@@ -51,6 +53,11 @@ def test_a_declared_adapter_is_what_is_stored(merged: tuple[Repository, Path]) -
     assert result.bytes_added < 2 * 256 * 300 * 4 / 8
     assert result.commit.trailers["adapter"].startswith("b3:")
     assert result.commit.trailers["adapter"].endswith("scaling 2")
+    stored = {item.name: item for item in encodings(repo, result.id)}
+    assert [stored[f"{name}.weight"].codec for name in NAMES[:2]] == ["lowrank", "lowrank"]
+    assert "of low rank" in stored["layer.0.q.weight"].reason
+    coded = [row.tensor.codec for row in usage(repo, by="tensor").rows if row.tensor is not None]
+    assert coded.count("lowrank") == 2
     path.unlink()
     restore(repo, ["model.safetensors"])
     assert path.read_bytes() == before

@@ -172,6 +172,11 @@ def test_the_best_by_a_recorded_metric_is_kept(run: Repository, monkeypatch: pyt
     assert sorted(set(range(12)) - set(steps_of(plan, run))) == [11]
     retain(run, '[retention."runs/*"]\nbest = "nothing"\n')
     assert len(plan_retention(run, run.view()).pruned) == 11
+    size = on_disk(run)
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match=r"`nothing`, which no commit of runs/\* has recorded"):
+            prune(run, dry_run=dry_run)
+    assert on_disk(run) == size and not any(entry.pruned for entry in log(run, "runs/a"))
 
 
 def test_everything_says_that_the_weights_were_pruned(run: Repository, files, tmp_path) -> None:
