@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from modelgit.errors import UsageError
 from modelgit.numerics.bits import BytesLike, Words
 
-__all__ = ["from_float32", "from_float64", "has_float_values", "to_float32", "to_float64"]
+__all__ = ["INTEGERS", "from_float32", "from_float64", "has_float_values", "to_float32", "to_float64"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ _MINIFLOATS = {
     "F8_E4M3FNUZ": _Minifloat(3, 8, finite=0x80, overflow=0x80),
     "F8_E5M2FNUZ": _Minifloat(2, 16, finite=0x80, overflow=0x80),
 }
-_PLAIN = {
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "C64": "<f4",
+INTEGERS = {
     "I8": "<i1",
     "U8": "<u1",
     "I16": "<i2",
@@ -55,6 +51,9 @@ _PLAIN = {
     "I64": "<i8",
     "U64": "<u8",
 }
+"""numpy's names of the integer types."""
+
+_PLAIN = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<f4", **INTEGERS}
 
 
 def has_float_values(dtype: str) -> bool:

@@ -12,22 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelgit.numerics.bits import BytesLike
-from modelgit.numerics.floats import to_float64
+from modelgit.numerics.floats import INTEGERS, to_float64
 from modelgit.objects import dtype_named
 
 __all__ = ["TensorSummary", "summarise"]
 
 _RUN_BYTES = 512 << 10
-_INTEGERS = {
-    "I8": "<i1",
-    "U8": "<u1",
-    "I16": "<i2",
-    "U16": "<u2",
-    "I32": "<i4",
-    "U32": "<u4",
-    "I64": "<i8",
-    "U64": "<u8",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +101,8 @@ def _run(data: memoryview, dtype: str) -> TensorSummary:
         mean = float(finite.mean())
         low: float
         high: float
-        if dtype in _INTEGERS:
-            exact = np.frombuffer(data, _INTEGERS[dtype])
+        if dtype in INTEGERS:
+            exact = np.frombuffer(data, INTEGERS[dtype])
             low, high = int(exact.min()), int(exact.max())
         else:
             low, high = float(finite.min()), float(finite.max())

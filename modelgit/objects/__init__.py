@@ -27,20 +27,24 @@ from modelgit.objects.masks import Mask, MaskRegion
 from modelgit.objects.operations import Operation, Pruning, Retention, Root, View
 from modelgit.objects.patches import FileChange, Patch, TensorChange
 from modelgit.objects.tensors import (
+    DIGEST_BYTES,
     LEAF_BYTES,
     LeafHasher,
     TensorEntry,
     TensorSpec,
     blob_id,
+    leaf_count,
     leaf_digest,
     leaf_digests,
     preimage,
+    raw_id,
     tensor_id,
 )
 from modelgit.objects.views import STORAGE_SUFFIX, TensorView, check_view, row_major
 
 __all__ = [
     "BLOCK_DTYPES",
+    "DIGEST_BYTES",
     "DTYPES",
     "LEAF_BYTES",
     "STORAGE_SUFFIX",
@@ -98,10 +102,12 @@ __all__ = [
     "encode",
     "id_class",
     "is_source",
+    "leaf_count",
     "leaf_digest",
     "leaf_digests",
     "parse_source",
     "preimage",
+    "raw_id",
     "row_major",
     "tensor_id",
     "to_builtins",

@@ -9,11 +9,10 @@ from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import BlobId, TensorId
 from modelgit.objects.paths import path_problem
-from modelgit.objects.tensors import LEAF_BYTES, TensorSpec, blob_id, tensor_id
+from modelgit.objects.tensors import DIGEST_BYTES, TensorSpec, leaf_count, raw_id
 
-__all__ = ["DIGEST_BYTES", "External", "HubSource", "check_external", "is_source", "leaf_count", "parse_source"]
+__all__ = ["External", "HubSource", "check_external", "is_source", "parse_source"]
 
-DIGEST_BYTES = 32
 _SOURCE = re.compile(
     r"hf:(?P<name>(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95})@(?P<revision>\S{1,200})\Z"
 )
@@ -67,11 +66,6 @@ def parse_source(text: str) -> HubSource:
     return HubSource(match["name"], match["revision"])
 
 
-def leaf_count(size_bytes: int) -> int:
-    """How many leaves an object of that size has."""
-    return max(1, -(-size_bytes // LEAF_BYTES))
-
-
 def check_external(external: External, object_id: TensorId | BlobId, size_bytes: int) -> None:
     """Make sure that a record that somebody sent names a place, and that its leaves are those of the object.
 
@@ -93,6 +87,5 @@ def check_external(external: External, object_id: TensorId | BlobId, size_bytes:
         external.spec.check()
         if external.spec.size_bytes != size_bytes:
             raise IntegrityError(f"{what} has {size_bytes} bytes, its shape asks for {external.spec.size_bytes}")
-    actual = blob_id(size_bytes, leaves) if external.spec is None else tensor_id(external.spec, leaves)
-    if actual != object_id:
+    if raw_id(size_bytes, external.spec, leaves) != object_id:
         raise IntegrityError(f"{what} is recorded with leaf digests of another object")

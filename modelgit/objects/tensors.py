@@ -13,18 +13,22 @@ from modelgit.objects.dtypes import DType, dtype_named
 from modelgit.objects.ids import BlobId, TensorId, domain
 
 __all__ = [
+    "DIGEST_BYTES",
     "LEAF_BYTES",
     "LeafHasher",
     "TensorEntry",
     "TensorSpec",
     "blob_id",
+    "leaf_count",
     "leaf_digest",
     "leaf_digests",
     "preimage",
+    "raw_id",
     "tensor_id",
 ]
 
 LEAF_BYTES = 4 << 20
+DIGEST_BYTES = 32
 MAX_DIMENSIONS = 64
 _LEAF_DOMAIN = domain("leaf")
 
@@ -72,6 +76,11 @@ class TensorEntry(Record, frozen=True, kw_only=True):
     name: str
     spec: TensorSpec
     id: TensorId
+
+
+def leaf_count(size_bytes: int) -> int:
+    """How many leaves an object of that size has."""
+    return max(1, -(-size_bytes // LEAF_BYTES))
 
 
 def leaf_digest(data: bytes | bytearray | memoryview) -> bytes:
@@ -128,3 +137,8 @@ def tensor_id(spec: TensorSpec, leaves: Iterable[bytes]) -> TensorId:
 def blob_id(size_bytes: int, leaves: Iterable[bytes]) -> BlobId:
     """The id of a blob from its length and the digests of its leaves, in order."""
     return BlobId.of(preimage(size_bytes, None, leaves))
+
+
+def raw_id(size_bytes: int, spec: TensorSpec | None, leaves: Iterable[bytes]) -> TensorId | BlobId:
+    """The id of a tensor, or of a blob where `spec` is None."""
+    return blob_id(size_bytes, leaves) if spec is None else tensor_id(spec, leaves)

@@ -22,7 +22,7 @@ from modelgit.errors import BugError
 from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.nonfinite import ValueCounts, count_nonfinite
 from modelgit.numerics.scratch import scratch
-from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, blob_id, leaf_digests, tensor_id
+from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, leaf_digests, raw_id
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
 from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
@@ -578,4 +578,4 @@ def _layout(job: StoreJob) -> Layout:
 
 
 def _identify(job: StoreJob, leaves: Sequence[bytes]) -> Ids:
-    return blob_id(job.size, leaves) if job.spec is None else tensor_id(job.spec, leaves)
+    return raw_id(job.size, job.spec, leaves)

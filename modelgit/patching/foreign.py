@@ -11,8 +11,18 @@ import msgspec
 
 from modelgit.codecs.base import Layout, layout_of
 from modelgit.errors import BugError, ExternalAbsentError, IntegrityError, LenderError
-from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
-from modelgit.objects.external import DIGEST_BYTES, leaf_count
+from modelgit.objects import (
+    DIGEST_BYTES,
+    LEAF_BYTES,
+    BlobId,
+    ObjectId,
+    TensorId,
+    TensorSpec,
+    leaf_count,
+    leaf_digest,
+    raw_id,
+)
+from modelgit.patching.leaves import stored_leaves
 from modelgit.patching.records import RecordHeader
 from modelgit.store.base import Foreign, Located, ObjectStore
 from modelgit.store.fs import PackSession
@@ -150,14 +160,12 @@ def settle(session: PackSession, open_reader: Callable[[ObjectStore], TensorRead
         if expected is not None and size != expected:
             raise wrong  # before anything is read: a lender may claim exabytes
         try:
-            starts = range(0, max(1, size), LEAF_BYTES)
-            leaves = [leaf_digest(reader.read(relied.id, at, min(at + LEAF_BYTES, size))) for at in starts]
+            leaves = stored_leaves(reader, relied.id, size)
         except ExternalAbsentError:
             raise  # the lender borrows it, too, from a model that is not on this machine
         except IntegrityError as error:
             raise wrong from error
-        actual = blob_id(size, leaves) if relied.spec is None else tensor_id(relied.spec, leaves)
-        if actual != relied.id:
+        if raw_id(size, relied.spec, leaves) != relied.id:
             raise wrong
         item = LentObject(kind=relied.id.KIND, digest=relied.id.digest, size=size, leaves=b"".join(leaves))
         session.lenders.learn(line, item)

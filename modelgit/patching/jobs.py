@@ -7,9 +7,9 @@ from typing import NamedTuple
 from modelgit.errors import RepositoryError
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import BlobId, TensorId, TensorSpec
-from modelgit.patching.base import STEP_BYTES, TensorSource
+from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES, TensorReads, TensorSource
 
-__all__ = ["BlobSource", "SourceChangedError", "StoreJob", "Stored"]
+__all__ = ["BlobSource", "SourceChangedError", "StoreJob", "Stored", "StoredObject"]
 
 
 class SourceChangedError(RepositoryError):
@@ -65,3 +65,22 @@ class BlobSource:
     def read_into(self, start: int, out: memoryview) -> None:
         """A copy."""
         out[:] = self._data[start : start + out.nbytes]
+
+
+class StoredObject:
+    """What is stored (or borrowed) already as a source, by windows: to be coded again, or compared."""
+
+    step_bytes = WINDOW_BYTES
+
+    def __init__(self, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None) -> None:
+        self.spec = spec or TensorSpec(dtype="U8", shape=(reader.size(object_id) or 0,))
+        self._reader = reader
+        self._id = object_id
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Bytes `start` to `stop`."""
+        return self._reader.read(self._id, start, stop)
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """The same from `start` on, into a buffer of the caller's."""
+        self._reader.read_into(self._id, start, out)

@@ -12,7 +12,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, leaf_digest, preimage
+from modelgit.objects import (
+    DIGEST_BYTES,
+    LEAF_BYTES,
+    BlobId,
+    TensorId,
+    TensorSpec,
+    leaf_count,
+    leaf_digest,
+    preimage,
+    raw_id,
+)
 from modelgit.patching.base import WINDOW_BYTES, TensorReads
 from modelgit.store.base import ObjectStore, RecordWriter
 
@@ -23,17 +33,17 @@ __all__ = [
     "check_leaf_tables",
     "leaf_table_bytes",
     "read_leaf_table",
+    "stored_leaves",
     "write_leaf_table",
 ]
 
 REPAIR = "`mgit fetch --repair` gets a good copy from a remote"
-_DIGEST_BYTES = 32
 _KEPT_TABLES = 256
 
 
 def leaf_table_bytes(size: int, spec: TensorSpec | None) -> int:
     """Length of the leaf table of an object of `size` raw bytes (a blob when `spec` is None)."""
-    return len(preimage(size, spec, ())) + _DIGEST_BYTES * max(1, -(-size // LEAF_BYTES))
+    return len(preimage(size, spec, ())) + DIGEST_BYTES * leaf_count(size)
 
 
 def write_leaf_table(
@@ -55,6 +65,13 @@ def read_leaf_table(store: ObjectStore, object_id: TensorId | BlobId, spec: Tens
             if type(object_id).of(table) == object_id:
                 return table
     return None
+
+
+def stored_leaves(reads: TensorReads, object_id: TensorId | BlobId, size: int) -> list[bytes]:
+    """The digests of the leaves of an object of `size` raw bytes, which is rebuilt for that leaf by leaf."""
+    # Never a list of ranges first: a stranger's record may claim exabytes.
+    starts = range(0, max(1, size), LEAF_BYTES)
+    return [leaf_digest(reads.read(object_id, start, min(start + LEAF_BYTES, size))) for start in starts]
 
 
 def check_leaf_tables(store: ObjectStore, object_id: TensorId | BlobId, expected: bytes) -> None:
@@ -92,7 +109,7 @@ class LeafChecks:
             raise IntegrityError(f"{object_id.KIND} {object_id} does not have the bytes {start} to {stop}")
         if size <= LEAF_BYTES:
             data = self._reads.read(object_id, 0, size)
-            if type(object_id).of(preimage(size, spec, (leaf_digest(data),))) != object_id:
+            if raw_id(size, spec, (leaf_digest(data),)) != object_id:
                 raise IntegrityError(f"object {object_id} does not match its id", hint=REPAIR)
             return data if (start, stop) == (0, size) else data[start:stop]
         table = self._table(object_id, spec, size)
@@ -116,11 +133,7 @@ class LeafChecks:
                 return known
         table = read_leaf_table(self._store, object_id, spec)
         if table is None:  # stored before there were such tables: the whole object, once, gives the same
-            leaves = [
-                leaf_digest(self._reads.read(object_id, low, min(low + LEAF_BYTES, size)))
-                for low in range(0, size, LEAF_BYTES)
-            ]
-            table = preimage(size, spec, leaves)
+            table = preimage(size, spec, stored_leaves(self._reads, object_id, size))
             if type(object_id).of(table) != object_id:
                 raise IntegrityError(f"object {object_id} does not match its id", hint=REPAIR)
         with self._lock:
@@ -162,5 +175,5 @@ class VerifiedReads:
 
 
 def _digest(table: bytes, leaf: int, size: int) -> bytes:
-    begin = len(table) - _DIGEST_BYTES * (-(-size // LEAF_BYTES) - leaf)
-    return table[begin : begin + _DIGEST_BYTES]
+    begin = len(table) - DIGEST_BYTES * (leaf_count(size) - leaf)
+    return table[begin : begin + DIGEST_BYTES]

@@ -13,11 +13,11 @@ from modelgit.codecs.lowrank import decode_factors
 from modelgit.errors import IntegrityError
 from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.scratch import scratch
-from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, leaf_digest, preimage
+from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, TensorId, TensorSpec, preimage
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.foreign import ForeignReader
-from modelgit.patching.leaves import REPAIR, LeafChecks, VerifiedReads, check_leaf_tables
+from modelgit.patching.leaves import REPAIR, LeafChecks, VerifiedReads, check_leaf_tables, stored_leaves
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore, is_external, is_foreign
 from modelgit.store.fs import PackGoneError
@@ -94,10 +94,7 @@ class TensorReader:
             raise self._store.absence(object_id)
         if spec is not None and size != spec.size_bytes:
             raise IntegrityError(f"object {object_id} has {size} bytes, its shape asks for {spec.size_bytes}")
-        # Never a list of ranges first: a stranger's record may claim exabytes.
-        starts = range(0, max(1, size), LEAF_BYTES)
-        leaves = [leaf_digest(self.read(object_id, start, min(start + LEAF_BYTES, size))) for start in starts]
-        expected = preimage(size, spec, leaves)
+        expected = preimage(size, spec, stored_leaves(self, object_id, size))
         if type(object_id).of(expected) != object_id:
             raise IntegrityError(f"object {object_id} does not match its id", hint=REPAIR)
         check_leaf_tables(self._store, object_id, expected)

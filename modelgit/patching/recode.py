@@ -10,38 +10,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from modelgit.errors import BugError, IntegrityError
-from modelgit.objects import BlobId, ObjectId, TensorId, TensorSpec
-from modelgit.patching.base import WINDOW_BYTES, TensorReads
+from modelgit.objects import ObjectId
 from modelgit.patching.chain import MAX_COST, chain_cost
 from modelgit.store.base import Foreign, Located, ObjectStore, StagedObject
 from modelgit.store.fs import PackSession
 
-__all__ = ["Recoded", "RecodingStore", "StoredObject"]
+__all__ = ["Recoded", "RecodingStore"]
 
 _WORTH = 0.01  # a record that saves a smaller share is not worth moving
 _WORTH_BYTES = 16
 _PENDING = "+"
 
 Key = tuple[str, bytes]
-
-
-class StoredObject:
-    """A stored object as a source, to be coded again."""
-
-    step_bytes = WINDOW_BYTES
-
-    def __init__(self, reader: TensorReads, object_id: TensorId | BlobId, spec: TensorSpec | None) -> None:
-        self.spec = spec or TensorSpec(dtype="U8", shape=(reader.size(object_id) or 0,))
-        self._reader = reader
-        self._id = object_id
-
-    def read(self, start: int, stop: int) -> bytearray:
-        """Bytes `start` to `stop`."""
-        return self._reader.read(self._id, start, stop)
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        """The same from `start` on, into a buffer of the caller's."""
-        self._reader.read_into(self._id, start, out)
 
 
 class Recoded(NamedTuple):

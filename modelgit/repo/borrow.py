@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, NothingToDo, RepositoryError, UsageError
-from modelgit.objects import LEAF_BYTES, BlobId, ObjectId, Record, TensorId, TensorSpec, is_source
+from modelgit.objects import BlobId, ObjectId, Record, TensorId, TensorSpec, is_source
 from modelgit.patching.foreign import Relied, settle
-from modelgit.patching.jobs import StoreJob
+from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed
@@ -167,11 +167,11 @@ def _copy(repo: Repository, records: list[Needed], again: list[_Leaf], left: int
         verify_objects(session, selection.items, threads=repo.threads, where="the lender", progress=progress)
         reader = repo.reader()
         writer = repo.writer(session, progress=progress)
-        sizes = [reader.size(leaf.id) or 0 for leaf in again]
-        progress.start("store", sum(sizes))
+        sources = [StoredObject(reader, leaf.id, leaf.spec) for leaf in again]
+        progress.start("store", sum(source.spec.size_bytes for source in sources))
         jobs = (
-            StoreJob(leaf.name, _Lent(reader, leaf, size), leaf.spec, size)
-            for leaf, size in zip(again, sizes, strict=True)
+            StoreJob(leaf.name, source, leaf.spec, source.spec.size_bytes)
+            for leaf, source in zip(again, sources, strict=True)
         )
         for leaf, stored in zip(again, writer.store(jobs), strict=True):
             if stored.id != leaf.id:
@@ -182,25 +182,6 @@ def _copy(repo: Repository, records: list[Needed], again: list[_Leaf], left: int
         session.abort()
         raise
     return CopyReport(objects=len(selection.items) + len(again), bytes_added=session.bytes_written, external=left)
-
-
-class _Lent:
-    """An object that lies elsewhere as a source."""
-
-    step_bytes = LEAF_BYTES
-
-    def __init__(self, reader: TensorReader, leaf: _Leaf, size: int) -> None:
-        self.spec = leaf.spec or TensorSpec(dtype="U8", shape=(size,))
-        self._reader = reader
-        self._id = leaf.id
-
-    def read(self, start: int, stop: int) -> bytearray:
-        """Raw bytes, compared with their leaf digests."""
-        return self._reader.read(self._id, start, stop)
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        """The same into a buffer of the caller's."""
-        self._reader.read_into(self._id, start, out)
 
 
 def _leaves(repo: Repository) -> Iterator[_Leaf]:

@@ -8,11 +8,12 @@ through beside steady writers; and what is live under any root that was seen sta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec, View, id_class
+from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec, View
 from modelgit.progress import SILENT, Progress
+from modelgit.remotes.receive import copy_records
 from modelgit.repo.borrowers import lent_objects
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
@@ -29,16 +30,15 @@ __all__ = [
     "Key",
     "Marking",
     "Place",
-    "copy_records",
     "imagined_packs",
     "pack_sizes",
     "place_of",
+    "rewrite_records",
 ]
 
 KEEP_OPERATIONS = 200
 KEEP_DAYS = 30
 REWRITE_ABOVE = 0.3  # share of dead bytes at which a pack is worth writing again
-_CHUNK_BYTES = 4 << 20
 
 Place = tuple[str, int]
 Key = tuple[str, bytes]
@@ -208,7 +208,7 @@ def _preference(item: Located) -> tuple[bool, int, str]:
 
 
 def pack_sizes(records: Iterable[Located]) -> list[int]:
-    """Bytes of the pack files that `copy_records` makes of `records`, without writing any."""
+    """Bytes of the pack files that `rewrite_records` makes of `records`, without writing any."""
     packs: dict[str, list[Located]] = {}
     for item in imagined_packs(records):
         packs.setdefault(item.pack, []).append(item)
@@ -225,36 +225,14 @@ def imagined_packs(records: Iterable[Located]) -> Iterator[Located]:
         offset += item.length
 
 
-def copy_records(repo: Repository, records: Sequence[Located], progress: Progress = SILENT) -> list[str]:
+def rewrite_records(repo: Repository, records: Sequence[Located], progress: Progress = SILENT) -> list[str]:
     """Copy records, as they are, into new packs; returns the names of these.  Holds a few megabytes at a time."""
     if not records:
         return []
     session = repo.session()
-    progress.start("rewrite", sum(item.length for item in records))
     try:
-        for item in records:
-            progress.check()
-            kind = id_class(item.kind)
-            cut = item.length - item.header
-            session.append(
-                kind(item.digest),
-                start=item.start,
-                stop=item.stop,
-                total=item.total,
-                header=repo.store.read_part(item, cut, item.length),
-                payload=_chunks(repo, item, cut, progress.check),
-                base=None if item.base is None else kind(item.base),
-            )
-            progress.advance("rewrite", item.length)
-        names = session.seal()
+        copy_records(repo.store.read_part, records, session, task="rewrite", progress=progress)
+        return session.seal()
     except BaseException:
         session.abort()
         raise
-    progress.finish("rewrite")
-    return names
-
-
-def _chunks(repo: Repository, item: Located, length: int, check: Callable[[], None]) -> Iterator[bytes]:
-    for start in range(0, length, _CHUNK_BYTES):
-        check()
-        yield repo.store.read_part(item, start, min(start + _CHUNK_BYTES, length))

@@ -13,10 +13,11 @@ from modelgit.errors import UsageError
 from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.formats.layouts import ADAPTER_CONFIG, adapter_base, describe
 from modelgit.numerics.stats import PairStatistics, compare
-from modelgit.objects import Manifest, TensorEntry
+from modelgit.objects import Manifest
 from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
 from modelgit.objects.patches import ChangeKind
-from modelgit.patching.base import WINDOW_BYTES, TensorReads, TensorSource, windows
+from modelgit.patching.base import TensorSource, windows
+from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.load import find_model
@@ -107,8 +108,8 @@ def _diff(
                 compare_pair(
                     change.model,
                     change.name,
-                    _Stored(old_reader, previous),
-                    _Stored(new_reader, entry),
+                    StoredObject(old_reader, previous.id, previous.spec),
+                    StoredObject(new_reader, entry.id, entry.spec),
                     progress=progress,
                     positions=positions if behaviour else None,
                 )
@@ -155,25 +156,6 @@ def _bases(repo: Repository, manifest: Manifest, store: ObjectStore) -> dict[str
             if base:
                 found[model.path] = base
     return found
-
-
-class _Stored:
-    """A stored tensor as a source."""
-
-    step_bytes = WINDOW_BYTES
-
-    def __init__(self, reader: TensorReads, entry: TensorEntry) -> None:
-        self.spec = entry.spec
-        self._reader = reader
-        self._entry = entry
-
-    def read(self, start: int, stop: int) -> bytearray:
-        """Raw bytes of a range."""
-        return self._reader.read(self._entry.id, start, stop)
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        """The same into a buffer of the caller's."""
-        self._reader.read_into(self._entry.id, start, out)
 
 
 def compare_pair(

@@ -12,8 +12,7 @@ from modelgit.errors import MgitError
 from modelgit.objects import CommitId, Record, TensorEntry, TensorId
 from modelgit.patching.chain import MAX_COST, chain_cost, chain_links
 from modelgit.patching.encode import CORRECTED, TensorWriter, Weighed
-from modelgit.patching.jobs import StoreJob
-from modelgit.patching.recode import StoredObject
+from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.origins import Origin, commits_in_order, origins_of
 from modelgit.repo.usage import codec_of

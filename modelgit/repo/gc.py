@@ -19,7 +19,7 @@ import msgspec
 from modelgit.errors import ConflictError, RootMoved
 from modelgit.objects import OperationId, Record, Retention, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, copy_records, pack_sizes, place_of
+from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, pack_sizes, place_of, rewrite_records
 from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import VersionedRoot
 from modelgit.store.durable import process_space
@@ -102,7 +102,7 @@ def finish_collection(
             records = marking.kept_records(rewrite)
             if dry_run:
                 return _report(marking, rewrite, sum(pack_sizes(records)), dry_run=True)
-            written = copy_records(repo, records, progress)
+            written = rewrite_records(repo, records, progress)
             copied = {place_of(item) for item in records}
         # What has come to life since it was decided what to copy keeps its pack.
         rewrite = [name for name in rewrite if all(place_of(item) in copied for item in marking.kept_records([name]))]

@@ -13,7 +13,7 @@ import msgspec
 from modelgit.errors import CheckpointFormatError, RepositoryError
 from modelgit.formats.base import ScannedFile, ScannedRange
 from modelgit.formats.detect import FileReader, scan_reader
-from modelgit.objects import LEAF_BYTES, BlobId, TensorId, TensorSpec, blob_id, leaf_digest, tensor_id
+from modelgit.objects import LEAF_BYTES, TensorSpec, leaf_digest, raw_id
 from modelgit.objects.paths import path_problem
 from modelgit.parallel import Workers
 from modelgit.patching.foreign import UncodedHeader
@@ -156,7 +156,7 @@ def _hash_range(
     for value, size, check in workers.ordered(digest, _leaves(part.length), ahead=4 * workers.count):
         leaves.append(value)
         header.add(size, check)
-    object_id: TensorId | BlobId = blob_id(part.length, leaves) if spec is None else tensor_id(spec, leaves)
+    object_id = raw_id(part.length, spec, leaves)
     return LentObject(
         kind=object_id.KIND,
         digest=object_id.digest,

@@ -17,8 +17,8 @@ from modelgit.errors import ConflictError, IntegrityError, MgitError
 from modelgit.objects import BlobId, CommitId, ManifestId, ObjectId, Record, Retention, TensorId, View
 from modelgit.patching.chain import MAX_COST, anchor_of, chain_cost
 from modelgit.patching.encode import TensorWriter
-from modelgit.patching.jobs import StoreJob
-from modelgit.patching.recode import RecodingStore, StoredObject
+from modelgit.patching.jobs import StoredObject, StoreJob
+from modelgit.patching.recode import RecodingStore
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Marking, imagined_packs, pack_sizes, place_of
 from modelgit.repo.gc import GcReport, finish_collection, tidy

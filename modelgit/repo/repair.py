@@ -9,8 +9,7 @@ from modelgit.errors import IntegrityError, MgitError, RepositoryError
 from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
 from modelgit.patching.base import TensorReads
 from modelgit.patching.encode import TensorWriter
-from modelgit.patching.jobs import StoreJob
-from modelgit.patching.recode import StoredObject
+from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.repo.fsck import Finding, reachable_objects

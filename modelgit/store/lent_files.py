@@ -9,8 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from modelgit.errors import IntegrityError, LenderError
-from modelgit.objects import LEAF_BYTES, leaf_digest
-from modelgit.objects.external import DIGEST_BYTES
+from modelgit.objects import DIGEST_BYTES, LEAF_BYTES, leaf_digest
 from modelgit.store.packs import read_at
 
 __all__ = ["LentFiles", "fence_of", "resolve_inside", "same_file", "snapshot_path"]
