@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modelgit.environment import Environment
-from modelgit.objects import CommitId, ObjectId, TensorSpec, View
+from modelgit.objects import CommitId, ObjectId, Pruning, TensorSpec, View
 from modelgit.progress import Progress
 from modelgit.registry import Registry
 from modelgit.remotes.url import RemoteUrl, parse_url
@@ -34,11 +34,13 @@ class RemoteRoot(NamedTuple):
     """The state of a remote at one moment: its root, the view that it names, and whether files follow that view.
 
     `checked_out` is the full name of the branch that somebody has in a work tree there; nobody may push to it.
+    `prunings` list the commits that it has without their weights.
     """
 
     root: VersionedRoot
     view: View
     checked_out: str | None = None
+    prunings: tuple[Pruning, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -62,13 +64,15 @@ class RefUpdate(NamedTuple):
 class Needed(NamedTuple):
     """One object that a commit needs: what it is called, and what it must turn out to be.
 
-    `spec` is set for tensors, `size` (raw bytes) where the object that names it says so.
+    `spec` is set for tensors, `size` (raw bytes) where the object that names it says so.  What a file's content that is
+    not `whole` consists of may be missing: it belongs to a commit that comes without its weights.
     """
 
     id: ObjectId
     name: str
     spec: TensorSpec | None = None
     size: int | None = None
+    whole: bool = True
 
 
 class Upload(RecordWriter, Protocol):
@@ -118,8 +122,18 @@ class Transport(Protocol):
     def send(self, *, epoch: int) -> Upload:
         """Begin to upload; `epoch` is that of the root that was read before anything was looked up."""
 
-    def swap(self, updates: Iterable[RefUpdate], *, upload: Upload | None, description: str, author: str) -> View:
+    def swap(
+        self,
+        updates: Iterable[RefUpdate],
+        *,
+        upload: Upload | None,
+        description: str,
+        author: str,
+        prunings: Sequence[Pruning] = (),
+    ) -> View:
         """Move all refs together, or none; the last step of a push.
+
+        `prunings` list commits of the upload that come without their weights.
 
         Each ref must be at its update's `expected` in the very root that is replaced.  Raises ConflictError when one
         is not, or when a garbage collection ran since `upload` began.

@@ -72,7 +72,8 @@ def closure(
                 yield from _content(store, entry.digest, entry.path, entry.size, seen)
         for entry in manifest.files:
             if entry.path in dropped and entry.digest not in seen:
-                yield Needed(entry.digest, entry.path)  # its tensors may be needed by another commit: not `seen`
+                # Not `seen`: its tensors may be needed by another commit.
+                yield Needed(entry.digest, entry.path, whole=False)
         yield from once(Needed(commit.manifest, f"files of commit {commit_id.short}"))
         patch = read_record(store, commit.patch, Patch)
         for mask in patch.masks:

@@ -14,7 +14,7 @@ import msgspec
 
 from modelgit.environment import Environment
 from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
-from modelgit.objects import ObjectId, View
+from modelgit.objects import ObjectId, Pruning, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
 from modelgit.remotes.receive import verify_objects
@@ -24,6 +24,7 @@ from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
+from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT_LINE, FileRoot
 
 __all__ = ["DirectoryTransport", "initialise_bare", "open_directory"]
@@ -93,8 +94,9 @@ class DirectoryTransport:
             side.condemned = frozenset(root.root.condemned)
             side.store.lookup.refresh()  # packs may have been collected since we looked last
             view = side.operations.read(root.root.operation).view
+            prunings = RetentionLog(side.store.path).read(root.root.retention).prunings
         checked_out = f"heads/{view.branch}" if side.has_worktree and view.branch is not None else None
-        return RemoteRoot(root, view, checked_out)
+        return RemoteRoot(root, view, checked_out, prunings)
 
     def missing(self, ids: Collection[ObjectId], *, upload: Upload | None = None) -> set[ObjectId]:
         """Objects that are not there whole, in packs that will stay."""
@@ -138,7 +140,15 @@ class DirectoryTransport:
             condemned = side.roots.read().root.condemned
             return DirectoryUpload(side.store.session(epoch=epoch, condemned=condemned), self.url)
 
-    def swap(self, updates: Iterable[RefUpdate], *, upload: Upload | None, description: str, author: str) -> View:
+    def swap(
+        self,
+        updates: Iterable[RefUpdate],
+        *,
+        upload: Upload | None,
+        description: str,
+        author: str,
+        prunings: Sequence[Pruning] = (),
+    ) -> View:
         """Move the refs by moving the directory's root."""
         moves = list(updates)
         with _translated(self.url):
@@ -159,6 +169,7 @@ class DirectoryTransport:
                 description=description,
                 author=author,
                 session=session,
+                prunings=prunings,
             )
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from modelgit.errors import ExternalAbsentError, IntegrityError
-from modelgit.objects import BlobId, ContentId, FileContent, ObjectId, TensorId, id_class
+from modelgit.objects import BlobId, ContentId, FileContent, Literal, ObjectId, TensorId, id_class
 from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
 from modelgit.patching.materialise import TensorReader
@@ -106,6 +106,14 @@ def _verify(store: ObjectStore, reader: TensorReader, item: Needed) -> None:
     if any(record.total > MAX_METADATA_BYTES for record in found):
         raise IntegrityError(f"it claims more than {MAX_METADATA_BYTES} bytes")
     if isinstance(object_id, ContentId):
-        check_table(reader, read_record(store, object_id, FileContent), shown=item.name)
+        content = read_record(store, object_id, FileContent)
+        if not item.whole and not _has_all(store, content):
+            return  # nobody can see the file, so that nobody can be misled about it
+        check_table(reader, content, shown=item.name)
         return
     read_metadata(store, object_id)
+
+
+def _has_all(store: ObjectStore, content: FileContent) -> bool:
+    blobs = (segment.blob for segment in content.segments if isinstance(segment, Literal))
+    return all(store.has(tensor.id) for tensor in content.tensors) and all(map(store.has, blobs))

@@ -6,11 +6,11 @@ A failure at any point leaves the receiving side as it was, plus at worst packs 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
-from modelgit.objects import BlobId, Commit, CommitId, ObjectId, TensorId
+from modelgit.objects import BlobId, Commit, CommitId, ObjectId, Pruning, TensorId
 from modelgit.objects.graph import ancestors
 from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.materialise import TensorReader
@@ -41,13 +41,15 @@ class PushResult(NamedTuple):
 class FetchResult(NamedTuple):
     """What a fetch brought: `commits` are new here, parents first.
 
-    `session` is sealed; publish the view that refers to the commits with it.
+    `session` is sealed; publish the view that refers to the commits with it, and `prunings`, which list those that come
+    without their weights.
     """
 
     session: PackSession
     commits: tuple[CommitId, ...]
     objects: int
     bytes_received: int
+    prunings: tuple[Pruning, ...] = ()
 
 
 class _Sent(NamedTuple):
@@ -64,15 +66,16 @@ def push(
     author: str,
     remote: str = "origin",
     branch: str = "main",
-    check: Callable[[Collection[CommitId]], None] | None = None,
+    prunings: Sequence[Pruning] = (),
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> PushResult:
     """Move refs of a remote, all or none, after sending what their commits need.
 
     A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.
-    `check` may refuse the commits that are to be sent.  Raises
-    RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or damaged.
+    `prunings` list the commits that are here without their weights: they are sent so, and listed there as well.
+    Raises RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or
+    damaged.
     """
     transport.create(branch=branch, author=author)
     store = CombinedStore(local, transport, far_name=remote)
@@ -82,10 +85,10 @@ def push(
         moves = allowed_updates(updates, state, store, local, remote=remote)
         if not moves:
             break
-        upload, more = _send(local, transport, moves, state, check=check, threads=threads, progress=progress)
+        upload, more, bare = _send(local, transport, moves, state, prunings, threads=threads, progress=progress)
         sent = _Sent(max(sent.commits, more.commits), sent.objects + more.objects, sent.size + more.size)
         try:
-            transport.swap(moves, upload=upload, description="push", author=author)
+            transport.swap(moves, upload=upload, description="push", author=author, prunings=bare)
         except (ConflictError, RemoteError) as error:
             # The answer may be lost although the root moved: only the root can tell.
             if not _landed(transport, store, moves):
@@ -103,14 +106,14 @@ def _send(
     transport: Transport,
     moves: Sequence[RefUpdate],
     state: RemoteRoot,
+    prunings: Sequence[Pruning],
     *,
-    check: Callable[[Collection[CommitId]], None] | None,
     threads: int,
     progress: Progress,
-) -> tuple[Upload | None, _Sent]:
+) -> tuple[Upload | None, _Sent, tuple[Pruning, ...]]:
     tips = [move.new for move in moves if move.new is not None]
     if not tips:
-        return None, _Sent()
+        return None, _Sent(), ()
     upload = transport.send(epoch=state.epoch)
 
     def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
@@ -120,11 +123,9 @@ def _send(
         shared = {commit for commit in state.view.refs.values() if local.has(commit)}
         stop = set(ancestors(shared - missing(shared), lambda commit: read_record(local, commit, Commit).parents))
         commits = new_commits(local, tips, stop=stop)
-        if check is not None:
-            check(commits)
         missing([parent for commit in commits.values() for parent in commit.parents if parent in stop])
         wanted: list[Needed] = []
-        for batch in batches(closure(local, commits)):
+        for batch in batches(closure(local, commits, pruned=_pruned(prunings) | _pruned(state.prunings))):
             progress.check()
             absent = missing([item.id for item in batch])
             wanted += [item for item in batch if item.id in absent]
@@ -141,7 +142,21 @@ def _send(
         with contextlib.suppress(MgitError):
             upload.abort()
         raise
-    return upload, _Sent(len(commits), len(selection.items), size)
+    return upload, _Sent(len(commits), len(selection.items), size), _among(prunings, commits)
+
+
+def _pruned(prunings: Iterable[Pruning]) -> set[CommitId]:
+    return {commit for item in prunings for commit in item.commits}
+
+
+def _among(prunings: Iterable[Pruning], commits: Collection[CommitId]) -> tuple[Pruning, ...]:
+    """The prunings of `commits`."""
+    found = []
+    for item in prunings:
+        kept = tuple(commit for commit in item.commits if commit in commits)
+        if kept:
+            found.append(Pruning(family=item.family, time_ms=item.time_ms, commits=kept))
+    return tuple(found)
 
 
 def _landed(transport: Transport, store: CombinedStore, moves: Sequence[RefUpdate]) -> bool:
@@ -165,6 +180,7 @@ def fetch(
     *,
     have: Iterable[CommitId],
     pruned: Collection[CommitId] = (),
+    prunings: Sequence[Pruning] = (),
     remote: str = "origin",
     threads: int = 1,
     progress: Progress = SILENT,
@@ -172,7 +188,8 @@ def fetch(
     """Bring the commits `wanted`, and what they need, into `session`, and seal it.
 
     `have` are the commits that local refs name: what they reach is taken to be here, but for the
-    weights of those that are `pruned`.  Every object is checked against
+    weights of those that are `pruned`; `prunings` are
+    the remote's, which has no weights for them.  Every object is checked against
     its id before it becomes visible.  Raises RemoteError when the remote fails or lacks an object, IntegrityError when
     it sends something else than what was asked for; nothing is kept then.
     """
@@ -186,7 +203,7 @@ def fetch(
             commits = new_commits(store, wanted, stop=stop)
             needed: list[Needed] = []
             found: list[Relied] = []
-            for item in closure(store, commits, pruned=pruned):
+            for item in closure(store, commits, pruned={*pruned, *_pruned(prunings)}):
                 if not session.has(item.id):
                     needed.append(item)
                 elif item.id in session.unchecked and isinstance(item.id, TensorId | BlobId):
@@ -212,4 +229,4 @@ def fetch(
         with contextlib.suppress(MgitError):
             session.abort()
         raise
-    return FetchResult(session, tuple(commits), len(selection.items), size)
+    return FetchResult(session, tuple(commits), len(selection.items), size, _among(prunings, commits))

@@ -11,17 +11,17 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from modelgit.errors import ConflictError, RootMoved
-from modelgit.objects import OperationId, Record, Retention, RetentionId, Root, View
+from modelgit.objects import OperationId, Pruning, Record, Retention, RetentionId, Root, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Key, Marking, pack_sizes, place_of, rewrite_records
 from modelgit.repo.pruned import pruned_commits
-from modelgit.store.base import VersionedRoot
+from modelgit.store.base import ObjectStore, VersionedRoot
 from modelgit.store.durable import process_space
 from modelgit.store.root import RECENT_WRITES
 from modelgit.worktree.lockfile import is_alive
@@ -112,7 +112,10 @@ def finish_collection(
         urgent = {name for name in condemned if any((i.kind, i.digest) in forced for i in marking.packs[name])}
         try:
             order = sorted(condemned, key=lambda name: name not in urgent)
-            record = None if retention is None else repo.retention_log.write(retention)
+            record = None
+            if retention is not None:  # with what others recorded since it was made
+                known = repo.retention_log.read(marking.root.root.retention).prunings
+                record = repo.retention_log.write(joined(retention, known, repo.store))
             # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But
             # what was listed before the root that our swap replaces can no longer be published: its writer lost to us.
             forget = marking.listed - marking.kept_operations
@@ -125,6 +128,16 @@ def finish_collection(
     repo.store.lookup.refresh()
     sizes = sum((repo.store.packs_path / name).stat().st_size for name in written)
     return _report(marking, rewrite or [], sizes, dry_run=False)
+
+
+def joined(fresh: Retention, known: Iterable[Pruning], store: ObjectStore) -> Retention:
+    """What was pruned before, as far as it is still there, and what is pruned now."""
+    kept = []
+    for item in known:
+        commits = tuple(commit for commit in item.commits if store.has(commit))
+        if commits:
+            kept.append(Pruning(family=item.family, time_ms=item.time_ms, commits=commits))
+    return Retention(prunings=(*kept, *fresh.prunings))
 
 
 def _report(marking: Marking, rewrite: Sequence[str], written: int, *, dry_run: bool) -> GcReport:

@@ -122,7 +122,7 @@ def _prune(repo: Repository, plan: RetentionPlan, dry_run: bool, progress: Progr
         pruned={*before, *plan.pruned},
         expired=set(plan.expired),
         everything=False,
-        retention=_record(repo, plan) if plan.pruned else None,
+        retention=_record(plan) if plan.pruned else None,
         still_right=still_right if plan.pruned or plan.expired else None,
         dry_run=dry_run,
         progress=progress,
@@ -138,19 +138,13 @@ def _prune(repo: Repository, plan: RetentionPlan, dry_run: bool, progress: Progr
     )
 
 
-def _record(repo: Repository, plan: RetentionPlan) -> Retention:
-    """Everything that was pruned so far, as far as it is still there, and what is pruned now."""
+def _record(plan: RetentionPlan) -> Retention:
+    """What is pruned now; `gc` puts it behind what was pruned before."""
     now = time.time_ns() // 1_000_000
-    old = repo.retention_log.read(repo.roots.read().root.retention).prunings
-    kept = tuple(
-        Pruning(family=item.family, time_ms=item.time_ms, commits=commits)
-        for item in old
-        if (commits := tuple(commit for commit in item.commits if repo.store.has(commit)))
-    )
     fresh = tuple(
         Pruning(
             family=name, time_ms=now, commits=tuple(sorted(c for c, family in plan.pruned.items() if family == name))
         )
         for name in dict.fromkeys(plan.pruned.values())
     )
-    return Retention(prunings=(*kept, *fresh))
+    return Retention(prunings=fresh)

@@ -27,6 +27,7 @@ from modelgit.objects import (
     ObjectId,
     OperationId,
     Patch,
+    Pruning,
     Signature,
     TensorEntry,
     TensorView,
@@ -320,6 +321,7 @@ class Repository:
         restores: OperationId | None = None,
         redo: tuple[OperationId, ...] = (),
         author: str | None = None,
+        prunings: Sequence[Pruning] = (),
     ) -> View:
         """Move the root (see `store.publish`)."""
         return publish(
@@ -333,6 +335,7 @@ class Repository:
             moves_files=moves_files,
             restores=restores,
             redo=redo,
+            prunings=prunings,
         )
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ from modelgit.remotes.sync import PushResult
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
-from modelgit.repo.pruned import pruned_commits, refuse_pruned
+from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repository import Repository
 from modelgit.store.durable import write_durably
 
@@ -167,7 +167,7 @@ def push(
             author=str(repo.signature()),
             remote=remote,
             branch=view.branch or "main",
-            check=lambda commits: refuse_pruned(repo, commits),
+            prunings=repo.retention_log.read(repo.roots.read().root.retention).prunings,
             threads=repo.threads,
             progress=progress,
         )
@@ -222,6 +222,7 @@ def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, 
         [*heads.values(), *tags.values()],
         have=have,
         pruned=pruned_commits(repo),
+        prunings=state.prunings,
         remote=remote,
         threads=repo.threads,
         progress=progress,
@@ -238,7 +239,7 @@ def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, 
             refs.setdefault(ref, commit)
         return View(refs=refs, branch=now.branch, detached=now.detached)
 
-    after = repo.publish(change, f"fetch: {remote}", session=result.session)
+    after = repo.publish(change, f"fetch: {remote}", session=result.session, prunings=result.prunings)
     moved = {
         ref: (view.refs.get(ref), after.refs.get(ref))
         for ref in sorted({*view.refs, *after.refs})

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from modelgit.errors import ConflictError, IntegrityError, RootMoved
-from modelgit.objects import ObjectId, Operation, OperationId, Root, View
+from modelgit.objects import ObjectId, Operation, OperationId, Pruning, Root, View
 from modelgit.store.base import RootStore
 from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
+from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT, RECENT_WRITES
 
 __all__ = ["initialise", "publish"]
@@ -44,13 +45,17 @@ def publish(
     moves_files: bool = False,
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
+    prunings: Sequence[Pruning] = (),
 ) -> View:
     """Apply `change` to the current view and publish the result; returns the new view.
+
+    `prunings` say of commits that become reachable which of them come without their weights.
 
     `change` is called again when another writer was first, and raises ConflictError itself when a ref that it moves
     is not where it was.  Packs of `session` must be sealed; what they rely on is checked against garbage collection.
     """
     write_id = os.urandom(16).hex()
+    log = RetentionLog(store.path)
     for _ in range(_TRIES):
         current = roots.read()
         if session is not None and session.epoch != current.root.epoch:
@@ -72,9 +77,14 @@ def publish(
                 nonce=os.urandom(8).hex(),
             )
         )
+        retention, record = current.root.retention, None
+        if prunings:
+            record = log.extended(retention, prunings)
+            retention = retention if record is None else log.write(record)
         root = msgspec.structs.replace(
             current.root,
             format=FORMAT,
+            retention=retention,
             operation=operation,
             write_id=write_id,
             recent=(*current.root.recent, write_id)[-RECENT_WRITES:],
@@ -82,9 +92,10 @@ def publish(
         try:
             roots.swap(current.version, root)
         except RootMoved:
-            if write_id in roots.read().root.recent:  # it landed, only the answer was lost
-                return after
-            continue
+            if write_id not in roots.read().root.recent:
+                continue  # else it landed, only the answer was lost
+        if record is not None:
+            log.write(record)  # a collection may have tidied it away before the root named it
         return after
     raise ConflictError("the repository is being changed too often to get a word in", hint="run the command again")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import Retention, RetentionId, decode, encode
+from modelgit.objects import Pruning, Retention, RetentionId, decode, encode
 from modelgit.store.durable import make_directory, write_durably
 
 __all__ = ["RetentionLog"]
@@ -41,6 +41,17 @@ class RetentionLog:
         if RetentionId.of(data) != object_id:
             raise IntegrityError(f"the list of pruned commits ({object_id.short}) does not match its id")
         return decode(Retention, data, what="the list of pruned commits")
+
+    def extended(self, current: RetentionId | None, prunings: Iterable[Pruning]) -> Retention | None:
+        """The current record and what `prunings` add to it; None when they add nothing."""
+        old = self.read(current).prunings
+        known = {commit for item in old for commit in item.commits}
+        fresh = []
+        for item in prunings:
+            commits = tuple(commit for commit in item.commits if commit not in known)
+            if commits:
+                fresh.append(Pruning(family=item.family, time_ms=item.time_ms, commits=commits))
+        return Retention(prunings=(*old, *fresh)) if fresh else None
 
     def listed(self) -> set[RetentionId]:
         """Every record that there is a file of."""

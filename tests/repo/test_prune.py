@@ -14,6 +14,7 @@ from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.log import log
 from modelgit.repo.prune import prune
+from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repack import repack
 from modelgit.repo.retention import plan_retention
 from modelgit.repo.switch import restore
@@ -202,10 +203,56 @@ def test_everything_says_that_the_weights_were_pruned(run: Repository, files, tm
     assert "pruned by retention" in verdict.results[0].detail
     add_remote(run, "origin", str(tmp_path / "remote"))
     push(run, "origin", ["main"])
-    with pytest.raises(WeightsPruned, match="pruned"):
-        push(run, "origin", ["runs/a"])
     copy = clone(str(tmp_path / "remote"), tmp_path / "copy", environment=run.environment)
     assert fsck(copy).is_sound
+    copy.close()
+
+
+def test_a_thinned_run_can_be_pushed_fetched_and_cloned(run: Repository, files, tmp_path) -> None:
+    """What the commits lost here, they do not have there either, and both sides say so."""
+    gone = prune(run)
+    kept = steps_kept(run)
+    assert gone.pruned == 8
+    add_remote(run, "origin", str(tmp_path / "remote"))
+    early = push(run, "origin", ["main"])
+    assert early.updates
+    old = clone(str(tmp_path / "remote"), tmp_path / "old", environment=run.environment)
+    assert not pruned_commits(old)
+    push(run, "origin", ["runs/a"])
+    fetch(old)
+    copy = clone(str(tmp_path / "remote"), tmp_path / "copy", branch="runs/a", environment=run.environment)
+    for other in (old, copy):
+        assert set(pruned_commits(other)) == set(pruned_commits(run))
+        assert fsck(other).is_sound
+    assert steps_kept(copy) == kept
+    with pytest.raises(WeightsPruned, match="pruned by retention"):
+        copy.switch(next(iter(pruned_commits(copy))).hex, detach=True)
+    # And on from there: a checkpoint on top, back to where the run began, a collection on every side.
+    checkpoint(copy, files, 30)
+    push(copy, "origin", ["runs/a"])
+    fetch(run)
+    collect(copy, prune_now=True)
+    remote = clone(str(tmp_path / "remote"), tmp_path / "again", branch="runs/a", environment=run.environment)
+    for other in (run, copy, remote):
+        assert fsck(other).is_sound
+    assert steps_kept(remote) == [*kept, 30]
+    for other in (old, copy, remote):
+        other.close()
+
+
+def test_a_remote_that_says_pruned_takes_nothing_from_what_is_here(run: Repository, files, tmp_path) -> None:
+    """Only commits that are new here are believed to lack their weights."""
+    add_remote(run, "origin", str(tmp_path / "remote"))
+    push(run, "origin", ["main", "runs/a"])
+    copy = clone(str(tmp_path / "remote"), tmp_path / "copy", branch="runs/a", environment=run.environment)
+    retain(copy, '[retention."runs/*"]\nlast = 1\n')
+    copy.switch("main")
+    assert prune(copy).pruned
+    add_remote(run, "thin", str(tmp_path / "copy"))
+    fetch(run, "thin")
+    assert not pruned_commits(run)
+    assert steps_kept(run) == list(range(12))
+    assert fsck(run).is_sound
     copy.close()
 
 
