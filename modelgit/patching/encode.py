@@ -16,48 +16,36 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from modelgit.codecs.base import CODECS, Codec, Effort, Layout, Words, layout_of, word_dtype
+from modelgit.codecs.base import CODECS, Codec, Effort, Layout, Words
 from modelgit.codecs.lowrank import decode_factors
 from modelgit.errors import BugError
 from modelgit.numerics.lowrank import Factors, predict
 from modelgit.numerics.nonfinite import ValueCounts, count_nonfinite
 from modelgit.numerics.scratch import scratch
-from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorId, TensorSpec, leaf_digests, raw_id
+from modelgit.objects import LEAF_BYTES, BlobId, LeafHasher, TensorSpec, leaf_digests, raw_id
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
-from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELOW, anchor_of, chain_cost
-from modelgit.patching.choose import SPARSE_CODECS, Choice, estimate_choices, sample_runs
-from modelgit.patching.correct import Product, ReadBytes, find_correction, is_correctable
+from modelgit.patching.choose import Choice, sample_runs
+from modelgit.patching.correct import Product
 from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, StoreJob
 from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
+from modelgit.patching.planner import BYTES_LAYOUT, Ids, Planner, buffer, job_layout
 from modelgit.patching.records import UnitChecks, encode_header
-from modelgit.patching.samples import read_sample, take_sample
+from modelgit.patching.samples import take_sample
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import StagedObject, WriteStore
 
-__all__ = ["CORRECTED", "EXTENT_BYTES", "TensorWriter", "Weighed", "write_blob"]
+__all__ = ["CORRECTED", "EXTENT_BYTES", "TensorWriter", "write_blob"]
 
 EXTENT_BYTES = 64 << 20
 CORRECTED = "lowrank"
 """What reports call records whose base is corrected, whatever codec lies behind the correction."""
 
 _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
-_CORRECT_ABOVE = 0.05  # records below this share of the raw size gain too little from a correction to look for one
-_BYTES_LAYOUT = Layout(1, False)
 _IN_FLIGHT_BYTES = 64 << 20
 _GROUP_BYTES = 1 << 20
 _GROUP_JOBS = 256
-
-Ids = TensorId | BlobId
-
-
-class Weighed(NamedTuple):
-    """An encoding that was thought of: its estimate, its base, and whether reading costs no more than is allowed."""
-
-    choice: Choice
-    base: Ids | None
-    is_admissible: bool
 
 
 class _Coded(NamedTuple):
@@ -142,10 +130,10 @@ class TensorWriter:
     ) -> None:
         self._store = store
         self._reader = reader or TensorReader(store)
+        self._planner = Planner(store, self._reader, effort=effort, products=products)
         self._threads = max(1, threads)
         self._effort: Effort = effort
         self._verify = verify
-        self._products = products
         self._progress = progress
         self._nothing_known = store.is_first
         self._seen: set[tuple[int, int]] = set()
@@ -191,8 +179,8 @@ class TensorWriter:
         return self._plan_small(job) if job.size <= WINDOW_BYTES else self._plan_large(job)
 
     def _plan_small(self, job: StoreJob) -> _Plan:
-        layout = _layout(job)
-        words, data = _buffer("encode.data", job.size, layout)
+        layout = job_layout(job)
+        words, data = buffer("encode.data", job.size, layout)
         job.source.read_into(0, data)
         leaves = leaf_digests(data)
         object_id = _identify(job, leaves)
@@ -201,12 +189,12 @@ class TensorWriter:
             return plan._replace(changed=0)
         if self._store.has(object_id):
             return plan
-        bases = self._bases(job)
+        bases = self._planner.bases(job)
         read: dict[int, Words] = {}
 
         def base_words(index: int) -> Words:
             if index not in read:
-                read[index] = self._base_words(bases[index], 0, job.size, layout, f"encode.base{index}")
+                read[index] = self._planner.read_base(bases[index], 0, job.size, layout, f"encode.base{index}")
             return read[index]
 
         def base_sample(index: int) -> Callable[[], Words]:
@@ -218,15 +206,15 @@ class TensorWriter:
         if tries_all and not bases:
             choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
         else:
-            estimates = estimate_choices(take_sample(words, runs), readers, layout, effort=self._effort)
-            choices = self._admissible(estimates, bases, layout)
+            choices = self._planner.choices(take_sample(words, runs), readers, bases, layout)
         coded = []
-        corrected = self._correction(
+        corrected = self._planner.correct(
             job,
             choices[0],
             bases,
             lambda start, stop: data[start:stop],
             lambda index, start, stop: base_words(index).data.cast("B")[start:stop],
+            extent_bytes=EXTENT_BYTES,
         )
         if corrected is not None:
             choice, (prelude,) = corrected
@@ -249,36 +237,10 @@ class TensorWriter:
             nonfinite=None if job.spec is None else count_nonfinite(words, job.spec.dtype),
         )
 
-    def weigh(self, job: StoreJob) -> list[Weighed]:
-        """The encodings that a job would be chosen from if it were stored now, cheapest first.  Reads samples only."""
-        layout = _layout(job)
-        bases = self._bases(job)
-        sample, readers = self._sampled(job, bases, layout)
-        choices = estimate_choices(sample, readers, layout, effort=self._effort)
-        admissible = self._admissible(choices, bases, layout)
-        return [
-            Weighed(choice, None if choice.base is None else bases[choice.base], choice in admissible)
-            for choice in choices
-        ]
-
-    def _sampled(self, job: StoreJob, bases: Sequence[Ids], layout: Layout) -> tuple[Words, list[Callable[[], Words]]]:
-        runs = sample_runs(job.size // layout.word_bytes)
-
-        def base_sample(base: Ids) -> Callable[[], Words]:
-            return lambda: read_sample(
-                lambda start, stop: self._base_words(base, start, stop, layout, "encode.base").data,
-                runs,
-                layout,
-                self._reader.grain(base),
-            )
-
-        sample = read_sample(job.source.read, runs, layout, job.source.step_bytes)
-        return sample, [base_sample(base) for base in bases]
-
     def _plan_large(self, job: StoreJob) -> _Plan:
-        layout = _layout(job)
-        bases = self._bases(job)
-        sample, readers = self._sampled(job, bases, layout)
+        layout = job_layout(job)
+        bases = self._planner.bases(job)
+        sample, readers = self._planner.sample(job, bases, layout)
         plan = _Plan(job, layout, bases, same_size=bool(bases) and self._reader.size(bases[0]) == job.size)
         if self._may_be_known(job, sample, readers):
             leaves = self._hash(job)
@@ -288,14 +250,14 @@ class TensorWriter:
             if self._store.has(object_id):
                 return plan._replace(id=object_id)
             plan = plan._replace(leaves=leaves)
-        estimates = estimate_choices(sample, readers, layout, effort=self._effort)
-        choice = self._admissible(estimates, bases, layout)[0]
-        corrected = self._correction(
+        choice = self._planner.choices(sample, readers, bases, layout)[0]
+        corrected = self._planner.correct(
             job,
             choice,
             bases,
             job.source.read,
-            lambda index, start, stop: self._base_words(bases[index], start, stop, layout, "encode.base").data,
+            lambda index, start, stop: self._planner.read_base(bases[index], start, stop, layout, "encode.base").data,
+            extent_bytes=EXTENT_BYTES,
         )
         plan = plan._replace(choice=choice)
         if corrected is not None:
@@ -320,7 +282,7 @@ class TensorWriter:
         leaves = LeafHasher()
         for start, stop in windows(job.size, step_bytes=max(job.source.step_bytes, 1 << 20)):
             self._progress.check()
-            _, data = _buffer("encode.data", stop - start, _BYTES_LAYOUT)
+            _, data = buffer("encode.data", stop - start, BYTES_LAYOUT)
             job.source.read_into(start, data)
             leaves.update(data)
         return leaves.finish()
@@ -346,12 +308,12 @@ class TensorWriter:
         for low in range(start, stop, plan.step):
             self._progress.check()
             high = min(low + plan.step, stop)
-            words, data = _buffer("encode.data", high - low, layout)
+            words, data = buffer("encode.data", high - low, layout)
             job.source.read_into(low, data)
             leaves.update(data)
             against = None
             if base is not None:
-                against = self._base_words(base, low, high, layout, "encode.base")
+                against = self._planner.read_base(base, low, high, layout, "encode.base")
                 if plan.counts:
                     changed += _changed(words, against, job.spec)
                 if factors is not None:
@@ -382,43 +344,6 @@ class TensorWriter:
                     raise BugError(f"the codec {codec.name} does not give back what it was given")
             payloads.append(payload)
         return payloads
-
-    def _base_words(self, base: Ids, start: int, stop: int, layout: Layout, name: str) -> Words:
-        """Words of a base, which goes on with zeros beyond its end, in this thread's buffer of that name."""
-        words, data = _buffer(name, stop - start, layout)
-        known = max(start, min(stop, self._reader.size(base) or 0)) - start
-        if known:
-            self._reader.read_into(base, start, data[:known])
-        words[known // layout.word_bytes :] = 0
-        return words
-
-    def _correction(
-        self,
-        job: StoreJob,
-        choice: Choice,
-        bases: Sequence[Ids],
-        read: ReadBytes,
-        read_base: Callable[[int, int, int], memoryview],
-    ) -> tuple[Choice, Sequence[bytes]] | None:
-        """What is to be done instead of `choice` if the tensor is a base plus a product of small rank."""
-        spec, index = job.spec, choice.base or 0
-        if spec is None or not bases or not is_correctable(spec):
-            return None
-        product = None if self._products is None else self._products(job.name)
-        if product is None and choice.bits < _CORRECT_ABOVE * 8 * layout_of(spec).word_bytes:
-            return None
-        if chain_cost(self._store, bases[index]) + 1.0 > MAX_DENSE_COST:
-            return None
-        found = find_correction(
-            read,
-            lambda start, stop: read_base(index, start, stop),
-            spec,
-            product=product,
-            plain_bits=choice.bits,
-            effort=self._effort,
-            extent_bytes=EXTENT_BYTES,
-        )
-        return None if found is None else (Choice(found.codec, index, found.bits), found.preludes)
 
     # -- finishing, in the order of the jobs
 
@@ -493,34 +418,6 @@ class TensorWriter:
         staged.name(object_id)
         return False
 
-    # -- choosing
-
-    def _bases(self, job: StoreJob) -> list[Ids]:
-        """Candidates: the tensor in the parent, the whole one at the end of its chain (see `chain`), those named."""
-        if job.size == 0:
-            return []
-        bases: list[Ids] = []
-        if job.parent is not None and self._reader.size(job.parent):
-            bases.append(job.parent)
-            anchor = anchor_of(self._store, job.parent)
-            if anchor is not None and anchor != job.parent:
-                bases.append(anchor)
-        return bases + [base for base in job.bases if base not in bases and self._reader.size(base)]
-
-    def _admissible(self, choices: list[Choice], bases: Sequence[Ids], layout: Layout) -> list[Choice]:
-        """Leave out what would make reading too costly."""
-        costs = [chain_cost(self._store, base) for base in bases]
-        kept = []
-        for choice in choices:
-            if choice.base is not None:
-                cost = costs[choice.base]
-                # A sparse record of most values is read like a dense one, and must not chain like a small patch.
-                is_dense = choice.codec not in SPARSE_CODECS or choice.bits > SPARSE_BELOW * 8 * layout.word_bytes
-                if cost + 1.0 > MAX_DENSE_COST if is_dense else cost > MAX_SPARSE_COST:
-                    continue
-            kept.append(choice)
-        return kept
-
 
 def write_blob(store: WriteStore, data: bytes, *, name: str, parent: BlobId | None = None) -> BlobId:
     """Store bytes without a tensor meaning; returns their id.
@@ -550,12 +447,6 @@ def _steps(groups: Iterable[list[_Plan]]) -> Iterator[_Step]:
             yield _Step(done)
 
 
-def _buffer(name: str, size_bytes: int, layout: Layout) -> tuple[Words, memoryview]:
-    """This thread's buffer of that name, as words and as bytes."""
-    words = scratch(name, size_bytes // layout.word_bytes, word_dtype(layout))
-    return words, words.view(np.uint8).data
-
-
 def _changed(words: Words, base: Words, spec: TensorSpec | None) -> int:
     """Elements that differ; an element may be several words (C64) or a part of one (F4)."""
     if spec is not None and spec.kind.bits == 8 * 2 * words.dtype.itemsize:
@@ -571,10 +462,6 @@ def _factors(plan: _Plan, start: int) -> Factors | None:
     begin, width = number * EXTENT_BYTES, plan.layout.word_bytes
     words = (min(begin + EXTENT_BYTES, plan.job.size) - begin) // width
     return decode_factors(plan.preludes[number], plan.layout, begin // width, words)
-
-
-def _layout(job: StoreJob) -> Layout:
-    return _BYTES_LAYOUT if job.spec is None else layout_of(job.spec)
 
 
 def _identify(job: StoreJob, leaves: Sequence[bytes]) -> Ids:

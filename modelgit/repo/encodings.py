@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from modelgit.errors import MgitError
 from modelgit.objects import CommitId, Record, TensorEntry, TensorId
 from modelgit.patching.chain import MAX_COST, chain_cost, chain_links
-from modelgit.patching.encode import CORRECTED, TensorWriter, Weighed
+from modelgit.patching.encode import CORRECTED
 from modelgit.patching.jobs import StoredObject, StoreJob
+from modelgit.patching.planner import Planner, Weighed
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.origins import Origin, commits_in_order, origins_of
 from modelgit.repo.usage import codec_of
@@ -20,7 +21,6 @@ from modelgit.repo.usage import codec_of
 if TYPE_CHECKING:
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.repository import Repository
-    from modelgit.store.fs import PackSession
 
 __all__ = ["Estimate", "TensorEncoding", "encodings"]
 
@@ -69,27 +69,23 @@ def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SIL
     old = {} if before is None else repo.models_of(before)
     order = commits_in_order(repo, {commit_id})
     origins = origins_of(repo, set(), order)
-    session = repo.session()
     found = []
-    try:
-        explainer = _Explainer(repo, session, {key: origin for key, origin in origins.items() if key[0] == "tensor"})
-        for model, tensors in repo.models_of(manifest).items():
-            for name, entry in tensors.items():
-                progress.check()
-                previous = old.get(model, {}).get(name)
-                if previous is None or previous.id != entry.id:
-                    found.append(explainer.explain(model, name, entry, previous))
-    finally:
-        session.abort()
+    explainer = _Explainer(repo, {key: origin for key, origin in origins.items() if key[0] == "tensor"})
+    for model, tensors in repo.models_of(manifest).items():
+        for name, entry in tensors.items():
+            progress.check()
+            previous = old.get(model, {}).get(name)
+            if previous is None or previous.id != entry.id:
+                found.append(explainer.explain(model, name, entry, previous))
     return found
 
 
 class _Explainer:
-    def __init__(self, repo: Repository, session: PackSession, origins: dict[tuple[str, bytes], Origin]) -> None:
+    def __init__(self, repo: Repository, origins: dict[tuple[str, bytes], Origin]) -> None:
         self._repo = repo
         self._origins = origins
         self._reader: TensorReader = repo.reader()
-        self._writer = TensorWriter(session, threads=1, effort=repo.settings.storage.effort, reader=self._reader)
+        self._planner = Planner(repo.store, self._reader, effort=repo.settings.storage.effort)
 
     def explain(self, model: str, name: str, entry: TensorEntry, previous: TensorEntry | None) -> TensorEncoding:
         store = self._repo.store
@@ -132,7 +128,7 @@ class _Explainer:
             name, source, entry.spec, entry.spec.size_bytes, previous.id if usable and previous is not None else None
         )
         try:
-            return self._writer.weigh(job) if entry.spec.size_bytes else []
+            return self._planner.weigh(job) if entry.spec.size_bytes else []
         except MgitError:
             return []  # what it is compared with lies elsewhere, or was pruned: the record still says what was done
 

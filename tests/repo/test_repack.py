@@ -109,8 +109,8 @@ def test_chains_that_cost_too_much_are_flattened(bot: Repository, files, monkeyp
     for name, bound in {
         "repo.repack.MAX_COST": 1.7,
         "patching.recode.MAX_COST": 1.7,
-        "patching.encode.MAX_SPARSE_COST": 1.2,
-        "patching.encode.MAX_DENSE_COST": 1.2,
+        "patching.planner.MAX_SPARSE_COST": 1.2,
+        "patching.planner.MAX_DENSE_COST": 1.2,
     }.items():
         monkeypatch.setattr(f"modelgit.{name}", bound)
     dry = repack(bot, dry_run=True)
