@@ -42,6 +42,8 @@ class MgitError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # tracebacks in notebooks and scripts show it, too
 
 
 class NegativeAnswer(MgitError):

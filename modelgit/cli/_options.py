@@ -97,6 +97,14 @@ class Command(click.Command):
         self.common = common_options()
         self.params.extend(self.common)
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """As click does, but an error of its parser names the command, too, so that a hint can."""
+        try:
+            return super().parse_args(context, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or context
+            raise
+
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The example, the command's own options, then the common ones."""
         if self.example:

@@ -117,6 +117,9 @@ def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
     words = []
     if patch.tensors:
         codecs = ", ".join(f"{number} {codec}" for codec, number in result.encodings.items())
+        brought = sum(change.kind != "removed" for change in patch.tensors)
+        if (here := brought - sum(result.encodings.values())) > 0:
+            codecs += f"{', ' if codecs else ''}{here} stored already"
         words.append(plural(len(patch.tensors), "tensor") + (f": {codecs}" if codecs and not result.is_first else ""))
     if patch.files:
         words.append(plural(len(patch.files), "file"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -62,7 +64,7 @@ def track(session: Session, paths: tuple[str, ...], training_state: bool, opaque
         session.output.json("mgit.track/1", {"added": plain_data(found), "paths": list(repo.settings.track.paths)})
         return
     for item in found:
-        _say(session.output, item)
+        _say(session.output, item, repo.settings.track.training_state)
 
 
 def _track_training(session: Session, paths: tuple[str, ...], *, as_json: bool) -> None:
@@ -91,7 +93,7 @@ def _track_training(session: Session, paths: tuple[str, ...], *, as_json: bool) 
         _list(output, "files", tuple(files))
 
 
-def _say(output: Output, found: TrackedModel) -> None:
+def _say(output: Output, found: TrackedModel, training_state: Sequence[str]) -> None:
     words = [f"{found.title} of {shortened(printable(found.base_model), _BASE)}" if found.base_model else found.title]
     if found.tensors:
         words += [plural(found.tensors, "tensor"), f"{amount(found.parameters)} parameters", found.dtypes]
@@ -100,7 +102,12 @@ def _say(output: Output, found: TrackedModel) -> None:
     elif len(found.files) != 1:
         words.append(plural(len(found.files), "file"))
     output.say("Tracking ", bold(found.path), f": {', '.join([*words, size(found.size_bytes)])}")
-    _list(output, "ignored", found.ignored)
+    state = {path for path in found.ignored if _is_training_state(path)}
+    beside = {path for path in state if any(_is_below(path, place) for place in training_state)}
+    _list(output, "ignored", tuple(path for path in found.ignored if path not in beside))
+    _list(output, "beside", tuple(sorted(beside)), "recorded as training state")
+    if state - beside:
+        output.say(f"hint: `mgit track --training-state {shlex.quote(found.path)}` records the state of training, too")
     reasons = dict(found.notes)
     _list(output, "not read", tuple(path for path in found.opaque if path not in reasons), "recorded byte for byte")
     for path, reason in found.notes:
@@ -108,6 +115,17 @@ def _say(output: Output, found: TrackedModel) -> None:
     _list(output, "apart", found.apart, "not what the model is loaded from")
     _list(output, "skipped", found.links, "symbolic links are not followed")
     _list(output, "skipped", found.special, "not plain files")
+
+
+def _is_training_state(path: str) -> bool:
+    from modelgit.config.schema import TRAINING_NAMES
+    from modelgit.formats.listing import matching_pattern
+
+    return matching_pattern(path.rstrip("/"), TRAINING_NAMES, directory=path.endswith("/")) is not None
+
+
+def _is_below(path: str, place: str) -> bool:
+    return place == "." or path.rstrip("/") == place or path.startswith(f"{place}/")
 
 
 def _list(output: Output, title: str, names: tuple[str, ...], reason: str = "") -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import FORMATS, CheckpointFormat, ReadAt, ScannedFile
-from modelgit.formats.lookalikes import is_weight_name
+from modelgit.formats.lookalikes import is_weight_name, refuse_page
 
 __all__ = ["FileReader", "scan_file", "scan_reader"]
 
@@ -160,6 +160,7 @@ def scan_reader(file: ReadAt, *, opaque: bool = False) -> ScannedFile:
     if opaque:
         return FORMATS.get("opaque").scan(file)
     head = file.read(0, min(file.size, _HEAD_BYTES))
+    refuse_page(head, file.shown)
     for candidate in _candidates(head, file.path.name):
         if candidate.detect(head, file.path.name):
             return candidate.scan(file)

@@ -11,7 +11,15 @@ from pathlib import PurePosixPath
 
 from modelgit.errors import CheckpointFormatError
 
-__all__ = ["TORCH_SUFFIXES", "WEIGHT_SUFFIXES", "is_torch_name", "is_weight_name", "refuse_lookalike", "refuse_pointer"]
+__all__ = [
+    "TORCH_SUFFIXES",
+    "WEIGHT_SUFFIXES",
+    "is_torch_name",
+    "is_weight_name",
+    "refuse_lookalike",
+    "refuse_page",
+    "refuse_pointer",
+]
 
 WEIGHT_SUFFIXES = frozenset(
     {".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".keras", ".model", ".msgpack", ".npy", ".npz", ".onnx"}
@@ -43,6 +51,18 @@ def refuse_pointer(head: bytes, size: int, shown: str) -> None:
         )
 
 
+def refuse_page(head: bytes, shown: str) -> None:
+    """Raise CheckpointFormatError if a file under the name of weights is a web page: a download that failed.
+
+    Not for `.model`, which other tools write in XML.
+    """
+    if is_weight_name(shown) and not shown.lower().endswith(".model") and _PAGE.match(head):
+        raise CheckpointFormatError(
+            f"{shown} is a web page or an XML answer, not weights",
+            hint=f"download it again; `mgit track --opaque {shown}` records it as it is",
+        )
+
+
 def refuse_lookalike(head: bytes, size: int, shown: str) -> None:
     """Raise CheckpointFormatError if a file called `*.safetensors` is something well known instead.
 
@@ -56,8 +76,7 @@ def refuse_lookalike(head: bytes, size: int, shown: str) -> None:
     rename = "convert it with `safetensors`, or rename it after what it is"
     if size == 0:
         raise CheckpointFormatError(f"{shown} is empty, not a safetensors file", hint=again)
-    if _PAGE.match(head):
-        raise CheckpointFormatError(f"{shown} is a web page or an XML answer, not weights", hint=again)
+    refuse_page(head, shown)
     if head.startswith(b'{"'):
         raise CheckpointFormatError(f"{shown} is JSON text, not weights", hint=again)
     if _PICKLE.match(head):

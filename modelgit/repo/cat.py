@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,9 +72,10 @@ def find_tensor(repo: Repository, revision: str, name: str, *, model: str | None
         path, entry = found[0]
         return FoundTensor(path, repo.load(revision, model=path)[entry.name])
     near = difflib.get_close_matches(name, {entry.name for _, entry in listed}, n=1)
+    where, only = (revision, "") if model is None else (f"{model} of {revision}", f" --model {shlex.quote(model)}")
     raise UsageError(
-        f"no tensor `{name}` in {revision}" + (f"; did you mean `{near[0]}`?" if near else ""),
-        hint=f"`mgit cat-tensor {revision}` lists the tensors",
+        f"no tensor `{name}` in {where}" + (f"; did you mean `{near[0]}`?" if near else ""),
+        hint=f"`mgit cat-tensor {revision}{only}` lists the tensors",
     )
 
 

@@ -78,6 +78,11 @@ class LazyTensor:
         return self.spec.shape
 
     @property
+    def dtype(self) -> str:
+        """The dtype by its name in safetensors, as in `spec`."""
+        return self.spec.dtype
+
+    @property
     def size_bytes(self) -> int:
         """Raw bytes of what this gives."""
         return self.spec.size_bytes
@@ -111,7 +116,11 @@ class LazyTensor:
         """Rows `start` to `stop` (exclusive) of the first dimension; raises UsageError when they are not all there."""
         count = self.shape[0] if self.shape else 0
         if not 0 <= start <= stop <= count:
-            raise UsageError(f"{self.name} has rows 0 to {count}, {start} to {stop} are asked for")
+            shown = f"row {start} is" if stop == start + 1 else f"rows {start}:{stop} are"
+            raise UsageError(
+                f"{self.name} has {count} rows, and {shown} asked for",
+                hint="they are counted from 0; negative ones count from the end",
+            )
         return self[start:stop]
 
     def verified(self) -> LazyTensor:
@@ -346,6 +355,9 @@ class ModelState(Mapping[str, LazyTensor]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"ModelState({self.model}, {len(self)} tensors)"
 
     def arrays(self) -> ArrayState:
         """The same, giving numpy arrays to compute with: what models are built from."""

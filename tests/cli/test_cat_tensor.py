@@ -109,10 +109,10 @@ def test_what_is_not_there_is_named(bot: Any, files: Any) -> None:
     assert "did you mean `scalar`?" in ran.err and "`mgit cat-tensor main`" in ran.err
     for rows, what in [
         ("1:x", "no range"),
-        ("39:41", "rows 0 to 40"),
-        ("5:3", "rows 0 to 40"),
-        ("-41", "rows 0 to 40"),
-        ("40", "rows 0 to 40"),
+        ("39:41", "w has 40 rows, and rows 39:41 are asked for"),
+        ("5:3", "w has 40 rows"),
+        ("-41", "w has 40 rows"),
+        ("40", "w has 40 rows, and row 40 is asked for"),
     ]:
         assert what in bot("cat-tensor", "main", "w", f"--rows={rows}", code=2).err
     assert "scalar" in bot("cat-tensor", "main", "scalar", "--rows", "0", code=2).err
@@ -122,6 +122,9 @@ def test_what_is_not_there_is_named(bot: Any, files: Any) -> None:
     ran = bot("cat-tensor", "main", "w", code=2)
     assert "2 models have a tensor `w`: bot.safetensors, other.safetensors" in ran.err and "--model" in ran.err
     assert "other.safetensors" in bot("cat-tensor", "main", "w", "--model", "other.safetensors").out
+    ran = bot("cat-tensor", "main", "scalar", "--model", "other.safetensors", code=2)
+    assert "no tensor `scalar` in other.safetensors of main" in ran.err
+    assert "`mgit cat-tensor main --model other.safetensors`" in ran.err
 
 
 def test_snapshot_prints_a_path(bot: Any) -> None:

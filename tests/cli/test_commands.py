@@ -37,6 +37,20 @@ def test_init_elsewhere_with_another_branch(mgit: Any) -> None:
     assert mgit("status", cwd=mgit.directory / "models").out.startswith("On branch trunk, no commits yet\n")
 
 
+def test_track_says_how_to_record_the_state_of_training(mgit: Any, files: Any) -> None:
+    mgit("init")
+    (mgit.directory / "bot").mkdir()
+    (mgit.directory / "bot" / "model.safetensors").write_bytes(files.of_arrays(files.floats(1)))
+    assert "hint" not in mgit("track", "bot").err
+    (mgit.directory / "bot" / "optimizer.pt").write_bytes(b"moments")
+    said = mgit("track", "bot").err
+    assert "ignored" in said and "hint: `mgit track --training-state bot`" in said
+    mgit("track", "--training-state", "bot")
+    said = mgit("track", "bot").err
+    assert "beside    bot/optimizer.pt  (recorded as training state)" in said
+    assert "hint" not in said and "ignored" not in said
+
+
 def test_track_from_a_subdirectory_and_untrack(mgit: Any) -> None:
     (mgit.directory / "data").mkdir()
     (mgit.directory / "data" / "a.txt").write_text("a")

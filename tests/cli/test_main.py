@@ -77,6 +77,12 @@ def test_no_suggestion_where_none_is_near(mgit: Any) -> None:
     assert ran.err == "error: no command `quux`\nhint: `mgit --help` lists the commands\n"
 
 
+def test_an_option_without_its_value_says_where_to_look(mgit: Any) -> None:
+    assert mgit("gc", "--prune", code=2).err == (
+        "error: option '--prune' requires an argument\nhint: `mgit gc --help` shows how it is used\n"
+    )
+
+
 @pytest.mark.parametrize("word", sorted(GIT_WORDS))
 def test_words_of_git_are_answered_with_ours(mgit: Any, word: str) -> None:
     ran = mgit(word, "x", code=2)

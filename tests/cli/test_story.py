@@ -33,7 +33,7 @@ _MASKS = (
     (re.compile(r"\b[\d,]+(?= tensors?\b| objects?\b| of [\d,]+ tensors| of [\d,]+ values| values\b)"), "[n]"),
     (re.compile(r"\b\d+(?= packs?\b)"), "[n]"),
     (re.compile(r"\b\d+ of 120 examples"), "[n] of 120 examples"),
-    (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
+    (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z -]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
     (re.compile(r"(?<=most of the change: ).*"), "[tensors]"),
     (re.compile(r"[▁▂▃▄▅▆▇█]"), "▒"),
     (re.compile(r"(?<=\S) {2,}"), "  "),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import FORMATS
-from modelgit.formats.detect import _has_signs, scan_file
+from modelgit.formats.detect import FileReader, _has_signs, scan_file, scan_reader
 
 HEADS = [
     b"", b"{}", b"GGUF\3\0\0\0", b"PK\3\4" + bytes(22) + b"\x05\0\0\0a.npy",
@@ -43,3 +44,15 @@ def test_text_has_none_and_loads_no_parser(tmp_path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(FORMATS, "get", lambda known: opaque if known == "opaque" else refuse(known))
             assert scan_file(path, shown=name).format == "opaque"
+
+
+@pytest.mark.parametrize("name", ["m.pt", "pytorch_model.bin", "m.gguf", "a.npz", "m.safetensors", "m.onnx"])
+def test_a_download_page_is_no_checkpoint_under_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(CheckpointFormatError, match="is a web page or an XML answer, not weights") as caught:
+        scan_file(tmp_path / name, shown=name)
+    assert f"`mgit track --opaque {name}`" in str(caught.value.hint)
+    with FileReader(tmp_path / name, shown=name) as file:
+        assert scan_reader(file, opaque=True).format == "opaque"
+    (tmp_path / "page.html").write_bytes((tmp_path / name).read_bytes())
+    assert scan_file(tmp_path / "page.html", shown="page.html").format == "opaque"

@@ -135,13 +135,23 @@ def test_rows_are_those_of_numpy(repo: Repository, load: Callable[..., Any], thr
     assert len(tensor) == 300 and len(list(tensor[:3])) == 3
 
 
+def test_shown_in_a_notebook(load: Callable[..., Any]) -> None:
+    state = load(t=("F32", (3, 2), bytes(24)))
+    assert repr(state).startswith("ModelState(") and repr(state).endswith(", 1 tensors)")
+    assert repr(state["t"][:2]) == "LazyTensor(t, F32 [2, 2])"
+    assert (state["t"].dtype, state["t"][0].shape) == ("F32", (2,))
+    with pytest.raises(UsageError) as caught:
+        state["t"][0:2, 1]
+    assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]
+
+
 def test_what_is_not_there_is_named(load: Callable[..., Any]) -> None:
     state = load(t=("F32", (3, 2), bytes(24)), s=("F32", (), bytes(4)))
     for key in (3, -4):
         with pytest.raises(IndexError, match="t has 3 rows"):
             state["t"][key]
     for start, stop in [(0, 4), (-1, 2), (2, 1)]:
-        with pytest.raises(UsageError, match="t has rows 0 to 3"):
+        with pytest.raises(UsageError, match="t has 3 rows, and rows"):
             state["t"].rows(start, stop)
     with pytest.raises(UsageError, match="s is a scalar"):
         state["s"][0]
