@@ -23,7 +23,7 @@ Words = NDArray[np.unsignedinteger]
 Effort = OneOf["fast", "balanced", "tight"]
 """How much time coding may take for how little space; it changes what a writer tries, never what a reader must know."""
 
-WINDOWS: dict[Effort, tuple[int, ...]] = {"fast": (16,), "balanced": (16, 14), "tight": (16, 15, 14)}
+WINDOWS: dict[Effort, tuple[int, ...]] = {"fast": (16,), "balanced": (16,), "tight": (16, 15, 14)}
 """Which sizes of Huffman tables are tried (`numerics.streams`)."""
 
 
