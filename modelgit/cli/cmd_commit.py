@@ -78,7 +78,7 @@ def commit(
             allow_empty=allow_empty,
             masks=masks,
             base=base,
-            adapters=adapters,
+            adapters=[session.path(adapter) for adapter in adapters],
             source=source,
             as_path=None if as_path is None else session.tree_path(as_path),
             worktree=not no_worktree,
@@ -99,6 +99,8 @@ def commit(
     if no_worktree and result.branch == session.repository.view().branch:
         session.output.say("The work tree is as it was before.")
         session.output.say("hint: `mgit restore .` brings it up to date")
+    if adapters and result.encodings and "lowrank" not in result.encodings:
+        session.output.say("No tensor is stored by the adapter's factors: it is not what changed, or others took less.")
     if result.unmatched:
         names = ", ".join(result.unmatched[:3]) + (", …" if len(result.unmatched) > 3 else "")
         count = plural(len(result.unmatched), "adapted module")

@@ -97,7 +97,7 @@ def full_entry(entry: LogEntry) -> list[list[Part]]:
     if commit.recipe is not None:
         lines.append(["Recipe: ", _recipe(commit.recipe)])
     for name, value in commit.trailers.items():
-        lines.append([f"{name.capitalize() + ':':<8}", " ".join(value.split())])
+        lines.append([f"{name.capitalize() + ': ':<8}", " ".join(value.split())])
     if entry.pruned is not None:
         lines.append(["Weights:", dim(f" pruned by retention on {entry.pruned}")])
     lines.append([])

@@ -71,6 +71,12 @@ class CommitResult(NamedTuple):
     training_bytes: int = 0
     unmatched: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line: a notebook shows what its last expression gives, and a manifest fills pages."""
+        tensors = len(self.patch.tensors)
+        where = self.branch or "detached"
+        return f"CommitResult({self.id.short} on {where}, {tensors} tensors changed, {self.bytes_added} bytes added)"
+
 
 def commit(
     repo: Repository,

@@ -52,6 +52,20 @@ def test_an_adapter_and_its_base(mgit: Any, files: Any, pickled: bool) -> None:
     assert files.digests(mgit.directory) == before
 
 
+def test_an_adapter_that_was_not_merged_is_mentioned(mgit: Any, files: Any) -> None:
+    arrays = {f"layers.{layer}.q_proj.weight": np.ones((64, 64), "<f4") for layer in range(2)}
+    (mgit.directory / "model.safetensors").write_bytes(files.of_arrays(arrays))
+    write_adapter(mgit.directory / "lora", files, 1, pickled=False)
+    mgit("init")
+    mgit("track", "model.safetensors")
+    mgit("commit", "-m", "base")
+    noise = np.random.default_rng(3)
+    changed = {name: (a + noise.standard_normal(a.shape)).astype("<f4") for name, a in arrays.items()}
+    (mgit.directory / "model.safetensors").write_bytes(files.of_arrays(changed))
+    assert "No tensor is stored by the adapter's factors" in mgit("commit", "-m", "two", "--adapter", "lora").err
+    assert "Adapter: b3:" in mgit("show").out, "the commit says which one was declared"
+
+
 @pytest.mark.parametrize(
     "config", ["{}", "not json", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": 7}']
 )

@@ -50,6 +50,9 @@ def test_a_declared_adapter_is_what_is_stored(merged: tuple[Repository, Path]) -
     result = repo.commit("merged", adapters=[adapter])
     assert result.encodings == {"lowrank": 2}
     assert result.unmatched == ("gone",)
+    assert repr(result) == (
+        f"CommitResult({result.id.short} on main, 2 tensors changed, {result.bytes_added} bytes added)"
+    )
     assert result.bytes_added < 2 * 256 * 300 * 4 / 8
     assert result.commit.trailers["adapter"].startswith("b3:")
     assert result.commit.trailers["adapter"].endswith("scaling 2")
