@@ -70,6 +70,9 @@ def report(error: BaseException, output: Output, *, debug: bool) -> int:
             "type it in UTF-8; `export LC_ALL=C.UTF-8` if the locale is not",
         )
         return USAGE
+    if isinstance(error, MemoryError):
+        output.error("there is not enough memory for what was asked", None)
+        return _OS_ERROR
     output.error(f"bug: {type(error).__name__}: {error}", _bug_hint(debug=debug))
     return BUG
 

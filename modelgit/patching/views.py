@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modelgit.objects import BlobId, TensorId, TensorSpec, TensorView, check_view
 from modelgit.patching.base import TensorReads, windows
@@ -19,8 +21,9 @@ _BORDER = 8  # bytes: a multiple of every word
 class ViewBytes:
     """The raw bytes of `view` in row-major order, from `read(start, stop)` of the stored tensor of spec `base`.
 
-    Parts of a view without strides are read as they are asked for; one with strides is put together whole, once, in
-    memory of its own size and that of the bytes it spans.
+    Parts of a view without strides are read as they are asked for.  Of one with strides the stored bytes that it spans
+    are read once and kept, and parts are put together from them as they are asked for: a view may repeat a few bytes
+    into gigabytes.
     Raises CheckpointFormatError for a view that reaches beyond its tensor.
     """
 
@@ -31,26 +34,30 @@ class ViewBytes:
         self._view = view
         self._limit = base.size_bytes
         self.spec = check_view(view, base)
-        self._whole: bytes | None = None
+        self._elements: NDArray[np.void] | None = None
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> bytearray:
         """Bytes `start` to `stop` of the view."""
         if not self._view.strides:
             return self._span(self._view.offset + start, self._view.offset + stop)
+        if not self.spec.size_bytes:
+            return bytearray()
         with self._lock:
-            if self._whole is None:
-                self._whole = self._gather()
-            return bytearray(self._whole[start:stop])
+            if self._elements is None:
+                self._elements = self._gather()
+        width = self.spec.kind.bits // 8
+        first = start // width
+        data = bytearray().join(_flat(self._elements, first, -(-stop // width)))
+        return data[start - first * width : stop - first * width]
 
     def _span(self, start: int, stop: int) -> bytearray:
         low = start // _BORDER * _BORDER
         high = min(-(-stop // _BORDER) * _BORDER, self._limit)
         return bytearray(self._read(low, high)[start - low : stop - low])
 
-    def _gather(self) -> bytes:
-        if not self.spec.size_bytes:
-            return b""
+    def _gather(self) -> NDArray[np.void]:
+        """The elements of the view, over the stored bytes that it spans."""
         width = self.spec.kind.bits // 8
         shape, strides = self.spec.shape, self._view.strides
         last = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
@@ -60,7 +67,24 @@ class ViewBytes:
             data[start:stop] = self._span(self._view.offset + start, self._view.offset + stop)
         elements = np.frombuffer(data, f"V{width}")
         steps = tuple(stride * width for stride in strides)
-        return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False).tobytes()
+        return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
+
+
+def _flat(elements: NDArray[np.void], start: int, stop: int) -> Iterator[bytes]:
+    """The bytes of elements `start` to `stop`, counted in row-major order, without touching others."""
+    if start >= stop:
+        return
+    row = math.prod(elements.shape[1:])
+    first, last = -(-start // row), stop // row
+    if first > last:  # inside of one row
+        yield from _flat(elements[last], start - last * row, stop - last * row)
+        return
+    if start < first * row:
+        yield from _flat(elements[first - 1], start - (first - 1) * row, row)
+    if first < last:
+        yield elements[first:last].tobytes()
+    if last * row < stop:
+        yield from _flat(elements[last], 0, stop - last * row)
 
 
 class ViewReader:
