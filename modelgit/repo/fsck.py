@@ -13,6 +13,8 @@ from modelgit.objects import (
     BlobId,
     CommitId,
     ContentId,
+    EvalRecord,
+    EvalRecordId,
     FileContent,
     Literal,
     ManifestId,
@@ -209,6 +211,8 @@ def reachable_objects(
             continue
         try:
             children = list(children_of(repo, object_id))
+            if isinstance(object_id, EvalRecordId):
+                read_record(repo.store, object_id, EvalRecord)
             if isinstance(object_id, CommitId) and object_id in pruned:
                 manifest = repo.commit_at(object_id).manifest
                 children = [child for child in children if child[0] != manifest]

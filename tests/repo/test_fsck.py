@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable
 
 import numpy as np
+import zstandard
 
 from modelgit.errors import MgitError
-from modelgit.objects import FileContent, TensorId
+from modelgit.objects import EvalRecordId, FileContent, TensorId, id_class
 from modelgit.repo import Repository
 from modelgit.repo.fsck import FsckReport, fsck
 
@@ -120,3 +121,32 @@ def test_quick_finds_what_is_missing(bot: Repository, files) -> None:
     other.close()
     assert not report.is_sound
     assert all("missing" in item.problem for item in report.findings)
+
+
+def test_a_verdict_that_is_not_what_its_id_says_is_found(bot: Repository) -> None:
+    """The pack is as its name and its index promise: whoever wrote it wrote another verdict."""
+    records, old = list(bot.store.objects()), sorted(bot.store.lookup.packs())
+    assert [item.kind for item in records].count("eval") == 1
+    session = bot.session()
+    for item in records:
+        kind, cut = id_class(item.kind), item.length - item.header
+        header = bot.store.read_part(item, cut, item.length)
+        payload = bot.store.read_part(item, 0, cut)
+        if item.kind == "eval":
+            record = zstandard.decompress(payload[1:]).replace(b"builtin", b"Builtin")
+            payload = payload[:1] + zstandard.compress(record)
+        session.append(
+            kind(item.digest),
+            start=item.start,
+            stop=item.stop,
+            total=item.total,
+            header=header,
+            payload=[payload],
+            base=None if item.base is None else kind(item.base),
+        )
+    session.seal()
+    for name in old:
+        bot.store.delete(name)
+    [finding] = fsck(bot).findings
+    assert finding.subject == str(next(EvalRecordId(item.digest) for item in records if item.kind == "eval"))
+    assert "does not match its bytes" in finding.problem

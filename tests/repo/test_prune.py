@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modelgit.config.load import ConfigLayer, load_settings
-from modelgit.errors import UsageError, WeightsPruned
+from modelgit.errors import RemoteError, UsageError, WeightsPruned
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_branch, create_tag
@@ -277,6 +277,24 @@ def test_what_was_pushed_before_can_be_pushed_on(run: Repository, files, tmp_pat
     run.switch("main")
     run.switch("origin/runs/a", detach=True)
     assert fsck(run).is_sound
+
+
+def test_a_remote_that_prunes_gets_what_it_lacks(run: Repository, tmp_path) -> None:
+    other = clone(str(run.worktree), tmp_path / "other", environment=run.environment)
+    assert prune(run).pruned == 8
+    # A child of a commit whose weights the remote pruned shares tensors with it: they must come again.
+    other.switch("origin/runs/a~9", detach=True)
+    other.switch("runs/b", create=True)
+    file = other.worktree / "bot.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    other.commit("child")
+    push(other, "origin", ["runs/b"])
+    other.close()
+    assert fsck(run).is_sound
+    run.switch("runs/b")
+    assert (run.worktree / "bot.safetensors").read_bytes() == data
 
 
 def test_undo_does_not_step_onto_weights_that_are_gone(run: Repository, files) -> None:
