@@ -25,7 +25,7 @@ from modelgit.remotes.base import Needed
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
-__all__ = ["check_content", "closure", "new_commits"]
+__all__ = ["check_content", "closure", "new_commits", "weights_of"]
 
 
 def new_commits(
@@ -85,6 +85,22 @@ def closure(
         yield from once(Needed(commit_id, f"commit {commit_id.short}"))
 
 
+def weights_of(store: ObjectStore, commit: Commit) -> set[ObjectId]:
+    """The tensors and literals of the files that a model of `commit` calls weights.  Reads metadata only."""
+    manifest = read_record(store, commit.manifest, Manifest)
+    paths = {path for model in manifest.models for path in model.weights}
+    found: set[ObjectId] = set()
+    for entry in manifest.files:
+        if entry.path in paths:
+            found |= _parts(read_record(store, entry.digest, FileContent))
+    return found
+
+
+def _parts(content: FileContent) -> set[ObjectId]:
+    blobs = {segment.blob for segment in content.segments if isinstance(segment, Literal)}
+    return {*blobs, *(tensor.id for tensor in content.tensors)}
+
+
 def _shared(store: ObjectStore, parent: CommitId, manifest: Manifest) -> set[ObjectId]:
     """What the other side has through `parent` and `manifest` may need again."""
     record = read_record(store, parent, Commit)
@@ -95,9 +111,7 @@ def _shared(store: ObjectStore, parent: CommitId, manifest: Manifest) -> set[Obj
         return shared
     for entry in old.files:
         if entry.digest not in kept:  # replaced or moved: its tensors may live on in another file
-            content = read_record(store, entry.digest, FileContent)
-            shared.update(tensor.id for tensor in content.tensors)
-            shared.update(segment.blob for segment in content.segments if isinstance(segment, Literal))
+            shared |= _parts(read_record(store, entry.digest, FileContent))
     return shared
 
 

@@ -6,7 +6,7 @@ A failure at any point leaves the receiving side as it was, plus at worst packs 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
@@ -16,11 +16,12 @@ from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Transport, Upload
-from modelgit.remotes.closure import closure, new_commits
+from modelgit.remotes.closure import closure, new_commits, weights_of
 from modelgit.remotes.reading import CombinedStore
 from modelgit.remotes.receive import copy_records, verify_objects
 from modelgit.remotes.selection import batches, select_records
 from modelgit.remotes.updates import allowed_updates, contains_commit
+from modelgit.store.base import ObjectStore
 from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.metadata import read_record
 
@@ -137,25 +138,38 @@ def _send(
             lacking=IntegrityError,
         )
         size = copy_records(local.read_part, selection.records, upload, task="send", progress=progress)
+        bare = _bare(prunings, commits, local, missing)
         upload.finish(selection.items, threads=threads, progress=progress)
     except BaseException:
         with contextlib.suppress(MgitError):
             upload.abort()
         raise
-    return upload, _Sent(len(commits), len(selection.items), size), _among(prunings, commits)
+    return upload, _Sent(len(commits), len(selection.items), size), bare
 
 
 def _pruned(prunings: Iterable[Pruning]) -> set[CommitId]:
     return {commit for item in prunings for commit in item.commits}
 
 
-def _among(prunings: Iterable[Pruning], commits: Collection[CommitId]) -> tuple[Pruning, ...]:
-    """The prunings of `commits`."""
+def _bare(
+    prunings: Iterable[Pruning],
+    commits: Mapping[CommitId, Commit],
+    store: ObjectStore,
+    missing: Callable[[Collection[ObjectId]], set[ObjectId]],
+) -> tuple[Pruning, ...]:
+    """The prunings of those `commits` that the receiver has not got whole.
+
+    It may have weights that the sender pruned, under refs that the sender knows nothing of: these are not pruned there.
+    """
     found = []
     for item in prunings:
-        kept = tuple(commit for commit in item.commits if commit in commits)
-        if kept:
-            found.append(Pruning(family=item.family, time_ms=item.time_ms, commits=kept))
+        bare = tuple(
+            commit
+            for commit in item.commits
+            if commit in commits and any(map(missing, batches(sorted(weights_of(store, commits[commit])))))
+        )
+        if bare:
+            found.append(Pruning(family=item.family, time_ms=item.time_ms, commits=bare))
     return tuple(found)
 
 
@@ -194,6 +208,10 @@ def fetch(
     it sends something else than what was asked for; nothing is kept then.
     """
     store = CombinedStore(session, transport, far_name=remote)
+
+    def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
+        return {object_id for object_id in ids if not session.has(object_id)}
+
     try:
         shared = set(have)
         stop = set(ancestors(shared, lambda commit: read_record(session, commit, Commit).parents))
@@ -218,15 +236,16 @@ def fetch(
         selection = select_records(
             transport.locate,
             needed,
-            lambda ids: {object_id for object_id in ids if not session.has(object_id)},
+            missing,
             where=remote,
             lacking=RemoteError,
         )
         size = copy_records(transport.fetch, selection.records, session, task="receive", progress=progress)
+        bare = _bare(prunings, commits, store, missing)
         verify_objects(session, selection.items, threads=threads, where=remote, progress=progress)
         session.seal()
     except BaseException:
         with contextlib.suppress(MgitError):
             session.abort()
         raise
-    return FetchResult(session, tuple(commits), len(selection.items), size, _among(prunings, commits))
+    return FetchResult(session, tuple(commits), len(selection.items), size, bare)

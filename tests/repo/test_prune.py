@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modelgit.config.load import ConfigLayer, load_settings
-from modelgit.errors import RemoteError, UsageError, WeightsPruned
+from modelgit.errors import UsageError, WeightsPruned
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_branch, create_tag
@@ -295,6 +295,26 @@ def test_a_remote_that_prunes_gets_what_it_lacks(run: Repository, tmp_path) -> N
     assert fsck(run).is_sound
     run.switch("runs/b")
     assert (run.worktree / "bot.safetensors").read_bytes() == data
+
+
+def test_pushing_a_thinned_run_takes_no_weights_from_a_remote_that_has_them(run: Repository, files, tmp_path) -> None:
+    add_remote(run, "origin", str(tmp_path / "remote"))
+    push(run, "origin", ["main", "runs/a"])
+    # Somebody goes on there, so that the tip of the run there is not known here.
+    other = clone(str(tmp_path / "remote"), tmp_path / "other", branch="runs/a", environment=run.environment)
+    checkpoint(other, files, 12)
+    push(other, "origin", ["runs/a"])
+    assert prune(run).pruned == 8
+    run.switch("runs/a")
+    run.switch("runs/b", create=True)
+    checkpoint(run, files, 13)
+    push(run, "origin", ["runs/b"])
+    fetch(other)
+    assert not [entry for entry in log(other, "origin/runs/b") if entry.pruned]
+    other.close()
+    late = clone(str(tmp_path / "remote"), tmp_path / "late", branch="runs/a", environment=run.environment)
+    assert steps_kept(late) == list(range(13))
+    late.close()
 
 
 def test_undo_does_not_step_onto_weights_that_are_gone(run: Repository, files) -> None:
