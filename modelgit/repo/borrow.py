@@ -153,9 +153,8 @@ def copy(repo: Repository, *, external: bool = False, progress: Progress = SILEN
 
 
 def _copy(repo: Repository, records: list[Needed], again: list[_Leaf], left: int, progress: Progress) -> CopyReport:
-    session = repo.session()
-    session.borrows = "none"
-    try:
+    with repo.session() as session:
+        session.borrows = "none"
         selection = select_records(
             lambda ids: {object_id: repo.store.portable(object_id) for object_id in ids},
             records,
@@ -178,9 +177,6 @@ def _copy(repo: Repository, records: list[Needed], again: list[_Leaf], left: int
                 raise IntegrityError(f"{leaf.id.KIND} {leaf.id} ({leaf.name}) changed while it was being read")
         progress.finish("store")
         session.seal()
-    except BaseException:
-        session.abort()
-        raise
     return CopyReport(objects=len(selection.items) + len(again), bytes_added=session.bytes_written, external=left)
 
 
@@ -209,9 +205,8 @@ def _only_there(repo: Repository, line: LenderLine) -> int:
 
 def _check_stores(repo: Repository) -> None:
     """Compare what only lending repositories have with its ids, if that was never done or is forgotten."""
-    session = repo.session()
-    session.borrows = "any"
-    try:
+    with repo.session() as session:
+        session.borrows = "any"
         relied = [
             Relied(leaf.id, leaf.spec, leaf.name)
             for leaf in _leaves(repo)
@@ -219,9 +214,6 @@ def _check_stores(repo: Repository) -> None:
         ]
         settle(session, TensorReader, relied)
         session.seal()
-    except BaseException:
-        session.abort()
-        raise
 
 
 def _hash(repo: Repository, line: LenderLine, progress: Progress) -> tuple[str, ...]:

@@ -229,10 +229,6 @@ def rewrite_records(repo: Repository, records: Sequence[Located], progress: Prog
     """Copy records, as they are, into new packs; returns the names of these.  Holds a few megabytes at a time."""
     if not records:
         return []
-    session = repo.session()
-    try:
+    with repo.session() as session:
         copy_records(repo.store.read_part, records, session, task="rewrite", progress=progress)
         return session.seal()
-    except BaseException:
-        session.abort()
-        raise

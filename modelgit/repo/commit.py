@@ -122,8 +122,7 @@ def commit(
         before = repo.manifest_of(parent)
         if not repo.settings.track.paths and not before.files:
             raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
-        session = repo.session()
-        try:
+        with repo.session() as session:
             outside = None if source is None else open_outside(repo, source, as_path, before)
             if outside is None:
                 selected = _selection(repo, before, only)
@@ -188,9 +187,6 @@ def commit(
                 encodings=_encodings(tree.stored),
             )._replace(unmatched=unmatched, training_bytes=training_bytes)
             session.seal()
-        except BaseException:
-            session.abort()
-            raise
         description = f"commit: {result.commit.subject}"
         if outside is not None and worktree:
             after = view.with_head(result.id)

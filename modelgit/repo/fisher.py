@@ -101,8 +101,7 @@ def _estimate(
     inputs = encoded(repo, manifest, settings, rows, fingerprint)
     diagonal = estimate(model, inputs, estimator=estimator, limit=examples, seed=seed, progress=progress)
     with repo.lock:
-        session = repo.session()
-        try:
+        with repo.session() as session:
             writer = repo.writer(session)
             entries = list(_store(writer, diagonal.values))
             record = FisherEstimate(
@@ -117,9 +116,6 @@ def _estimate(
             )
             object_id = write_record(session, FisherId, record)
             session.seal()
-        except BaseException:
-            session.abort()
-            raise
         repo.paths.estimates.mkdir(parents=True, exist_ok=True)
         write_durably(file, f"{object_id}\n".encode())
     return StoredFisher(object_id, record, False)

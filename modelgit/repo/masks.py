@@ -103,8 +103,7 @@ def _keep(
     repo: Repository, model: str, positions: Positions, tensors: Mapping[str, TensorEntry], origin: str
 ) -> tuple[MaskId, Mask]:
     with repo.lock:
-        session = repo.session()
-        try:
+        with repo.session() as session:
             chosen = {name: at for name, at in sorted(positions.items()) if at is None or at.size}
             regions = []
             for name, at in chosen.items():
@@ -116,9 +115,6 @@ def _keep(
             mask = Mask(model=model, regions=tuple(regions), origin=origin)
             mask_id = write_record(session, MaskId, mask)
             session.seal()
-        except BaseException:
-            session.abort()
-            raise
         repo.paths.masks.mkdir(parents=True, exist_ok=True)
         write_durably(repo.paths.masks / mask_id.hex, f"{mask_id}\n".encode())
     return mask_id, mask

@@ -78,8 +78,7 @@ def make_commit(
 
     Raises GateRefused (nothing recorded, nothing moved) when the merged model breaks a limit.
     """
-    session = repo.session()
-    try:
+    with repo.session() as session:
         tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
         weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
         files = _merge_files(repo, session, sides, plan, contents)
@@ -112,9 +111,6 @@ def make_commit(
         )
         check_clean(repo, before, manifest, verb="merging", hint="`mgit restore .` first, or `mgit merge --abort`")
         session.seal()
-    except BaseException:
-        session.abort()
-        raise
     view = repo.view()
     move_worktree(
         repo,

@@ -111,10 +111,9 @@ def _salvage(
     if not damaged:
         return 0
     root = repo.roots.read().root
-    session = repo.store.session(epoch=root.epoch, condemned={*root.condemned, *damaged})
     reader = repo.reader()
     count = 0
-    try:
+    with repo.store.session(epoch=root.epoch, condemned={*root.condemned, *damaged}) as session:
         for object_id, (spec, label) in walk.items():
             progress.check()
             if session.has(object_id) or not repo.store.has(object_id):
@@ -127,9 +126,6 @@ def _salvage(
                     write_metadata(session, object_id, read_metadata(repo.store, object_id))
                 count += 1
         session.seal()
-    except BaseException:
-        session.abort()
-        raise
     return count
 
 

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Literal as OneOf
 
 from modelgit.errors import BugError, IntegrityError, RepositoryError
@@ -18,6 +19,9 @@ from modelgit.store.borrow import Lenders
 from modelgit.store.durable import process_space, rename, sync_directory, temporary_name
 from modelgit.store.index import PackLookup
 from modelgit.store.packs import PackMark, PackWriter, read_at
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = [
     "PACK_TARGET_BYTES",
@@ -239,6 +243,8 @@ def read_external_record(data: bytes, located: Located) -> tuple[External, Tenso
 class PackSession:
     """Writes records into as many packs as they need, and shows them to its own reader before they are sealed.
 
+    As a context manager it is aborted when an error goes through; sealing is up to the caller.
+
     `relied_on` collects the ids of objects that were found present and not written again: before the root moves the
     publisher must make sure that no garbage collection took them.
 
@@ -262,6 +268,15 @@ class PackSession:
         self._places: dict[ObjectId, tuple[External, int]] = {}
         self._is_staging = False
         self.bytes_written = 0
+
+    def __enter__(self) -> PackSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
