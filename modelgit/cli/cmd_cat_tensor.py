@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from modelgit.cli._format import size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Part, bold, columns, dim
 from modelgit.cli._session import Session
-from modelgit.errors import UsageError
+from modelgit.errors import UnknownRevision, UsageError
 from modelgit.reporting.wording import amount
 
 if TYPE_CHECKING:
@@ -89,7 +90,16 @@ def cat_tensor(
 def _list(session: Session, revision: str, model: str | None, as_json: bool) -> None:
     from modelgit.repo.cat import list_tensors
 
-    found = list_tensors(session.repository, revision, model=model)
+    try:
+        found = list_tensors(session.repository, revision, model=model)
+    except UnknownRevision:
+        known = list_tensors(session.repository, "HEAD", model=model) if session.repository.head() else []
+        if not any(revision in (item.name, f"{path}:{item.name}") for path, item in known):
+            raise
+        raise UsageError(
+            f"`{revision}` is a tensor of HEAD, and a revision comes first",
+            hint=f"`mgit cat-tensor HEAD {shlex.quote(revision)}`",
+        ) from None
     if as_json:
         tensors = [
             {"model": path, "name": item.name, "dtype": item.spec.dtype, "shape": item.spec.shape, "id": str(item.id)}

@@ -107,6 +107,8 @@ def test_what_is_not_there_is_named(bot: Any, files: Any) -> None:
     assert "no tensor `wieght`" in bot("cat-tensor", "main", "wieght", code=2).err
     ran = bot("cat-tensor", "main", "scalr", code=2)
     assert "did you mean `scalar`?" in ran.err and "`mgit cat-tensor main`" in ran.err
+    assert "hint: `mgit cat-tensor HEAD scalar`" in bot("cat-tensor", "scalar", code=2).err
+    assert "no branch, tag or commit `absent`" in bot("cat-tensor", "absent", code=3).err
     for rows, what in [
         ("1:x", "no range"),
         ("39:41", "w has 40 rows, and rows 39:41 are asked for"),
