@@ -76,7 +76,7 @@ def add(repo: Repository, target: str, *, tell: bool = False, progress: Progress
     line = _line(repo, target, progress)
     if tell and line.kind != "store":
         raise UsageError(f"{line.target} is no repository that could be told", hint=f"`mgit borrow add {target}`")
-    with repo.writing():
+    with repo.writing(finish=False):
         if tell:
             register(repo, line)
         skipped = _hash(repo, line, progress)
@@ -90,7 +90,7 @@ def add(repo: Repository, target: str, *, tell: bool = False, progress: Progress
 def update(repo: Repository, target: str | None = None, *, progress: Progress = SILENT) -> list[AddedLender]:
     """Look at lenders (or at one) again: hash what changed, and compare what is borrowed with its ids."""
     lines = repo.store.lenders.lines if target is None else (_known(repo, target),)
-    with repo.writing():
+    with repo.writing(finish=False):
         found = [(line, _hash(repo, line, progress)) for line in lines]
         repo.store.lenders.reload()
         if any(line.kind == "store" for line in lines):
@@ -101,7 +101,7 @@ def update(repo: Repository, target: str | None = None, *, progress: Progress = 
 def remove(repo: Repository, target: str, *, force: bool = False) -> LenderState:
     """Borrow no more.  Raises RepositoryError when something is only there, unless `force`."""
     line = _known(repo, target)
-    with repo.writing():
+    with repo.writing(finish=False):
         state = _state(repo, line)
         remaining = tuple(item for item in repo.store.lenders.lines if item != line)
         if not force and line.kind != "hub":
@@ -124,7 +124,7 @@ def copy(repo: Repository, *, external: bool = False, progress: Progress = SILEN
     Every object is compared with its id.  Raises LenderError when a lender is gone or has changed; what was stored
     until then stays out of sight.
     """
-    with repo.writing():
+    with repo.writing(finish=False):
         records: list[Needed] = []
         again: list[_Leaf] = []
         left = 0

@@ -45,7 +45,7 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
     then are the damaged packs retired.  Raises IntegrityError or RemoteError, with nothing taken away, when the remote
     lacks something too.
     """
-    with repo.writing():
+    with repo.writing(finish=False):
         damaged = _damaged_packs(repo, progress)
         findings: list[Finding] = []
         roots: set[ObjectId] = set(_commits(repo))

@@ -104,7 +104,10 @@ class Repository:
         if repo.journal.pending:
             from modelgit.repo.update import finish_pending
 
-            finish_pending(repo)
+            # What it needs may be damaged, or lie with a lender that is away: then `fsck`, `fetch --repair` and
+            # `borrow copy` must run all the same.  Whoever wants to write the work tree gets the error.
+            with contextlib.suppress(IntegrityError):
+                finish_pending(repo)
         return repo
 
     @classmethod
@@ -339,10 +342,13 @@ class Repository:
         )
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the work tree: one writer at a time, and nothing half-done from before."""
+    def writing(self, *, finish: bool = True) -> Iterator[None]:
+        """Hold the work tree: one writer at a time, and nothing half-done from before.
+
+        Without `finish` something half-done stays: for what brings objects and leaves the work tree alone.
+        """
         with self.lock:
-            if self.journal.pending:
+            if finish and self.journal.pending:
                 from modelgit.repo.update import finish_pending
 
                 finish_pending(self, locked=True)

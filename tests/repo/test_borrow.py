@@ -586,3 +586,32 @@ def test_a_fetch_does_not_bring_what_a_lender_has(
     add_remote(repo, "origin", str(lender.worktree))
     fetched = fetch(repo)
     assert fetched.bytes_received < 120_000  # the tensor that the directory does not have; three would be 350,000
+
+
+def test_a_switch_that_cannot_be_finished_blocks_the_work_tree_only(
+    tmp_path: Path, lender: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, and the lender goes away before the next command: what could mend it must still run."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    base = lender.resolve("main~1")
+    with clone_of(tmp_path, lender) as repo:
+        place, worktree = repo.environment, repo.worktree
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("modelgit.repo.update.write_files", killed)
+            repo.switch(base.hex, detach=True)
+    away = lender.worktree.with_name("away")
+    lender.worktree.rename(away)
+    with Repository.open(worktree, environment=place) as repo:
+        assert repo.journal.pending
+        repo.status()
+        assert not fsck(repo).is_sound
+        with pytest.raises(IntegrityError):
+            repo.switch("main")
+    away.rename(lender.worktree)
+    with Repository.open(worktree, environment=place) as repo:
+        assert not repo.journal.pending
+        assert repo.head() == base
+        assert fsck(repo).is_sound
