@@ -42,6 +42,7 @@ class PackLookup:
         self._table: _Table | None = None
         self._recent: dict[bytes, list[Located]] = {}
         self._known: set[str] = set()
+        self._present: set[str] = set()
         self._damaged: set[str] = set()
         self._loaded = False
 
@@ -56,8 +57,14 @@ class PackLookup:
             if not self._loaded:
                 self._refresh()
             found = self._search(digest)
-            if not found and look_again and self._refresh():
+            before: set[str] | None = None
+            for _ in range(_LISTINGS if look_again and not found else 0):
+                # A listing that was under way while a pack got another name may have met neither: two must agree.
+                self._refresh()
                 found = self._search(digest)
+                if found or self._present == before:
+                    break
+                before = self._present
             return found
 
     def refresh(self) -> None:
@@ -126,6 +133,7 @@ class PackLookup:
             before, present = present, self._listed()
             if present == before:
                 break
+        self._present = present
         if self._known - present:  # collected meanwhile: start over with what is there
             if self._table is not None:
                 self._table.close()

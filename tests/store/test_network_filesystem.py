@@ -293,6 +293,30 @@ def test_a_pack_that_is_renamed_while_packs_are_listed_is_not_missed(
     assert calls and reader.store.locate_known(second) != []
 
 
+def test_a_pack_that_was_never_seen_and_is_renamed_while_packs_are_listed_is_found(
+    bare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader does not know that there is anything to miss: an object that it cannot find is worth a second look."""
+    (first,) = bare.add(b"first")
+    reader = bare.again()
+    assert reader.store.has(first)
+    (second,) = bare.add(b"second")
+    (name,) = {item.pack for item in bare.store.locate(second)}
+    real, calls = os.scandir, []
+
+    def scandir(path: Any) -> list[Any]:
+        found = list(real(path))
+        if not calls and Path(path).name == "packs":
+            calls.append(path)
+            (bare.path / "packs" / name).rename(bare.path / "packs" / f"{name[:64]}-{'1' * 16}.pack")
+            return [entry for entry in found if entry.name != name]
+        return found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert reader.store.locate(second) != []
+    assert calls
+
+
 def test_a_pack_that_another_host_collected_is_looked_for_again(
     bot: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
