@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -15,6 +16,7 @@ from modelgit.objects import (
     LEAF_BYTES,
     BlobId,
     FileContent,
+    LeafHasher,
     Literal,
     Segment,
     TensorEntry,
@@ -22,11 +24,10 @@ from modelgit.objects import (
     TensorRef,
     TensorSpec,
     blob_id,
-    leaf_digest,
     tensor_id,
 )
 from modelgit.parallel import Workers
-from modelgit.patching.base import STEP_BYTES
+from modelgit.patching.base import STEP_BYTES, windows
 from modelgit.progress import SILENT, Progress
 
 __all__ = ["FileRange", "LiteralBytes", "assemble", "hash_file"]
@@ -125,10 +126,20 @@ def hash_file(
             for start in (range(0, size, LEAF_BYTES) if size else (0,))
         ]
 
+        buffers = threading.local()
+
         def digest(leaf: _Leaf) -> tuple[int, bytes]:
             number, start, stop = leaf
             progress.check()
-            return number, leaf_digest(sources[number][0].read(start, stop))
+            if not hasattr(buffers, "step"):
+                largest = max(stop - start for _, start, stop in leaves)
+                buffers.step = memoryview(bytearray(min(STEP_BYTES, largest)))
+            hasher = LeafHasher()
+            for low, high in windows(stop - start, step_bytes=STEP_BYTES):  # in steps that stay in the cache
+                piece = buffers.step[: high - low]
+                sources[number][0].read_into(start + low, piece)
+                hasher.update(piece)
+            return number, hasher.finish()[0]
 
         digests: list[list[bytes]] = [[] for _ in sources]
         with Workers(threads, name="mgit-hash") as workers:
