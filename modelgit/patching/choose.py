@@ -41,6 +41,8 @@ _CLOSE = 1.05  # estimates are not better than that
 # smaller by so much.
 _FEW = 0.1
 _DENSE_BELOW: dict[Effort, float] = {"fast": 0.85, "balanced": 0.93, "tight": 0.99}
+# Packing takes twice the time of byte planes: in a hurry it must save so much.
+_PACKED_BELOW = 0.85
 # So few that dense differences are not considered, and so many that sparse ones are slower and must be smaller.
 _TOO_FEW_FOR_DENSE = 0.04
 _MANY = 0.25
@@ -119,6 +121,8 @@ def _against(sample: Words, base: Words, index: int, layout: Layout, whole: floa
         return found
     planes = _plane_bits(codes)
     dense = [Choice("delta", index, planes), Choice("context", index, min(planes, context.bits_at(slice(None))))]
+    if effort == "fast" and dense[1].bits > _PACKED_BELOW * planes:
+        del dense[1]
     if share < _FEW:
         dense = [choice for choice in dense if choice.bits < _DENSE_BELOW[effort] * found[0].bits]
     elif share > _MANY:
