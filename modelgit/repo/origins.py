@@ -77,7 +77,8 @@ def _files(
     repo: Repository, manifest: Manifest, is_training: bool, contents: set[ContentId]
 ) -> Iterator[tuple[ObjectId, str, str, str]]:
     weights = {path for model in manifest.models for path in model.weights}
-    for entry in manifest.files:
+    # Weights first: a tensor that lies in another file, too, is there for the model.
+    for entry in sorted(manifest.files, key=lambda entry: entry.path not in weights):
         if entry.digest in contents:
             continue
         contents.add(entry.digest)

@@ -107,3 +107,17 @@ def test_the_reason_fits_the_record(busy: Repository) -> None:
     assert len(first) == 3
     assert all(item.base is None and item.depth == 0 and item.cost == 1.0 for item in first)
     assert sum(item.raw_bytes for item in first) == 3 * 43200
+
+
+def test_a_tensor_of_the_model_counts_as_weights_wherever_else_it_lies(bot: Repository, files) -> None:
+    """The copy beside it comes first by name, and is no part of the model."""
+    folder = bot.worktree / "model"
+    folder.mkdir()
+    data = files.of_arrays(files.floats(3, rows=120, columns=90))
+    (folder / "copy.safetensors").write_bytes(data)
+    (folder / "model.safetensors").write_bytes(data)
+    bot.track("model")
+    bot.commit("twice")
+    assert bot.manifest_of(bot.head()).models[-1].weights == ("model/model.safetensors",)
+    files_by_name = {row.name: row.bytes for row in usage(bot, by="file").rows}
+    assert files_by_name["model/model.safetensors"] > 50 * files_by_name.get("model/copy.safetensors", 0)
