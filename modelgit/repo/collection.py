@@ -144,6 +144,11 @@ class Marking:
         return roots
 
     @property
+    def history(self) -> set[OperationId]:
+        """Every operation behind the current root, those that were published since the beginning included."""
+        return set(self._operations)
+
+    @property
     def stored(self) -> Collection[Key]:
         """Every object that there is a record of, needed or not."""
         return self._records.keys()

@@ -118,7 +118,8 @@ def finish_collection(
                 record = repo.retention_log.write(joined(retention, known, repo.store))
             # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But
             # what was listed before the root that our swap replaces can no longer be published: its writer lost to us.
-            forget = marking.listed - marking.kept_operations
+            # What lies behind that root has been published: nobody is about to.
+            forget = (marking.listed | marking.history) - marking.kept_operations
             retire_packs(repo, marking.root, order, retention=record, forget=forget)
         except RootMoved:
             continue

@@ -11,7 +11,7 @@ import pytest
 
 from modelgit.errors import ConflictError, IntegrityError, MgitError, NothingToDo
 from modelgit.formats.safetensors_write import build_header
-from modelgit.objects import CommitId, TensorSpec, View
+from modelgit.objects import CommitId, OperationId, TensorSpec, View
 from modelgit.patching.encode import TensorWriter, write_blob
 from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.patching.materialise import TensorReader
@@ -174,6 +174,30 @@ def test_a_writer_that_relied_on_what_a_collection_took_is_told(bot: Repository,
         bot.publish(lambda view: View(refs={**view.refs, "heads/x": head}, branch=view.branch), "x", session=session)
     assert caught.value.hint
     assert "heads/x" not in bot.view().refs
+
+
+def test_what_is_published_and_dropped_again_meanwhile_is_forgotten(
+    bot: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its operation would stay, name a commit whose pack is gone, and stop the next collection."""
+    side = Side(bot, 0)
+    spec = TensorSpec(dtype="F32", shape=(3000,))
+    real, calls = OperationLog.listed, []
+
+    def listed(self: OperationLog) -> set[OperationId]:
+        found = real(self)
+        if not calls:
+            calls.append(1)
+            side.store_branch("b0-0", [bytes(12_000), b"\1" * 12_000], spec)
+            side.drop("b0-0")
+        return found
+
+    monkeypatch.setattr(OperationLog, "listed", listed)
+    collect(bot, prune_now=True)
+    monkeypatch.undo()
+    collect(bot)
+    assert fsck(Repository.open(bot.worktree, environment=bot.environment)).is_sound
+    side.store.close()
 
 
 @pytest.mark.parametrize("writers", [3])
