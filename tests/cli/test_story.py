@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -130,6 +134,14 @@ def play(folder: Path) -> str:
     """Run the story in `folder` and return its transcript."""
     stage = Stage(folder)
     lines: list[str] = []
+    # Commits of one second have no order but that of their ids: here every signature is a second after the one before.
+    ticks = itertools.count(time.time() - 1000)
+    with mock.patch("modelgit.repo.settings.time", SimpleNamespace(time=lambda: next(ticks), localtime=time.localtime)):
+        _play(stage, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _play(stage: Stage, lines: list[str]) -> None:
     for line in _commands(STORY.read_text(encoding="utf-8")):
         lines.append(line)
         if line.startswith("$ "):
@@ -137,7 +149,6 @@ def play(folder: Path) -> str:
             lines += _masked(output)
             if code:
                 lines.append(f"[exit code {code}]")
-    return "\n".join(lines) + "\n"
 
 
 def test_the_story_comes_out_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
