@@ -99,16 +99,12 @@ class TensorReader:
             raise IntegrityError(f"object {object_id} does not match its id", hint=REPAIR)
         check_leaf_tables(self._store, object_id, expected)
 
-    def read_verified(self, object_id: TensorId | BlobId, spec: TensorSpec | None, start: int, stop: int) -> bytearray:
-        """As `read`, every byte checked against the id: for what comes from a source that is not trusted.
-
-        The leaves of 4 MiB that the range touches are rebuilt; an object without a leaf table is rebuilt whole, once.
-        Raises IntegrityError when they do not match.
-        """
-        return self._leaves.read(object_id, spec, start, stop)
-
     def verifying(self, specs: Mapping[TensorId, TensorSpec]) -> VerifiedReads:
-        """The same for code that knows nothing of ids; `specs` are those of the tensors that will be asked for."""
+        """Reads with every byte checked against the id: for what comes from a source that is not trusted.
+
+        `specs` are those of the tensors that will be asked for.  The leaves of 4 MiB that a range touches are
+        rebuilt; an object without a leaf table is rebuilt whole, once.  Reads raise IntegrityError when they do not match.
+        """
         return VerifiedReads(self._leaves, specs)
 
     def record(self, tensor: TensorId | BlobId) -> tuple[Located, UnitTable] | None:

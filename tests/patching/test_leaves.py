@@ -52,12 +52,12 @@ def test_a_verified_range_is_the_range(shelf, size: int) -> None:
     stored, spec = shelf.put(data), spec_of(data)
     reader = TensorReader(shelf.store)
     for start, stop in [(0, size), (0, 0), (size, size), (8, 12), (LEAF_BYTES - 4, min(size, LEAF_BYTES + 4))]:
-        assert bytes(reader.read_verified(stored.id, spec, start, stop)) == data[start:stop]
+        assert bytes(reader.verifying({stored.id: spec}).read(stored.id, start, stop)) == data[start:stop]
     for start, stop in [(-4, 4), (4, 0), (0, size + 4)]:
         with pytest.raises(IntegrityError, match="does not have the bytes"):
-            reader.read_verified(stored.id, spec, start, stop)
+            reader.verifying({stored.id: spec}).read(stored.id, start, stop)
     with pytest.raises(IntegrityError, match="its shape asks for"):
-        reader.read_verified(stored.id, TensorSpec(dtype="F32", shape=(7,)), 0, 4)
+        reader.verifying({stored.id: TensorSpec(dtype="F32", shape=(7,))}).read(stored.id, 0, 4)
 
 
 class Lying:
@@ -125,7 +125,7 @@ def test_a_wrong_table_is_no_help_to_anybody(tmp_path: Path, shelf) -> None:
     for wrong in (good[:-1] + b"\0", good[:-32], b"", good + good):
         add_table(shelf, stored.id, len(data), wrong)
     reader = TensorReader(shelf.store)
-    assert bytes(reader.read_verified(stored.id, spec, 8, 16)) == data[8:16]
+    assert bytes(reader.verifying({stored.id: spec}).read(stored.id, 8, 16)) == data[8:16]
     assert shelf.get(stored.id) == data and reader.record(stored.id)[0].stop == len(data)
     with pytest.raises(IntegrityError, match="leaf table that does not match"):
         reader.verify(stored.id, spec)
