@@ -103,7 +103,7 @@ class TensorReader:
         """Reads with every byte checked against the id: for what comes from a source that is not trusted.
 
         `specs` are those of the tensors that will be asked for.  The leaves of 4 MiB that a range touches are
-        rebuilt; an object without a leaf table is rebuilt whole, once.  Reads raise IntegrityError when they do not match.
+        rebuilt; an object without a leaf table is rebuilt whole, once.  Reads raise IntegrityError if they differ.
         """
         return VerifiedReads(self._leaves, specs)
 
