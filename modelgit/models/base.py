@@ -1,13 +1,19 @@
-"""What the rest of the package knows of a model that computes: a module, its inputs, its logits.
+"""What the rest of the package knows of a model that computes: a module, its inputs, its outputs.
 
 A `TaskModel` binds tensors of a commit to a differentiable function, and an `ExampleSet` holds encoded, labelled
 inputs.  Adapters make both from `TaskSettings`; Fisher estimation, evaluation and training use nothing else.
+
+Whatever the task, the outputs of one example are R independent distributions.  "categorical" ones have C classes each
+and the module gives logits: `[B, C]` for R = 1 (a class for the whole input), `[B, R, C]` else (R tokens of a language
+model or of a tagger; the two ends of an answer, where the classes are the tokens).  "gaussian" ones have unit variance
+and the module gives means `[B, D]` (a sentence embedding, a regression): KL is then half the squared distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from modelgit.registry import Registry
 
@@ -18,7 +24,9 @@ if TYPE_CHECKING:
 
     from modelgit.config.schema import TaskSettings
 
-__all__ = ["ADAPTERS", "Adapter", "Batch", "Example", "ExampleSet", "TaskModel", "TensorState"]
+__all__ = ["ADAPTERS", "Adapter", "Batch", "Example", "ExampleSet", "Likelihood", "TaskModel", "TensorState"]
+
+Likelihood = Literal["categorical", "gaussian"]
 
 
 class TensorState(Protocol):
@@ -31,19 +39,31 @@ class TensorState(Protocol):
 
 
 class Example(NamedTuple):
-    """One labelled text.  `label` indexes the task's labels, -1 when there is none."""
+    """One input and its label.
+
+    `label` indexes the task's labels, -1 when there is none (or when it is no single class).  `text` is the input's
+    text, empty when it has none; `fields` are the other fields of the record that the task names: a second text, tags, the
+    path of an image.
+    """
 
     id: str
     text: str
     label: int
+    fields: Mapping[str, object] = MappingProxyType({})
 
 
 class Batch(NamedTuple):
-    """`inputs` are the keyword arguments of the module; `labels` is int64 `[B]`; `indices` are positions in the set."""
+    """`inputs` are the keyword arguments of the module, with the example as first axis.
+
+    `labels` is int64 `[B]`, or `[B, R]` where an example has several outputs, -1 where there is none.  `indices` are
+    positions in the set.  `counted`, bool `[B, R]`, says which outputs exist (others are padding, and count nowhere);
+    None means all.
+    """
 
     inputs: Mapping[str, torch.Tensor]
     labels: torch.Tensor
     indices: tuple[int, ...]
+    counted: torch.Tensor | None = None
 
 
 class ExampleSet(Protocol):
@@ -61,7 +81,9 @@ class ExampleSet(Protocol):
 class TaskModel(Protocol):
     """A model with a head for one task.
 
-    `module(**batch.inputs)` gives float32 logits `[B, C]`.  `tensor_of` maps each parameter name of the module to the
+    `module(**batch.inputs)` gives float32 outputs: logits `[B, C]` or `[B, R, C]`, or means `[B, D]`, as `likelihood`
+    says (see the module's text).  `classes` is C, the size of the vocabulary for a language model, D for a "gaussian",
+    0 where it differs by batch (the tokens of a text).  `tensor_of` maps each parameter name of the module to the
     logical tensor name in the checkpoint (several parameters may be tied to one tensor).  `head` holds the
     parameter names of the task's head.
     """
@@ -70,6 +92,7 @@ class TaskModel(Protocol):
     tensor_of: Mapping[str, str]
     head: frozenset[str]
     classes: int
+    likelihood: Likelihood
 
 
 class Adapter(Protocol):

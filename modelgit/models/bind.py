@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from modelgit.errors import UsageError
-from modelgit.models.base import TensorState
+from modelgit.models.base import Likelihood, TensorState
 
 __all__ = ["BoundModel", "bind", "floats"]
 
@@ -24,6 +24,7 @@ class BoundModel:
     tensor_of: Mapping[str, str]
     head: frozenset[str]
     classes: int
+    likelihood: Likelihood = "categorical"
 
 
 def floats(
