@@ -42,8 +42,8 @@ class Example(NamedTuple):
     """One input and its label.
 
     `label` indexes the task's labels, -1 when there is none (or when it is no single class).  `text` is the input's
-    text, empty when it has none; `fields` are the other fields of the record that the task names: a second text, tags, the
-    path of an image.
+    text, empty when it has none; `fields` are the other fields of the record that the task names: a second text, tags,
+    the path of an image.
     """
 
     id: str
