@@ -6,10 +6,6 @@ byte plane is then coded on its own.  Payload: nothing for no words; else a form
 PLANES: one stream per byte of the (rotated) word, the top byte first.
 LANES (4-byte floats whose low halves do not compress): streams for the exponent and for sign and upper mantissa,
 then the low 16 bits of every word.  It reads and writes a third less memory than four planes.
-ORDERED (floats of 2 to 8 bytes): a stream for the top plane; one for the second in the ascending, stable order of the
-bytes of the top plane; one for each plane below.  Weights grow rarer towards the end of an octave where they are
-large, and hardly where they are small: half of a per cent that only order brings out.  It costs most of the speed of
-reading, and so is left to those who asked for the smallest size.
 """
 
 from __future__ import annotations
@@ -26,18 +22,14 @@ from modelgit.numerics.bits import (
     split_rotated,
     unrotate_sign,
 )
-from modelgit.numerics.grouping import gather, scatter
 from modelgit.numerics.scratch import scratch
 from modelgit.numerics.streams import Reader, compressible, decode_streams, encode_streams
 
 __all__ = ["PLANES", "PlanesCodec"]
 
-FORM_PLANES, FORM_LANES, FORM_ORDERED = 0, 1, 2
-LANES_FROM_WORDS = ORDERED_FROM_WORDS = 4096
+FORM_PLANES, FORM_LANES = 0, 1
+LANES_FROM_WORDS = 4096
 SAMPLE_RUNS, SAMPLE_RUN_WORDS = 4, 1024
-# What order must save of the second plane, and a frame of its stream.
-ORDER_MUST_SAVE = 1 / 512
-ORDERED_WINDOW = 15
 
 
 class PlanesCodec:
@@ -53,10 +45,6 @@ class PlanesCodec:
         del base
         if words.size == 0:
             return b""
-        if effort == "tight" and _rotates(layout) and words.size >= ORDERED_FROM_WORDS:
-            ordered = _encode_ordered(words)
-            if ordered is not None:
-                return ordered
         if _suits_lanes(words, layout):
             return b"".join([bytes((FORM_LANES,)), *_encode_lanes(words, effort)])
         planes = scratch("planes.planes", words.nbytes, np.uint8).reshape(layout.word_bytes, words.size)
@@ -73,18 +61,13 @@ class PlanesCodec:
         del base, start
         reader = Reader(payload)
         if out.size:
-            form = reader.byte(below=3)
+            form = reader.byte(below=2)
             if form == FORM_LANES:
                 if layout.word_bytes != 4 or not layout.is_float:
                     raise IntegrityError("a payload of float lanes was given for words that are not 4-byte floats")
                 _decode_lanes(reader, out)
             else:
-                if form == FORM_ORDERED and not _rotates(layout):
-                    raise IntegrityError("a payload in the order of exponents was given for words that have none")
-                if form == FORM_ORDERED:
-                    _decode_ordered(reader, out)
-                else:
-                    join_planes(decode_streams(reader, layout.word_bytes, out.size), out)
+                join_planes(decode_streams(reader, layout.word_bytes, out.size), out)
                 if _rotates(layout):
                     unrotate_sign(out, out)
         reader.finish()
@@ -123,35 +106,6 @@ def _decode_lanes(reader: Reader, out: Words) -> None:
     np.copyto(out, upper)
     np.left_shift(out, 16, out=out)
     np.bitwise_or(out, np.frombuffer(reader.take(2 * out.size), "<u2"), out=out)
-
-
-def _encode_ordered(words: Words) -> bytes | None:
-    """None when the order would not save anything to speak of."""
-    planes = scratch("planes.planes", words.nbytes, np.uint8).reshape(words.dtype.itemsize, words.size)
-    split_rotated(words, planes)
-    second = scratch("planes.second", words.size, np.uint8)
-    gather(planes[1], planes[0], second)
-    windows = WINDOWS["tight"]
-    ordered = encode_streams([second], windows=(ORDERED_WINDOW,), must_save=ORDER_MUST_SAVE)
-    unordered = encode_streams([planes[1]], windows=windows)
-    if sum(map(len, ordered)) > sum(map(len, unordered)) - words.size * ORDER_MUST_SAVE:
-        return None
-    parts = [bytes((FORM_ORDERED,)), *encode_streams([planes[0]], windows=windows), *ordered]
-    if len(planes) > 2:
-        parts += encode_streams(list(planes[2:]), windows=windows)
-    return b"".join(parts)
-
-
-def _decode_ordered(reader: Reader, out: Words) -> None:
-    (top,) = decode_streams(reader, 1, out.size)
-    (ordered,) = decode_streams(reader, 1, out.size)
-    below = out.dtype.itemsize - 2
-    rest = decode_streams(reader, below, out.size) if below else []
-    second = ordered
-    if top.size > 1 and ordered.size > 1:
-        second = scratch("planes.second", out.size, np.uint8)
-        scatter(ordered, top, second)
-    join_planes([top, second, *rest], out)
 
 
 PLANES = PlanesCodec()

@@ -101,15 +101,6 @@ def test_lanes_are_for_four_byte_floats_only():
     assert not decode("planes", payload, Layout(4, False), count=8192)
 
 
-def test_the_order_of_exponents_is_for_floats_of_several_bytes():
-    words = np.random.default_rng(0).normal(size=1 << 17).astype("<f4").view("<u4")
-    payload = CODECS.get("planes").encode(words, Layout(4, True), effort="tight")
-    assert payload[0] == 2
-    assert decode("planes", payload, Layout(4, True), count=1 << 17)
-    assert not decode("planes", payload, Layout(4, False), count=1 << 17)
-    assert not decode("planes", payload, Layout(1, True), count=1 << 17)
-
-
 @pytest.mark.parametrize(
     "payload",
     [
