@@ -1,31 +1,35 @@
-"""Estimate the diagonal of the Fisher information matrix of a classifier, exactly per example.
+"""Estimate the diagonal of the Fisher information matrix of any task model, exactly per example.
 
 F_i is the mean over inputs x of E_{y ~ p(.|x)} [(d log p(y|x) / d w_i)^2], in nats per squared unit of weight.  The
 expectation over labels is that of the model ("exact", "rademacher", "sampled": no labels needed) or is replaced by
 the label at hand ("empirical": not an estimate of F, see Kunstner et al. 2019, but what FISH masks were proposed with).
+An example with several outputs (the tokens of a sequence) is one example: log p is their sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modelgit.errors import CheckFailed, UsageError
-from modelgit.fisher.factors import cholesky_columns, label_directions, sampled_labels, signed_directions
+from modelgit.errors import UsageError
+from modelgit.fisher.directions import ESTIMATORS, EXACT_CLASSES, Estimator, check_outputs, directions
 from modelgit.fisher.hooks import GradientSquares
 from modelgit.fisher.modes import batch_inputs, evaluating, module_device
-from modelgit.models.base import Batch, ExampleSet, TaskModel
+from modelgit.fisher.settling import Settling, SettlingState
+from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["ESTIMATORS", "EXACT_CLASSES", "FisherDiagonal", "estimate"]
+__all__ = ["BLOCK", "ESTIMATORS", "EXACT_CLASSES", "Accumulator", "FisherDiagonal", "PartialFisher", "estimate"]
 
-ESTIMATORS = ("auto", "exact", "rademacher", "sampled", "empirical")
-EXACT_CLASSES = 8
-"""With at most this many classes "auto" is "exact" (one pass per class but one), else "rademacher" (one pass)."""
+BLOCK = 128
+"""Examples after which sums are in order: a state can be saved, and the ranking is looked at."""
 
 _TASK = "Fisher"
 # Directions are scaled by a power of two, and sums scaled back: squares of gradients near 1e-19 are then not lost
@@ -37,7 +41,11 @@ _SCALE = 2.0**16
 class FisherDiagonal:
     """A diagonal by tensor name: float32 arrays with the shapes of the weights, averaged over `examples`.
 
-    `estimator` is the one that ran, never "auto"; `data` is the fingerprint of the examples.
+    `estimator` is the one that ran, never "auto"; `data` is the fingerprint of the examples, of which `seed` drew
+    which were used, and their random signs or labels.  `head` names the tensors of the task's head; `body_norm` and
+    `head_norm` are the Euclidean norms of the two parts, `body_sum` and `head_sum` their traces.  When the estimate
+    was to stop as soon as its ranking had settled, `criterion` is the overlap asked for and `overlap` the last one
+    seen (`modelgit.fisher.settling`; None before two blocks).  `slow` names tensors whose layers are of no known kind.
     """
 
     estimator: str
@@ -45,6 +53,190 @@ class FisherDiagonal:
     seed: int
     data: str
     values: dict[str, NDArray[np.float32]]
+    head: frozenset[str] = frozenset()
+    body_norm: float = 0.0
+    head_norm: float = 0.0
+    body_sum: float = 0.0
+    head_sum: float = 0.0
+    criterion: float | None = None
+    overlap: float | None = None
+    slow: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialFisher:
+    """An estimate that is not finished: what `Accumulator.restore` goes on from.
+
+    `sums` are float64 sums over the first `examples` examples in the order of `seed`, times `scale`, by tensor name;
+    they are not copies.  `settling` is what the ranking was compared by, if it was.
+    """
+
+    estimator: str
+    examples: int
+    seed: int
+    data: str
+    sums: dict[str, NDArray[np.float64]]
+    scale: float = _SCALE * _SCALE
+    settling: SettlingState | None = None
+
+
+class Accumulator:
+    """A Fisher estimate block by block, which can be saved between blocks and continued.
+
+        with Accumulator(task_model, examples, limit=4096) as work:
+            for done in work.blocks():
+                save(work.state())
+            diagonal = work.result()
+
+    Examples are taken in a random order that depends on `seed` and the set alone, the first `limit` of it.  Within a
+    block of 128 they are batched by length; the result does not depend on `batch_size` beyond rounding, and the
+    estimate over fewer examples is a prefix of the one over more.  With `stop_when_settled` the work ends when the
+    top of the ranking by two independent halves overlaps by that share twice in a row.
+
+    The module is measured in evaluation mode and left as it was.  Held: float64 sums and the float32 sums of a block
+    for each weight, and the activations of one batch.  Raises UsageError for an unknown estimator, no examples,
+    outputs that do not fit, or examples without labels ("empirical"); CheckFailed when outputs are not finite.
+    """
+
+    def __init__(
+        self,
+        task_model: TaskModel,
+        examples: ExampleSet,
+        *,
+        estimator: str = "auto",
+        limit: int | None = 512,
+        batch_size: int = 32,
+        seed: int = 0,
+        stop_when_settled: float | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise UsageError(f"no Fisher estimator `{estimator}`", hint=f"known: {', '.join(ESTIMATORS)}")
+        count = len(examples) if limit is None else min(limit, len(examples))
+        if count < 1:
+            raise UsageError("a Fisher estimate needs at least one example")
+        if stop_when_settled is not None and not 0 < stop_when_settled <= 1:
+            raise UsageError(f"a ranking cannot overlap by {stop_when_settled}", hint="take a share such as 0.8")
+        if task_model.likelihood == "categorical" and task_model.classes == 1:
+            raise UsageError("a Fisher estimate needs a head with two outputs or more, not 1")
+        self.estimator: Estimator = _chosen(estimator, task_model, examples)
+        order = list(range(len(examples)))
+        random.Random(seed).shuffle(order)  # noqa: S311 - an order of examples, not a secret
+        self._order = order[:count]
+        if self.estimator == "empirical":
+            _check_labels(task_model, examples, self._order)
+        self._model, self._examples = task_model, examples
+        self._batch_size, self._seed, self._progress = batch_size, seed, progress
+        self._squares = GradientSquares(task_model.module, task_model.tensor_of)
+        self._sums = {
+            tensor: np.zeros(tuple(total.shape), np.float64) for tensor, total in self._squares.totals.items()
+        }
+        sizes = {tensor: total.numel() for tensor, total in self._squares.totals.items()}
+        self._settling = None if stop_when_settled is None else Settling(sizes, stop_when_settled)
+        self.done = 0
+
+    def __enter__(self) -> Accumulator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._squares.totals.clear()
+
+    def blocks(self) -> Iterator[int]:
+        """Work to the end, a block at a time; gives the number of examples that are in the sums."""
+        module, progress = self._model.module, self._progress
+        progress.start(_TASK, len(self._order), unit="examples")
+        progress.advance(_TASK, self.done)
+        try:
+            while self.done < len(self._order) and not (self._settling is not None and self._settling.done):
+                # Blocks end at multiples of their size, also when an estimate over fewer examples is continued.
+                end = min(len(self._order), (self.done // BLOCK + 1) * BLOCK)
+                positions = self._order[self.done : end]
+                with evaluating(module), self._squares:
+                    self._block(positions)
+                self._collect(whole=len(positions) == BLOCK, block=self.done // BLOCK)
+                self.done = end
+                yield end
+        finally:
+            progress.finish(_TASK)
+
+    def _block(self, positions: list[int]) -> None:
+        device = module_device(self._model.module)
+        chosen = self._examples.select(positions)
+        for batch in chosen.batches(self._batch_size):
+            self._progress.check()
+            # Random numbers belong to the position in the whole set, not in the block.
+            here = batch._replace(indices=tuple(positions[index] for index in batch.indices))
+
+            def vectors(outputs: torch.Tensor, batch=here) -> Iterator[torch.Tensor]:  # type: ignore[no-untyped-def]
+                check_outputs(outputs, batch, self._examples, self._model.classes)
+                return directions(self.estimator, self._model.likelihood, outputs, batch, seed=self._seed, scale=_SCALE)
+
+            self._squares.add(batch_inputs(batch, device), vectors)
+            self._progress.advance(_TASK, len(batch.indices))
+
+    def _collect(self, *, whole: bool, block: int) -> None:
+        """Move the sums of a block to the float64 sums."""
+        if self._settling is not None and whole:
+            self._settling.add(block, self._squares.totals)
+        for tensor, total in self._squares.totals.items():
+            self._sums[tensor] += total.cpu().numpy()
+            total.zero_()
+
+    def state(self) -> PartialFisher:
+        """Where the work stands; its arrays change when it goes on, so write them first."""
+        return PartialFisher(
+            estimator=self.estimator,
+            examples=self.done,
+            seed=self._seed,
+            data=self._examples.fingerprint,
+            sums=self._sums,
+            settling=None if self._settling is None else self._settling.state(),
+        )
+
+    def restore(self, state: PartialFisher) -> None:
+        """Go on from `state`: the result is that of uninterrupted work, to the last bit.
+
+        A state of work with a smaller limit is as good.  Raises UsageError when it belongs to another estimate.
+        """
+        ours = (self.estimator, self._seed, self._examples.fingerprint, _shapes(self._sums))
+        theirs = (state.estimator, state.seed, state.data, _shapes(state.sums))
+        settling = self._settling is None or state.settling is not None
+        if ours != theirs or state.scale != _SCALE * _SCALE or state.examples > len(self._order) or not settling:
+            raise UsageError("the saved state belongs to another Fisher estimate")
+        for tensor, total in state.sums.items():
+            self._sums[tensor][...] = total
+        if self._settling is not None and state.settling is not None:
+            self._settling.restore(state.settling)
+        self.done = state.examples
+
+    def result(self) -> FisherDiagonal:
+        """The estimate over the examples so far.  Raises UsageError before the first block."""
+        if self.done == 0:
+            raise UsageError("a Fisher estimate needs at least one example")
+        factor = 1.0 / (_SCALE * _SCALE * self.done)
+        values = {tensor: (total * factor).astype(np.float32) for tensor, total in self._sums.items()}
+        head = frozenset(self._model.tensor_of[name] for name in self._model.head)
+        traces, squares = [0.0, 0.0], [0.0, 0.0]
+        for tensor, total in self._sums.items():
+            part, scaled = tensor in head, total * factor
+            traces[part] += float(scaled.sum())
+            squares[part] += float(np.square(scaled, out=scaled).sum())
+        settling = self._settling
+        return FisherDiagonal(
+            estimator=self.estimator,
+            examples=self.done,
+            seed=self._seed,
+            data=self._examples.fingerprint,
+            values=values,
+            head=head,
+            body_norm=math.sqrt(squares[0]),
+            head_norm=math.sqrt(squares[1]),
+            body_sum=traces[0],
+            head_sum=traces[1],
+            criterion=None if settling is None else settling.criterion,
+            overlap=settling.overlaps[-1] if settling is not None and settling.overlaps else None,
+            slow=frozenset(self._squares.slow),
+        )
 
 
 def estimate(
@@ -55,88 +247,50 @@ def estimate(
     limit: int | None = 512,
     batch_size: int = 32,
     seed: int = 0,
+    stop_when_settled: float | None = None,
     progress: Progress = SILENT,
 ) -> FisherDiagonal:
-    """The Fisher diagonal of all parameters at the model's weights, on the first `limit` examples.
+    """The Fisher diagonal of all parameters at the model's weights; arguments and errors are those of `Accumulator`."""
+    with Accumulator(
+        task_model,
+        examples,
+        estimator=estimator,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        stop_when_settled=stop_when_settled,
+        progress=progress,
+    ) as work:
+        for _ in work.blocks():
+            pass
+        return work.result()
 
-    The result does not depend on `batch_size` beyond rounding; `seed` matters for "rademacher" and "sampled" only.
-    The module is measured in evaluation mode and left as it was.  Raises UsageError for an unknown estimator, no
-    examples, or examples without labels ("empirical"); CheckFailed when logits are not finite.
-    """
-    if estimator not in ESTIMATORS:
-        raise UsageError(f"no Fisher estimator `{estimator}`", hint=f"known: {', '.join(ESTIMATORS)}")
-    count = len(examples) if limit is None else min(limit, len(examples))
-    if count < 1:
-        raise UsageError("a Fisher estimate needs at least one example")
+
+def _chosen(estimator: str, task_model: TaskModel, examples: ExampleSet) -> Estimator:
+    """The estimator itself; "auto" is exact for one output of few classes, and random signs else."""
+    if estimator != "auto":
+        return cast(Estimator, estimator)
+    batch = next(iter(examples.select([0]).batches(1)))
+    one = task_model.likelihood == "gaussian" or (batch.counted is None and batch.labels.ndim == 1)
+    return "exact" if one and 0 < task_model.classes <= EXACT_CLASSES else "rademacher"
+
+
+def _check_labels(task_model: TaskModel, examples: ExampleSet, order: list[int]) -> None:
     classes = task_model.classes
-    if classes < 2:
-        raise UsageError(f"a Fisher estimate needs a head with two outputs or more, not {classes}")
-    if estimator == "auto":
-        estimator = "exact" if classes <= EXACT_CLASSES else "rademacher"
-    if estimator == "empirical":
-        _check_labels(examples, count, classes)
-    draws = _draws(estimator, count, classes, seed)
-    module, device = task_model.module, module_device(task_model.module)
-    progress.start(_TASK, count, unit="examples")
-    try:
-        with evaluating(module), GradientSquares(module, task_model.tensor_of) as squares:
-            for batch in examples.batches(batch_size, limit=count):
-                progress.check()
-                squares.add(batch_inputs(batch, device), _directions(estimator, batch, draws, examples, classes))
-                progress.advance(_TASK, len(batch.indices))
-    finally:
-        progress.finish(_TASK)
-    values = {
-        tensor: total.mul_(1.0 / (_SCALE * _SCALE)).div_(count).cpu().numpy()
-        for tensor, total in squares.totals.items()
-    }
-    return FisherDiagonal(estimator=estimator, examples=count, seed=seed, data=examples.fingerprint, values=values)
-
-
-def _draws(estimator: str, count: int, classes: int, seed: int) -> torch.Tensor | None:
-    """Random numbers by example, so that they do not depend on how examples are batched."""
-    generator = torch.Generator().manual_seed(seed)
-    if estimator == "rademacher":
-        return torch.randint(0, 2, (count, classes - 1), generator=generator).double() * 2 - 1
-    if estimator == "sampled":
-        return torch.rand(count, generator=generator, dtype=torch.float64)
-    return None
-
-
-def _directions(
-    estimator: str, batch: Batch, draws: torch.Tensor | None, examples: ExampleSet, classes: int
-) -> Callable[[torch.Tensor], Iterable[torch.Tensor]]:
-    """The directions of one batch, as a function of its logits."""
-
-    def directions(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-        if logits.shape != (len(batch.indices), classes):
+    for position in order:
+        example = examples.examples[position]
+        batch = next(iter(examples.select([position]).batches(1)))
+        known = batch.labels >= 0
+        if batch.labels.ndim > 1 and batch.counted is not None:
+            known |= ~batch.counted
+        if not bool(known.all()) or (classes > 0 and int(batch.labels.max()) >= classes):
             raise UsageError(
-                f"the model gave logits of shape {list(logits.shape)} for {len(batch.indices)} examples and "
-                f"{classes} classes"
-            )
-        finite = logits.isfinite().all(1)
-        if not bool(finite.all()):
-            wrong = examples.examples[batch.indices[int((~finite).nonzero()[0, 0])]]
-            raise CheckFailed(f"the model's logits for example `{wrong.id}` are not finite")
-        p = logits.double().softmax(1)
-        drawn = None if draws is None else draws[list(batch.indices)].to(p.device)
-        if estimator == "empirical":
-            yield label_directions(p, batch.labels.to(p.device)) * _SCALE
-        elif drawn is None:
-            yield from (column * _SCALE for column in cholesky_columns(p))
-        elif estimator == "rademacher":
-            yield signed_directions(p, drawn) * _SCALE
-        else:
-            yield label_directions(p, sampled_labels(p, drawn)) * _SCALE
-
-    return directions
-
-
-def _check_labels(examples: ExampleSet, count: int, classes: int) -> None:
-    for example in examples.examples[:count]:
-        if not 0 <= example.label < classes:
-            raise UsageError(
-                f"example `{example.id}` has no label among the model's {classes} classes, which the empirical "
-                "estimator needs",
+                f"example `{example.id}` has no label"
+                + (f" among the model's {classes} classes" if classes > 0 else "")
+                + ", which the empirical estimator needs",
                 hint="take the estimator `exact` or `rademacher`, which need no labels",
             )
+
+
+def _shapes(sums: dict[str, NDArray[np.float64]]) -> dict[str, tuple[int, ...]]:
+    return {tensor: total.shape for tensor, total in sums.items()}

@@ -11,7 +11,7 @@ and the module gives means `[B, D]` (a sentence embedding, a regression): KL is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -76,6 +76,9 @@ class ExampleSet(Protocol):
 
     def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """Batches of at most `size` by similar length; shuffled if `seed` is given; only the first `limit` examples."""
+
+    def select(self, positions: Sequence[int]) -> ExampleSet:
+        """The examples at `positions`, in that order, as a set of its own with the same fingerprint."""
 
 
 class TaskModel(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,12 @@ class InputSet:
             rows = torch.tensor(positions)
             labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
             yield Batch({name: value[rows] for name, value in self.inputs.items()}, labels, tuple(positions))
+
+    def select(self, positions: Sequence[int]) -> InputSet:
+        """The examples at `positions`; their inputs are copied."""
+        rows = torch.tensor(tuple(positions), dtype=torch.int64)
+        chosen = tuple(self.examples[position] for position in positions)
+        return InputSet(chosen, self.fingerprint, {name: value[rows] for name, value in self.inputs.items()})
 
 
 def _names(settings: TaskSettings) -> tuple[str, str]:

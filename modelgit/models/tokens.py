@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import torch
@@ -67,6 +67,11 @@ class TokenSet:
                 attention[row, : len(ids)] = 1
             labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
             yield Batch({"input_ids": input_ids, "attention_mask": attention}, labels, tuple(positions))
+
+    def select(self, positions: Sequence[int]) -> TokenSet:
+        """The examples at `positions`; nothing is tokenised again."""
+        chosen = tuple(self.examples[position] for position in positions)
+        return replace(self, examples=chosen, ids=tuple(self.ids[position] for position in positions))
 
 
 def encode_texts(
