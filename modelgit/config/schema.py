@@ -19,6 +19,7 @@ __all__ = [
     "RetentionSettings",
     "Settings",
     "StorageSettings",
+    "TaskKind",
     "TaskSettings",
     "TrackSettings",
     "UserSettings",
@@ -44,6 +45,19 @@ TRAINING_NAMES = (
 """Names that transformers, accelerate, DeepSpeed and torch give to the state of a training run."""
 
 IGNORED = ("checkpoint-*/", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "training_args.bin")
+
+
+TaskKind = OneOf[
+    "sequence-classification",
+    "regression",
+    "token-classification",
+    "question-answering",
+    "causal-lm",
+    "masked-lm",
+    "sentence-embedding",
+    "image-classification",
+]
+"""What the model of a task computes."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,23 +123,41 @@ class StorageSettings(Table, frozen=True, kw_only=True):
 class TaskSettings(Table, frozen=True, kw_only=True):
     """A model together with data: something that can be scored and differentiated.
 
-    `model` is a tracked path; `adapter` names how its tensors become a function ("bert-classifier"), or `entry`
-    names a Python `module:function` that builds an `nn.Module` (needs `mgit trust`).  `head` is the prefix of the
-    head's tensors.  `train` and `test` are JSON-lines or CSV files with the fields `text` and `label`; `labels` lists
-    classes in the order of the head's outputs.
+    `model` is a tracked path; `adapter` names how its tensors become a function ("bert-classifier",
+    "transformers"), or `entry` names a Python `module:function` that builds an `nn.Module` (needs `mgit trust`).
+    `kind` is what the model computes, where its config.json does not say.  `head` is the prefix of the head's
+    tensors.
+
+    `train` and `test` are files of examples (.jsonl, .csv, .tsv, .txt, .parquet).  The settings from `text` to
+    `image` name fields of their records: `text` and `label`, with `pair` a second text; words and their tags are
+    `text` and `label`, too, as lists; `question`, `context`, `answer` and `answer_start` are those of question
+    answering, and `image` is that of images.  `labels` lists classes in the order of the head's outputs.  `split`
+    says how a .txt file is cut into examples.
+
+    `max_length` is in tokens.  `pooling` and `normalize` say how a sentence's embedding is made of its tokens'.
     """
 
     model: str
+    kind: TaskKind | None = None
     adapter: str | None = None
     entry: str | None = None
     head: str = "classifier"
     train: str | None = None
     test: str | None = None
     text: str = "text"
+    pair: str | None = None
     label: str = "label"
     labels: tuple[str, ...] = ()
+    question: str = "question"
+    context: str = "context"
+    answer: str = "answer"
+    answer_start: str = "answer_start"
+    image: str = "image"
+    split: OneOf["lines", "blocks"] = "lines"
     max_length: Annotated[int, msgspec.Meta(ge=1)] = 64
     tokenizer: str | None = None
+    pooling: OneOf["mean", "first"] = "mean"
+    normalize: bool = False
 
 
 class Limit(Table, frozen=True, kw_only=True):

@@ -119,5 +119,8 @@ class Adapter(Protocol):
 ADAPTERS: Registry[Adapter] = Registry(
     "model adapter",
     "modelgit.adapters",
-    {"bert-classifier": "modelgit.models.bert:BERT_CLASSIFIER"},
+    {
+        "bert-classifier": "modelgit.models.bert:BERT_CLASSIFIER",
+        "transformers": "modelgit.models.hf:TRANSFORMERS",
+    },
 )

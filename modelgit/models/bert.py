@@ -16,7 +16,7 @@ from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.models.base import Example, ExampleSet, TaskModel, TensorState
 from modelgit.models.bind import BoundModel, bind
-from modelgit.models.tokens import encode_texts
+from modelgit.models.texts import TextLimits, encode_texts
 
 __all__ = ["BERT_CLASSIFIER", "BertClassifier", "BertClassifierAdapter", "BertConfig", "initial_head"]
 
@@ -127,12 +127,16 @@ class _Encoder(nn.Module):
         )
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))})
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         hidden = self.embeddings["LayerNorm"](
             self.embeddings["word_embeddings"](input_ids)
             + self.embeddings["position_embeddings"](positions)
-            + self.embeddings["token_type_embeddings"](torch.zeros_like(input_ids))
+            + self.embeddings["token_type_embeddings"](
+                torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            )
         )
         attend = attention_mask.bool()[:, None, None, :]
         for layer in self.encoder["layer"].children():
@@ -150,9 +154,14 @@ class BertClassifier(nn.Module):
         self.body = _Encoder(config)
         self.head = nn.Linear(config.hidden_size, classes)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, C]` of `input_ids` and `attention_mask` (1 where there is a token), both int64 `[B, T]`."""
-        logits: torch.Tensor = self.head(self.body(input_ids, attention_mask))
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits `[B, C]` of `input_ids` and `attention_mask` (1 where there is a token), both int64 `[B, T]`.
+
+        `token_type_ids` tells the texts of a pair apart; without it there is one text.
+        """
+        logits: torch.Tensor = self.head(self.body(input_ids, attention_mask, token_type_ids))
         return logits
 
 
@@ -190,6 +199,7 @@ class BertClassifierAdapter:
         Raises UsageError when config.json is not BERT's, when a tensor is missing or has another shape, and when the
         head's outputs are not as many as the task's labels.
         """
+        _check_kind(settings)
         config = BertConfig.read(files)
         prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
         weight, bias = f"{settings.head}.weight", f"{settings.head}.bias"
@@ -219,9 +229,23 @@ class BertClassifierAdapter:
         self, settings: TaskSettings, examples: tuple[Example, ...], fingerprint: str, files: Mapping[str, bytes]
     ) -> ExampleSet:
         """Word pieces, at most `max_length` of them (never more than the model has positions for)."""
+        _check_kind(settings)
         config = BertConfig.read(files)
-        length = min(settings.max_length, config.max_position_embeddings)
-        return encode_texts(settings, examples, fingerprint, files, max_length=length, pad_id=config.pad_token_id)
+        limits = TextLimits(
+            model_type="bert",
+            pad_token_id=config.pad_token_id,
+            max_position_embeddings=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+        )
+        return encode_texts(settings, examples, fingerprint, files, limits=limits)
+
+
+def _check_kind(settings: TaskSettings) -> None:
+    if settings.kind not in (None, "sequence-classification"):
+        raise UsageError(
+            f"the bert-classifier adapter gives one class for each text, and the task is of kind `{settings.kind}`",
+            hint='write `adapter = "transformers"` under the task in mgit.toml',
+        )
 
 
 BERT_CLASSIFIER = BertClassifierAdapter()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -50,26 +51,46 @@ def bind(
     tensor_of: Mapping[str, str],
     *,
     hints: Mapping[str, str] | None = None,
-    buffers: Iterable[str] = (),
+    buffers: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Give every parameter in `tensor_of` the values of its tensor; the module may still be on the meta device.
 
-    `buffers` names buffers that are filled from tensors of the same name (running statistics).  `hints` maps tensor
-    names to what to type when they are missing.  Raises UsageError for a missing tensor and for another shape.
+    A parameter that the module has under several names (tied weights) is one parameter afterwards, too, and is named
+    once.  `buffers` maps buffers (running statistics) to their tensors.  `hints` maps tensor names to what to type
+    when they are missing.  Raises UsageError for a missing tensor and for another shape.
     """
     parameters = dict(module.named_parameters())
+    shared = _shared(module)
     values: dict[str, torch.Tensor] = {}
     for parameter, tensor in tensor_of.items():
-        array = floats(state, tensor, hint=(hints or {}).get(tensor))
-        expected = tuple(parameters[parameter].shape)
-        if array.shape != expected:
-            raise UsageError(
-                f"tensor `{tensor}` has shape {list(array.shape)} and the model expects {list(expected)}",
-                hint=(hints or {}).get(tensor),
-            )
+        hint = (hints or {}).get(tensor)
+        array = floats(state, tensor, hint=hint)
+        _check_shape(tensor, array.shape, parameters[parameter].shape, hint)
         kind = parameters[parameter].dtype
         values[parameter] = torch.from_numpy(array).to(kind if kind.itemsize == _PRECISE_BYTES else torch.float32)
-    for buffer in buffers:
-        values[buffer] = torch.from_numpy(np.array(state[buffer], order="C"))
+    known = dict(module.named_buffers())
+    for buffer, tensor in buffers.items():
+        array_of = np.array(state[tensor], order="C") if tensor in state else None
+        if array_of is None or array_of.dtype.kind not in "biu":
+            array_of = floats(state, tensor, hint=(hints or {}).get(tensor))
+        _check_shape(tensor, array_of.shape, known[buffer].shape, (hints or {}).get(tensor))
+        values[buffer] = torch.from_numpy(array_of)
     module.load_state_dict(values, strict=False, assign=True)
+    for first, others in shared.items():
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
     module.requires_grad_(True)
+
+
+def _check_shape(tensor: str, found: tuple[int, ...], expected: Sequence[int], hint: str | None) -> None:
+    if found != tuple(expected):
+        raise UsageError(f"tensor `{tensor}` has shape {list(found)} and the model expects {list(expected)}", hint=hint)
+
+
+def _shared(module: torch.nn.Module) -> dict[str, list[str]]:
+    """The other names of every parameter that has several, by the first."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values() if others}

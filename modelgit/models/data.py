@@ -15,6 +15,7 @@ from blake3 import blake3
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.models.base import Example
+from modelgit.models.kinds import UNLABELLED_KINDS
 from modelgit.objects.ids import domain
 
 __all__ = ["UNLABELLED", "read_examples"]
@@ -65,7 +66,10 @@ def read_examples(path: Path, settings: TaskSettings, *, shown: str) -> tuple[tu
         if name in seen:
             raise UsageError(f"{where}: the id `{name}` is already that of line {seen[name]}")
         seen[name] = row.line
-        examples.append(Example(name, text, labels.index(row.values.get(settings.label), where)))
+        label = UNLABELLED
+        if settings.kind not in UNLABELLED_KINDS:
+            label = labels.index(row.values.get(settings.label), where)
+        examples.append(Example(name, text, label))
     return tuple(examples), _fingerprint(content, path.suffix.lower(), settings)
 
 

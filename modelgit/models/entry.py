@@ -19,9 +19,10 @@ from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.models.base import Batch, Example, ExampleSet, TaskModel, TensorState
 from modelgit.models.bind import BoundModel, bind
-from modelgit.models.tokens import bucketed_order, encode_texts
+from modelgit.models.texts import encode_texts
+from modelgit.models.tokens import bucketed_order
 
-__all__ = ["InputSet", "build_entry", "encode_entry"]
+__all__ = ["InputSet", "build_entry", "encode_entry", "load_entry"]
 
 
 def build_entry(
@@ -39,7 +40,7 @@ def build_entry(
     installed packages.  Raises UsageError when the repository is not trusted, when there is no such function, and when
     a parameter has no tensor.
     """
-    function = getattr(_load(settings, trusted=trusted, root=root), _names(settings)[1], None)
+    function = getattr(load_entry(settings, trusted=trusted, root=root), _names(settings)[1], None)
     if not callable(function):
         raise UsageError(f"entry `{settings.entry}` names no function", hint='write `entry = "module:function"`')
     made = function(state, files)
@@ -48,13 +49,14 @@ def build_entry(
             return cast(TaskModel, made)
         raise UsageError(f"entry `{settings.entry}` returned {type(made).__name__}, not an nn.Module or a TaskModel")
     tensor_of = {name: name for name, _ in made.named_parameters()}
+    buffers = {name for name, _ in made.named_buffers()} & set(made.state_dict())
     hint = f"name the parameters in `{settings.entry}` as the checkpoint does, or return a TaskModel with `tensor_of`"
     bind(
         made,
         state,
         tensor_of,
         hints=dict.fromkeys(tensor_of, hint),
-        buffers=[name for name in made.state_dict() if name not in tensor_of and name in state],
+        buffers={name: name for name in buffers if name in state},
     )
     made.eval()
     head = frozenset(name for name in tensor_of if name.startswith(f"{settings.head}."))
@@ -75,9 +77,9 @@ def encode_entry(
     `encode` takes a tuple of texts and returns keyword arguments of the module: tensors whose first axis is the
     example.  Raises UsageError as `build_entry` does, and when an axis has another length.
     """
-    encode = getattr(_load(settings, trusted=trusted, root=root), "encode", None)
+    encode = getattr(load_entry(settings, trusted=trusted, root=root), "encode", None)
     if encode is None:
-        return encode_texts(settings, examples, fingerprint, files, max_length=settings.max_length)
+        return encode_texts(settings, examples, fingerprint, files, kind=settings.kind)
     inputs: Mapping[str, torch.Tensor] = encode(tuple(example.text for example in examples), files)
     wrong = [name for name, value in inputs.items() if value.ndim == 0 or len(value) != len(examples)]
     if wrong:
@@ -129,7 +131,11 @@ def _classes(settings: TaskSettings, module: torch.nn.Module, head: frozenset[st
     return int(sizes.pop())
 
 
-def _load(settings: TaskSettings, *, trusted: bool, root: Path | None) -> ModuleType:
+def load_entry(settings: TaskSettings, *, trusted: bool, root: Path | None) -> ModuleType:
+    """The module of `settings.entry`, run: one that lies in `root` before an installed one.
+
+    Raises UsageError when it is not trusted or not there.
+    """
     name, _ = _names(settings)
     if not trusted:
         raise UsageError(f"entry `{settings.entry}` is code, and this repository is not trusted", hint="`mgit trust`")

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.models.base import ADAPTERS, Adapter, Example, ExampleSet, TaskModel, TensorState
+from modelgit.models.kinds import LANGUAGE_KINDS, ModelConfig
 
 __all__ = ["build_task", "encode_examples"]
-
-
-class _ModelType(msgspec.Struct):
-    model_type: str = ""
 
 
 def build_task(
@@ -56,15 +51,19 @@ def encode_examples(
 
 
 def _adapter(settings: TaskSettings, files: Mapping[str, bytes]) -> Adapter:
-    """The adapter that the settings name, or the one that config.json calls for."""
+    """The adapter that the settings name, or the one that config.json calls for.
+
+    A bare BERT encoder is the plain torch classifier's, as is one with a language model's head where the task lists
+    labels: such a directory holds a classifier's head beside the encoder.  What says its kind is that of transformers.
+    """
     if settings.adapter is not None:
         return ADAPTERS.get(settings.adapter)
-    try:
-        kind = msgspec.json.decode(files.get("config.json", b"{}"), type=_ModelType).model_type
-    except msgspec.MsgspecError:
-        kind = ""
-    if kind == "bert":
+    config = ModelConfig.read(files)
+    no_head = config.kind is None or (config.kind in LANGUAGE_KINDS and bool(settings.labels))
+    if config.model_type == "bert" and settings.kind is None and no_head:
         return ADAPTERS.get("bert-classifier")
+    if config.model_type:
+        return ADAPTERS.get("transformers")
     known = ", ".join(ADAPTERS.names())
     raise UsageError(
         f"the task of model `{settings.model}` says neither `adapter` nor `entry`",

@@ -1,35 +1,42 @@
-"""Texts as token ids by the model's own tokenizer.json, batched by length."""
+"""Token ids in batches of similar length, with what each output is to be compared with."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from typing import TypeVar
 
 import torch
 
-from modelgit.config.schema import TaskSettings
-from modelgit.errors import MissingExtraError, UsageError
+from modelgit.errors import UsageError
 from modelgit.models.base import Batch, Example
 
-__all__ = ["TokenSet", "bucketed_order", "encode_texts"]
+__all__ = ["TOKENS_PER_BATCH", "TokenSet", "bucketed_order"]
+
+TOKENS_PER_BATCH = 16384
+"""A batch has no more tokens than this, padding included, so that long texts do not fill the memory."""
 
 _BUCKET_BATCHES = 16
 
+T = TypeVar("T")
 
-def bucketed_order(lengths: tuple[int, ...], size: int, *, seed: int | None) -> list[list[int]]:
+
+def bucketed_order(
+    lengths: tuple[int, ...], size: int, *, seed: int | None, budget: int | None = None
+) -> list[list[int]]:
     """Positions in batches of at most `size` whose lengths are similar.
 
     Without a seed the order is by length, ties by position.  With one, positions are shuffled, sorted by length
-    within buckets of 16 batches, and the batches shuffled: little padding, and a new order for every seed.
+    within buckets of 16 batches, and the batches shuffled: little padding, and a new order for every seed.  A batch
+    whose examples, padded to the longest, are longer than `budget` together is split; one example is always let in.
     """
     if size < 1:
         raise UsageError(f"a batch of {size} examples; at least 1 is needed")
     order = list(range(len(lengths)))
     if seed is None:
         order.sort(key=lambda position: lengths[position])
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return _within([order[start : start + size] for start in range(0, len(order), size)], lengths, budget)
     draw = random.Random(seed)  # noqa: S311 - order of training examples, not a secret
     draw.shuffle(order)
     batches: list[list[int]] = []
@@ -37,78 +44,84 @@ def bucketed_order(lengths: tuple[int, ...], size: int, *, seed: int | None) -> 
         bucket = sorted(order[start : start + size * _BUCKET_BATCHES], key=lambda position: lengths[position])
         batches += [bucket[at : at + size] for at in range(0, len(bucket), size)]
     draw.shuffle(batches)
-    return batches
+    return _within(batches, lengths, budget)
+
+
+def _within(batches: list[list[int]], lengths: tuple[int, ...], budget: int | None) -> list[list[int]]:
+    if budget is None:
+        return batches
+    fitting: list[list[int]] = []
+    for batch in batches:
+        longest = max(lengths[position] for position in batch)
+        size = max(1, budget // max(1, longest))
+        fitting += [batch[at : at + size] for at in range(0, len(batch), size)]
+    return fitting
 
 
 @dataclass
 class TokenSet:
-    """Token ids of each example, padded with `pad_id` when batched.  `fingerprint` is that of the raw data."""
+    """Token ids of each example, padded with `pad_id` when batched.  `fingerprint` is that of the raw data.
+
+    `types` are the segments of the tokens, for pairs of texts.  `targets` are the labels of each output where an
+    example has several, and `counted` says which of them exist (None: all of them, and each example has the same
+    number).  Held are small integers for each token, and no tensors.
+    """
 
     examples: tuple[Example, ...]
     fingerprint: str
     ids: tuple[tuple[int, ...], ...]
     pad_id: int = 0
+    types: tuple[tuple[int, ...], ...] | None = None
+    targets: tuple[tuple[int, ...], ...] | None = None
+    counted: tuple[tuple[bool, ...], ...] | None = None
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
-        """`input_ids` and `attention_mask`, int64 `[B, T]`, T the longest of the batch.
+        """`input_ids` and `attention_mask` (and `token_type_ids`), int64 `[B, T]`, T the longest of the batch.
 
-        Only the first `limit` examples take part.  Raises UsageError for a batch size below one.
+        Only the first `limit` examples take part.  A batch has at most `tokens_per_batch` tokens, padding included,
+        and at least one example.  Raises UsageError for a batch size below one.
         """
-        for positions in bucketed_order(tuple(len(ids) for ids in self.ids[:limit]), size, seed=seed):
-            length = max(len(self.ids[position]) for position in positions)
-            input_ids = torch.full((len(positions), length), self.pad_id, dtype=torch.int64)
-            attention = torch.zeros((len(positions), length), dtype=torch.int64)
-            for row, position in enumerate(positions):
-                ids = self.ids[position]
-                input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-                attention[row, : len(ids)] = 1
-            labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
-            yield Batch({"input_ids": input_ids, "attention_mask": attention}, labels, tuple(positions))
+        lengths = tuple(len(ids) for ids in self.ids[:limit])
+        for positions in bucketed_order(lengths, size, seed=seed, budget=self.tokens_per_batch):
+            ids = [self.ids[position] for position in positions]
+            inputs = {
+                "input_ids": _padded(ids, self.pad_id, torch.int64),
+                "attention_mask": _padded([(1,) * len(row) for row in ids], 0, torch.int64),
+            }
+            if self.types is not None:
+                inputs["token_type_ids"] = _padded([self.types[position] for position in positions], 0, torch.int64)
+            if self.targets is None:
+                labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
+            else:
+                labels = _padded([self.targets[position] for position in positions], -1, torch.int64)
+            counted = None
+            if self.counted is not None:
+                counted = _padded([self.counted[position] for position in positions], fill=False, dtype=torch.bool)
+            yield Batch(inputs, labels, tuple(positions), counted)
 
     def select(self, positions: Sequence[int]) -> TokenSet:
         """The examples at `positions`; nothing is tokenised again."""
-        chosen = tuple(self.examples[position] for position in positions)
-        return replace(self, examples=chosen, ids=tuple(self.ids[position] for position in positions))
 
+        def chosen(rows: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(rows[position] for position in positions)
 
-def encode_texts(
-    settings: TaskSettings,
-    examples: tuple[Example, ...],
-    fingerprint: str,
-    files: Mapping[str, bytes],
-    *,
-    max_length: int,
-    pad_id: int = 0,
-) -> TokenSet:
-    """Tokenise with special tokens, cut at `max_length` tokens.
-
-    The tokenizer is `tokenizer.json` of `files`, or the file that `settings.tokenizer` names.  Raises
-    MissingExtraError without the `tokenizers` package, UsageError when the file is missing or unreadable.
-    """
-    name = PurePosixPath(settings.tokenizer).name if settings.tokenizer else "tokenizer.json"
-    if name not in files:
-        raise UsageError(
-            f"`{name}` is not among the files of model `{settings.model}`",
-            hint='write `tokenizer = "FILE"` under the task in mgit.toml, or put tokenizer.json beside the weights',
+        return replace(
+            self,
+            examples=chosen(self.examples),
+            ids=chosen(self.ids),
+            types=None if self.types is None else chosen(self.types),
+            targets=None if self.targets is None else chosen(self.targets),
+            counted=None if self.counted is None else chosen(self.counted),
         )
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading text needs the `tokenizers` package", hint="`pip install 'modelgit[text]'`"
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_str(files[name].decode("utf-8"))
-    except Exception as error:
-        raise UsageError(f"`{name}` is not a tokenizer file: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    encodings = tokenizer.encode_batch([example.text for example in examples])
-    ids = tuple(tuple(encoding.ids) for encoding in encodings)
-    empty = next((row for row, tokens in enumerate(ids) if not tokens), None)
-    if empty is not None:
-        raise UsageError(f"example `{examples[empty].id}` has no tokens")
-    return TokenSet(examples, fingerprint, ids, pad_id)
+
+
+def _padded(rows: list[tuple[int, ...]] | list[tuple[bool, ...]], fill: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[B, T]` of rows of several lengths, T the longest."""
+    padded = torch.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
+    for at, row in enumerate(rows):
+        padded[at, : len(row)] = torch.tensor(row, dtype=dtype)
+    return padded

@@ -1,1 +1,1 @@
-"""Public conformance suites for extension points.  Empty until extension points are stable: the place is kept."""
+"""What tests of extensions can use: small models and sources of bytes; conformance suites once those are stable."""

@@ -132,7 +132,7 @@ def test_other_architectures_are_refused_rather_than_computed_wrongly(checkpoint
 def test_a_bert_model_needs_no_adapter_setting_and_others_do(checkpoint) -> None:
     settings = msgspec.structs.replace(checkpoint.settings, adapter=None)
     assert build_task(settings, checkpoint.state, checkpoint.files).classes == 3
-    with pytest.raises(UsageError, match="neither `adapter` nor `entry`"):
+    with pytest.raises(UsageError, match="names no head"):
         build_task(settings, checkpoint.state, {"config.json": b'{"model_type": "llama"}'})
     with pytest.raises(UsageError, match="did you mean `bert-classifier`"):
         build_task(msgspec.structs.replace(settings, adapter="bert-clasifier"), {}, {})
