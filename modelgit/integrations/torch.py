@@ -1,29 +1,29 @@
 """Train under a mask: everything outside it stays frozen bit for bit, whatever the optimizer does.
 
 Masking gradients is not enough: weight decay, momentum from before and decoupled updates move weights whose gradient is
-zero.  So gradients are masked (they also count in clipping and in the optimizer's statistics), and after every
-step what lies outside the mask is written back from a saved copy.
+zero.  So an optimizer is handed what may train and nothing else (see `torch_steps`).  Gradients are masked besides:
+they count in clipping, and an infinite one outside the mask skips no step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
+from modelgit.integrations.torch_steps import ELEMENTWISE, Part, Steps, put_values, take_values
+from modelgit.integrations.torch_watch import Journal, Place, Violation, Watch, places_of
 
-__all__ = ["Frozen", "MaskSource", "Violation", "freeze_outside"]
-
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+__all__ = ["Frozen", "MaskSource", "Violation", "freeze_outside", "unwrapped_optimizer"]
 
 Positions = NDArray[np.integer] | torch.Tensor | None
+Regions = dict[str, tuple[torch.nn.Parameter, torch.Tensor | None]]
 
 
 @runtime_checkable
@@ -34,113 +34,118 @@ class MaskSource(Protocol):
         """Positions by name."""
 
 
-@dataclass(frozen=True)
-class Violation:
-    """A parameter that changed outside the mask.
-
-    `elements` is how many of its values did, or None for a parameter frozen whole, of which only a digest was kept.
-    """
-
-    name: str
-    elements: int | None
-
-
-class _Partial:
-    """One parameter of which some positions train: the copy that holds the rest."""
-
-    def __init__(self, name: str, parameter: torch.nn.Parameter, positions: torch.Tensor) -> None:
-        self.name = name
-        self.parameter = parameter
-        self.positions = positions
-        self.saved = parameter.detach().clone()
-        self.handle = parameter.register_hook(self.mask)  # type: ignore[no-untyped-call]
-
-    def mask(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient with zeros outside; sparse ones pass, since `restore` alone decides what the weights are."""
-        if gradient.layout is not torch.strided:
-            return gradient
-        return torch.zeros_like(gradient).put_(self.positions, gradient.take(self.positions))
-
-    def restore(self) -> None:
-        """Write the frozen values back; trained ones are kept in the copy too, which makes it one copy and no mask."""
-        self.saved.put_(self.positions, self.parameter.take(self.positions))
-        self.parameter.copy_(self.saved)
-
-    def violation(self) -> Violation | None:
-        changed = _words(self.parameter) != _words(self.saved)
-        changed.put_(self.positions, changed.new_zeros(len(self.positions)))
-        count = int(changed.sum())
-        return Violation(self.name, count) if count else None
-
-
 class Frozen:
     """A model that trains only under a mask; also a context manager that ends it.
 
-    `masked_parameters` counts the positions that train.
+    `masked_parameters` counts the positions that train, `steps` the steps of the optimizer since.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        places: list[Place],
         optimizer: torch.optim.Optimizer,
-        regions: Mapping[str, tuple[torch.nn.Parameter, torch.Tensor | None]],
+        regions: Regions,
+        *,
+        masters: Mapping[str, torch.Tensor],
+        keep_graph: bool,
+        watch: Watch,
+        journal: Journal | None,
     ) -> None:
         self.masked_parameters = 0
-        self._optimizer = optimizer
-        self._partial: list[_Partial] = []
-        self._digests: list[tuple[str, torch.nn.Parameter, bytes]] = []
+        self.steps = 0
+        self._watch = watch
         self._flags: list[tuple[torch.nn.Parameter, bool]] = []
-        self._groups: list[tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._trained: list[tuple[Place, torch.nn.Parameter]] = []
         self._closed = False
-        for name, parameter in model.named_parameters():
-            if name not in regions:
-                self._flags.append((parameter, parameter.requires_grad))
-                parameter.requires_grad_(False)
-                parameter.grad = None
-                self._digests.append((name, parameter, _digest(parameter)))
+        parts: list[Part] = []
+        frozen: list[int] = []
+        known: dict[int, str] = {}
+        for place in places:
+            parameter = place.now()
+            if not isinstance(parameter, torch.nn.Parameter) or id(parameter) in known:
                 continue
+            name, held = place.name, masters.get(place.name, parameter)
+            known |= {id(parameter): name, id(held): name}
+            if name not in regions:
+                frozen += [id(parameter), id(held)]
+                self._freeze(parameter, keep_graph=keep_graph)
+                continue
+            self._trained.append((place, parameter))
             positions = regions[name][1]
             self.masked_parameters += parameter.numel() if positions is None else len(positions)
-            if positions is not None and len(positions) < parameter.numel():
-                self._partial.append(_Partial(name, parameter, positions))
-                if parameter.grad is not None:
-                    parameter.grad = self._partial[-1].mask(parameter.grad)
-        self._withdraw()
-        self._step_hook = optimizer.register_step_post_hook(lambda *_: self.restore())
+            if positions is None or len(positions) == parameter.numel():
+                continue
+            part = Part(name, parameter, held, positions, compressed=type(optimizer) in ELEMENTWISE)
+            parts.append(part)
+            self._mask_gradients(parameter, part)
+        self._steps = Steps(optimizer, parts, frozen, known, self._after_step)
+        self._steps_seen = optimizer.register_step_pre_hook(self._check_places)
+        self._journal = journal
 
-    def _withdraw(self) -> None:
-        """Take wholly frozen parameters out of the optimizer: it cannot move what it does not know."""
-        frozen = {id(parameter) for parameter, _ in self._flags}
-        for group in self._optimizer.param_groups:
-            parameters = group["params"]  # changed in place: some optimizers keep the list itself
-            self._groups.append((parameters, list(parameters)))
-            parameters[:] = [parameter for parameter in parameters if id(parameter) not in frozen]
+    def _freeze(self, parameter: torch.nn.Parameter, *, keep_graph: bool) -> None:
+        """Let no gradient be computed, or let it be zero where a wrapper waits for it."""
+        if keep_graph and parameter.requires_grad:
+            self._hook(parameter, _forget_gradient)
+        else:
+            self._flags.append((parameter, parameter.requires_grad))
+            parameter.requires_grad_(False)
+        parameter.grad = None
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Write back everything outside the mask.  Runs by itself after every `optimizer.step()`."""
-        for partial in self._partial:
-            partial.restore()
+    def _hook(self, parameter: torch.nn.Parameter, hook: Callable[[torch.Tensor], None]) -> None:
+        self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
-    @torch.no_grad()
+    def _mask_gradients(self, parameter: torch.nn.Parameter, part: Part) -> None:
+        def mask(parameter: torch.Tensor) -> None:
+            gradient = parameter.grad
+            if gradient is None or gradient.layout is not torch.strided:
+                return  # a step takes from sparse ones what it needs
+            positions = part.positions.to(gradient.device)
+            with torch.no_grad():
+                if gradient.requires_grad:  # part of a graph itself: it may not change
+                    kept = take_values(gradient, positions)
+                    parameter.grad = put_values(torch.zeros_like(gradient), positions, kept)
+                else:  # in place: new pages for a tensor of zeros cost ten times the zeros
+                    kept = take_values(gradient, positions)
+                    put_values(gradient.zero_(), positions, kept)
+
+        self._hook(parameter, mask)
+        mask(parameter)  # a gradient that is there already
+
+    def _check_places(self, *_: object) -> None:
+        for place, parameter in self._trained:
+            if place.now() is not parameter:
+                raise UsageError(
+                    f"`{place.name}` was replaced after the model was frozen, so the optimizer does not train it",
+                    hint="load weights without `assign=True`, or make the optimizer and freeze again",
+                )
+
+    def _after_step(self) -> None:
+        self.steps += 1
+        if self._journal is not None:
+            self._journal.step()
+
     def verify(self) -> list[Violation]:
-        """Parameters with values outside the mask that are not, bit for bit, those of the start."""
-        found = [partial.violation() for partial in self._partial]
-        whole = [Violation(name, None) for name, parameter, old in self._digests if _digest(parameter) != old]
-        return sorted([violation for violation in found if violation] + whole, key=lambda violation: violation.name)
+        """Parameters and persistent buffers that are not, bit for bit, those of the start outside the mask."""
+        self._steps.leave()
+        return self._watch.violations()
 
     def close(self) -> None:
-        """Let everything train again: hooks off, `requires_grad` and the optimizer's groups as before."""
+        """Let everything train again, with `requires_grad` as before.
+
+        Moments of parameters that trained in part are dropped: the optimizer begins anew with these.
+        """
         if self._closed:
             return
         self._closed = True
-        self._step_hook.remove()
-        for partial in self._partial:
-            partial.handle.remove()
+        self._steps.close()
+        self._steps_seen.remove()
+        for hook in self._hooks:
+            hook.remove()
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
-        for parameters, before in self._groups:
-            parameters[:] = before
+        if self._journal is not None:
+            self._journal.close()
 
     def __enter__(self) -> Frozen:
         return self
@@ -157,24 +162,41 @@ def freeze_outside(
     optimizer: torch.optim.Optimizer,
     *,
     tensor_of: Mapping[str, str] | None = None,
+    masters: Mapping[str, torch.Tensor] | None = None,
+    journal: Path | str | None = None,
+    journal_every: int = 1,
+    reference: Mapping[str, Any] | None = None,
 ) -> Frozen:
     """Let only the positions in `mask` of `model` train with `optimizer`, from now until `close()`.
 
     `mask` maps parameter names to ascending indices into the flattened parameter (C order), or None for all of it;
-    parameters that it leaves out get `requires_grad` False and leave the optimizer.  With `tensor_of` (parameter to
-    tensor name, as in a TaskModel) the mask is by tensor name.  Memory: one copy of each parameter that trains in part.
-    Call it after the model is on its device and the optimizer is made.  Buffers (running statistics) are none of the
-    optimizer's business: keep normalisation layers that have them in evaluation mode.  Raises UsageError for a name
-    that the model does not have, for positions outside the parameter, and for tied parameters with different masks.
+    parameters that it leaves out get `requires_grad` False.  With `tensor_of` (parameter to tensor name, as in a
+    TaskModel) the mask is by tensor name.  Names are those inside wrappers (`DistributedDataParallel`,
+    `torch.compile`).  `masters` are the copies that the optimizer has in place of parameters, by parameter name
+    (float32 for a model in bf16); you copy them back after a step, as always.
+
+    With a `journal`, every `journal_every`-th step appends a line that says whether anything outside the mask differs
+    from the start (see `fisher.journal`); `reference`, such as `repo.load("HEAD")`, lets it count by how many values.
+
+    Memory: indices (8 bytes) and values of the positions.  An optimizer that is not elementwise (`ELEMENTWISE`) takes
+    one copy of each parameter that trains in part.  Raises UsageError for a name that the model does not have, for
+    positions outside the parameter, for tied parameters with different masks, and for sharded parameters (FSDP,
+    ZeRO-3).
     """
     given = mask.positions() if isinstance(mask, MaskSource) else mask
-    if not hasattr(optimizer, "register_step_post_hook"):
-        raise UsageError(f"{type(optimizer).__name__} is not a torch optimizer, so its steps cannot be watched")
-    regions: dict[str, tuple[torch.nn.Parameter, torch.Tensor | None]] = {}
-    first_name = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+    optimizer = unwrapped_optimizer(optimizer)
+    model, keep_graph = _unwrapped(model)
+    if journal_every < 1:
+        raise UsageError(f"a journal of every {journal_every} steps", hint="`journal_every=1` checks every step")
+    places = list(places_of(model))
+    named = [(place.name, p) for place in places if isinstance(p := place.now(), torch.nn.Parameter)]
+    _refuse_sharded(model, named)
+    names = dict(tensor_of or {})
+    regions: Regions = {}
+    first_name = {id(parameter): name for name, parameter in reversed(named)}
     used: set[str] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        key = name if tensor_of is None else tensor_of.get(name, name)
+    for name, parameter in named:
+        key = names.get(name, name)
         if key not in given:
             continue
         used.add(key)
@@ -187,14 +209,67 @@ def freeze_outside(
     unknown = sorted(set(given) - used)
     if unknown:
         raise UsageError(f"the mask names `{unknown[0]}`, which the model does not have")
-    odd = next((n for n, p in model.named_parameters() if p.element_size() not in _WORDS), None)
-    if odd is not None:
-        raise UsageError(f"`{odd}` has elements of {model.get_parameter(odd).dtype}, which a mask cannot hold")
-    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    foreign = next((name for name, (parameter, _) in regions.items() if id(parameter) not in known), None)
+    held = _checked_masters(dict(masters or {}), dict(named), first_name)
+    inside = {id(item) for group in optimizer.param_groups for item in group["params"]}
+    foreign = next((name for name, (p, _) in regions.items() if id(held.get(name, p)) not in inside), None)
     if foreign is not None:
-        raise UsageError(f"`{foreign}` is in the mask and not in the optimizer, so it would not train")
-    return Frozen(model, optimizer, regions)
+        raise UsageError(
+            f"`{foreign}` is in the mask and not in the optimizer, so it would not train",
+            hint="give the optimizer all parameters; copies that it has in their place go in `masters`",
+        )
+    watch = Watch(places, {name: positions for name, (_, positions) in regions.items()}, names, reference)
+    notes = None  # before anything is changed: it may not be writable
+    if journal is not None:
+        masked = sum(p.numel() if positions is None else len(positions) for p, positions in regions.values())
+        notes = Journal(Path(journal), watch, optimizer, every=journal_every, masked=masked)
+    return Frozen(places, optimizer, regions, masters=held, keep_graph=keep_graph, watch=watch, journal=notes)
+
+
+def unwrapped_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer whose steps can be watched: a wrapper (accelerate's) has it as `optimizer`."""
+    found = optimizer
+    while not hasattr(found, "_optimizer_step_post_hooks") and hasattr(found, "optimizer"):
+        found = found.optimizer
+    if not isinstance(found, torch.optim.Optimizer) or not hasattr(found, "_optimizer_step_post_hooks"):
+        raise UsageError(f"{type(optimizer).__name__} is not a torch optimizer, so its steps cannot be watched")
+    return found
+
+
+def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
+    """The model inside wrappers, and whether one of them waits for the gradient of every parameter."""
+    waits = False
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            inner, waits = model.module, True
+        elif isinstance(model, torch.nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, torch.nn.Module):
+            return model, waits
+        model = inner
+
+
+def _refuse_sharded(model: torch.nn.Module, named: list[tuple[str, torch.nn.Parameter]]) -> None:
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    odd = next((n for n, p in named if hasattr(p, "placements") or hasattr(p, "ds_id") or p.is_meta), None)
+    if odd is not None or "FullyShardedDataParallel" in kinds:
+        raise UsageError(
+            f"`{odd or 'the model'}` is sharded or not in memory, and a mask is by positions of whole parameters",
+            hint="train replicas (DistributedDataParallel) in place of shards (FSDP, ZeRO-3)",
+        )
+
+
+def _checked_masters(
+    masters: dict[str, torch.Tensor], named: dict[str, torch.nn.Parameter], first_name: Mapping[int, str]
+) -> dict[str, torch.Tensor]:
+    """Master copies by the first name of their parameter."""
+    found = {}
+    for name, master in masters.items():
+        parameter = named.get(name)
+        if parameter is None or master.shape != parameter.shape:
+            raise UsageError(f"the master copy of `{name}` does not fit any parameter of that name")
+        found[first_name[id(parameter)]] = master
+    return found
 
 
 def _positions(given: Positions, name: str, parameter: torch.nn.Parameter) -> torch.Tensor | None:
@@ -218,19 +293,7 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
-def _words(values: torch.Tensor) -> torch.Tensor:
-    """The bits as integers: NaN equals itself, and -0 differs from 0."""
-    flat = values.detach().contiguous()
-    return flat.view(_WORDS[flat.element_size()])
-
-
-def _digest(parameter: torch.Tensor) -> bytes:
-    digest = blake3()
-    for part in _pieces(_words(parameter).reshape(-1)):
-        digest.update(part)
-    return digest.digest()
-
-
-def _pieces(flat: torch.Tensor, size: int = 1 << 24) -> Iterator[memoryview]:
-    for start in range(0, len(flat), size):
-        yield flat[start : start + size].cpu().numpy().data.cast("B")
+@torch.no_grad()
+def _forget_gradient(parameter: torch.Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.zero_()

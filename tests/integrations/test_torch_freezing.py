@@ -103,6 +103,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "rprop": torch.optim.Rprop,
     "asgd": lambda ps: torch.optim.ASGD(ps, lr=0.1, weight_decay=0.1),
     "meddler": lambda ps: Meddler(ps, lr=0.1),
+    "adam fused": lambda ps: torch.optim.Adam(ps, lr=0.05, weight_decay=0.3, fused=True),
+    "nadam": lambda ps: torch.optim.NAdam(ps, lr=0.05, weight_decay=0.3),
+    "radam": lambda ps: torch.optim.RAdam(ps, lr=0.05, weight_decay=0.3, decoupled_weight_decay=True),
+    "adamax": lambda ps: torch.optim.Adamax(ps, lr=0.05, weight_decay=0.3),
+    "adadelta": lambda ps: torch.optim.Adadelta(ps, lr=0.5, weight_decay=0.3),
+    "adafactor": lambda ps: torch.optim.Adafactor(ps, lr=0.1, weight_decay=0.3),
     "groups": lambda ps: torch.optim.AdamW(
         [{"params": ps[:2]}, {"params": ps[2:], "weight_decay": 0.0}], lr=0.05, weight_decay=0.5
     ),
@@ -134,22 +140,58 @@ def test_nothing_outside_moves(name: str) -> None:
     assert (inside(after) != inside(before)).mean() > 0.9
 
 
-def test_lbfgs_keeps_its_own_list_of_parameters() -> None:
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_lbfgs_evaluates_only_models_within_the_mask(search: str | None, stepped: bool) -> None:
+    """It keeps its own list of parameters, remembers directions, and calls the closure several times a step."""
     model = net()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
-    before, batch = bits(model), batches(1)[0]
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4, line_search_fn=search)
+    batch = batches(1)[0]
+    evaluated: list[dict[str, np.ndarray]] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        evaluated.append(bits(model))
+        return loss
+
+    if stepped:
+        optimizer.step(closure)
+        evaluated.clear()
+    before = bits(model)
     with freeze_outside(model, MASK, optimizer) as frozen:
-
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            return loss
-
         first = optimizer.step(closure).item()
         assert optimizer.step(closure).item() < first
         assert frozen.verify() == []
-    assert all(np.array_equal(v, outside(before)[n]) for n, v in outside(bits(model)).items())
+        assert frozen.steps == 2
+    assert len(evaluated) > 4
+    assert len({inside(values).tobytes() for values in evaluated}) > 3
+    for values in (*evaluated, bits(model)):
+        assert all(np.array_equal(v, outside(before)[n]) for n, v in outside(values).items())
+    last = optimizer.step(closure).item()  # everything trains again
+    assert optimizer.step(closure).item() < last
+
+
+def test_closures_of_other_optimizers() -> None:
+    model, other = net(), net()
+    one, two = (torch.optim.AdamW(m.parameters(), lr=0.05, weight_decay=0.3) for m in (model, other))
+
+    def closure() -> torch.Tensor:
+        one.zero_grad()
+        loss = loss_of(model, batches(1)[0])
+        loss.backward()
+        return loss
+
+    with freeze_outside(model, MASK, one), freeze_outside(other, MASK, two):
+        for _ in range(3):
+            given = one.step(closure=closure)
+            two.zero_grad()
+            loss = loss_of(other, batches(1)[0])
+            loss.backward()
+            two.step()
+            assert given.item() == loss.item()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_sparse_gradients() -> None:
@@ -205,14 +247,32 @@ def test_other_element_types(kind: torch.dtype) -> None:
 
 def test_verify_finds_one_bit() -> None:
     model = net()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with freeze_outside(model, MASK, optimizer) as frozen, torch.no_grad():
-        model.embed.weight.view(-1)[24] *= -1  # -0.0 becomes 0.0: equal as numbers
-        model.embed.weight.view(-1)[7] += 1  # allowed
-        model.frozen.weight[0, 0] = 0
-        assert frozen.verify() == [Violation("embed.weight", 1), Violation("frozen.weight", None)]
-        frozen.restore()
-        assert frozen.verify() == [Violation("frozen.weight", None)]
+    for reference in (None, start, {n: v.numpy() for n, v in start.items()}):
+        count = None if reference is None else 1
+        with freeze_outside(model, MASK, optimizer, reference=reference) as frozen, torch.no_grad():
+            model.embed.weight.view(-1)[7] += 1  # allowed
+            assert frozen.verify() == []
+            model.embed.weight.view(-1)[24] *= -1  # -0.0 becomes 0.0: equal as numbers
+            model.frozen.weight[0, 0] = 0
+            assert frozen.verify() == [Violation("embed.weight", count), Violation("frozen.weight", count)]
+            for name, parameter in model.named_parameters():
+                parameter.copy_(start[name])
+            assert frozen.verify() == []
+
+
+def test_verify_leaves_no_trace() -> None:
+    """It may run between a forward and its backward pass."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with freeze_outside(model, MASK, optimizer) as frozen:
+        loss = loss_of(model, batches(1)[0])
+        before, version = bits(model), model.embed.weight._version
+        assert frozen.verify() == []
+        assert all(np.array_equal(value, before[name]) for name, value in bits(model).items())
+        assert model.embed.weight._version == version
+        loss.backward()
 
 
 def test_closing_lets_everything_train_again() -> None:
@@ -221,7 +281,7 @@ def test_closing_lets_everything_train_again() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     frozen = freeze_outside(model, MASK, optimizer)
     assert not model.frozen.weight.requires_grad
-    assert len(optimizer.param_groups[0]["params"]) == 4
+    assert len(optimizer.param_groups[0]["params"]) == 7
     frozen.close()
     frozen.close()
     assert model.frozen.weight.requires_grad
