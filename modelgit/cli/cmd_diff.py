@@ -90,13 +90,8 @@ def _compare_revisions(
     from modelgit.repo.diff import diff as compare
 
     repo = session.repository
-    if fisher:
-        from modelgit.repo.fisher import estimate_fisher
-
-        # Kept for the next time; the share of the Fisher mass is read from it.
-        estimate_fisher(repo, task=task, revision=old or "HEAD", examples=examples, progress=session.progress)
     try:
-        return compare(repo, old, new, behaviour=fisher, task=task, examples=examples, progress=session.progress)
+        return compare(repo, old, new, fisher=fisher, task=task, examples=examples, progress=session.progress)
     except UnknownRevision as error:
         if any(text is not None and session.path(text).exists() for text in (old, new)):
             raise UnknownRevision(
@@ -117,7 +112,8 @@ def _compare_paths(session: Session, old: str | None, new: str | None, *, fisher
 
 
 def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
-    from modelgit.reporting.diff_text import behaviour_lines, diff_lines, summary_line
+    from modelgit.reporting.behaviour_text import behaviour_lines
+    from modelgit.reporting.diff_text import diff_lines, summary_line
 
     if not stat:
         for line in diff_lines(found, width=output.width):
@@ -128,7 +124,7 @@ def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
         output.lines(columns(_rows(found, model), right=[1, 2, 3], indent=2))
     output.lines([[f"{file.path}  ", dim(file.kind)] for file in found.files])
     if found.behaviour is not None:
-        for line in behaviour_lines(found, found.behaviour):
+        for line in behaviour_lines(found, found.behaviour, width=output.width):
             output.line(line)
 
 

@@ -1,209 +1,421 @@
-"""What a change of weights does to behaviour: the KL divergence, predicted at the old weights and measured.
+"""What a change of weights does to the outputs, measured: KL divergence, flips, likelihood of the labels.
 
-With J the Jacobian of the logits at the old weights, p the old probabilities and d the change,
+Every example has R independent outputs (see `models.base`), so its divergence is the sum over its counted ones:
 
-    E KL(old || new) = 1/2 E[(J d)^T (diag p - p p^T)(J d)] + O(|d|^3).
+    categorical   KL(p || q) = sum_c p_c (log p_c - log q_c)         gaussian   KL = 1/2 |mean_new - mean_old|^2
 
-J d comes from a central difference along d: two forward passes, and all cross terms are in it.  The diagonal form
-1/2 sum F_i d_i^2 leaves the cross terms out and is right only for incoherent changes (rounding, unbiased
-sparsification); for a fine-tune it is about a thousand times too small.
+`directional` predicts the same number from the old weights and the change.  The diagonal form here,
+1/2 sum_i F_i d_i^2, leaves all cross terms out and holds only for incoherent changes (rounding, unbiased
+sparsification); along a fine-tune it is about a thousand times too small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.func import functional_call
 
 from modelgit.errors import CheckFailed, UsageError
 from modelgit.fisher.modes import batch_inputs, evaluating, module_device
-from modelgit.models.base import ExampleSet, TaskModel
+from modelgit.models.base import Batch, ExampleSet, TaskModel, TensorState
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["Behaviour", "Share", "behaviour", "diagonal_kl", "fisher_share"]
+__all__ = [
+    "Flip",
+    "Mass",
+    "Measured",
+    "OutputRows",
+    "diagonal_kl",
+    "fisher_mass",
+    "measure",
+    "output_rows",
+    "row_parts",
+    "run_model",
+    "suitable_batch",
+]
 
-LOCAL_KL = 0.05
-"""Above this measured KL, in nats, a quadratic form says nothing: the measured number counts."""
-LOCAL_ERROR = 0.25
 _TASK = "KL"
-_STEP = 0.05
-_LONGEST_STEP = 0.5
-# float32 logits carry an error near 1e-6; a step that moves them by a hundredth keeps it below one in a thousand.
-_VISIBLE_MOVE = 0.01
+_LISTED = 20
+# Rows of a vocabulary are widened to float64 a few million numbers at a time.
+_CHUNK_ELEMENTS = 1 << 22
+_BATCH = 64
+_BATCH_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviour:
-    """Old against new on `examples` inputs; KL in nats per example, averaged.
+class Flip:
+    """One example whose most likely class changed on at least one output.
 
-    `measured_kl` is KL(old || new); `predicted_kl` the quadratic form at the old weights.  `reliable` says whether
-    the form holds here: the measured KL is at most 0.05 and the two differ by at most a quarter, so that the form may
-    stand in for the measurement of similar changes.  `agreement` is the share of inputs with the same top class.  Of
-    the `labelled` inputs, `old_correct` and `new_correct` are right, `negative_flips` became wrong and
-    `positive_flips` right.
+    `index` is its position in the set; `kl` in nats, over all its outputs, of which `changed` out of `outputs` have
+    another top class.  With one output `old` and `new` are the two classes, `old_margin` and `new_margin` the lead of
+    the top class over the second, in probability; with several they are -1 and 0.
+    """
+
+    index: int
+    kl: float
+    changed: int
+    outputs: int
+    old: int = -1
+    new: int = -1
+    old_margin: float = 0.0
+    new_margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Old against new on `examples` inputs with `outputs` counted outputs in all.
+
+    `kl` is KL(old || new) in nats per example, averaged; `kl / (outputs / examples)` is the mean per output (token).
+    `agreement` is the share of outputs with the same top class, `flipped` the number of examples with a changed one,
+    `flips` the ones among them that diverge most.  Of the `labelled` outputs, `old_correct` and `new_correct` are
+    right, `negative_flips` became wrong and `positive_flips` right; `old_loss` and `new_loss` are the mean negative
+    log-likelihoods of their labels in nats (None without labels).  For gaussian outputs only `kl` means something.
     """
 
     examples: int
-    predicted_kl: float
-    measured_kl: float
-    reliable: bool
+    outputs: int
+    kl: float
     agreement: float
+    flipped: int
+    flips: tuple[Flip, ...]
     labelled: int
     old_correct: int
     new_correct: int
     negative_flips: int
     positive_flips: int
+    old_loss: float | None
+    new_loss: float | None
+
+    @property
+    def kl_per_output(self) -> float:
+        """Nats per counted output: per token for a language model."""
+        return self.kl * self.examples / max(1, self.outputs)
 
 
-def behaviour(
+class OutputRows(NamedTuple):
+    """The counted outputs of a batch, flat: `values` `[M, C]`, the row of the batch each belongs to, labels `[M]`.
+
+    `chosen` (bool `[B, R]`, None for all) says where they stood.
+    """
+
+    values: torch.Tensor
+    example: torch.Tensor
+    labels: torch.Tensor
+    chosen: torch.Tensor | None
+
+    def of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The same rows of another tensor with the shape of the outputs."""
+        return outputs if self.chosen is None else outputs[self.chosen]
+
+    def back(self, values: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        """Rows put back to where they stood, zeros elsewhere: the shape, type and device of `outputs`."""
+        if self.chosen is None:
+            return values.to(outputs.dtype)
+        whole = torch.zeros_like(outputs)
+        whole[self.chosen] = values.to(outputs.dtype)
+        return whole
+
+
+def suitable_batch(model: TaskModel, examples: ExampleSet) -> int:
+    """A batch size that keeps the outputs of one batch near 64 MiB: 64 for classifiers, less for vocabularies."""
+    first = next(iter(examples.batches(1, limit=1)))
+    outputs = first.labels.shape[1] if first.labels.ndim == 2 else 1
+    return max(1, min(_BATCH, _BATCH_ELEMENTS // max(1, model.classes * outputs)))
+
+
+def run_model(model: TaskModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The outputs of the module.  Raises UsageError when it cannot be run on the inputs."""
+    try:
+        outputs: torch.Tensor = model.module(**inputs)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise UsageError(f"the model cannot be run on the examples: {error}") from error
+    return outputs
+
+
+def output_rows(model: TaskModel, outputs: torch.Tensor, batch: Batch, examples: ExampleSet) -> OutputRows:
+    """The counted outputs of a batch as rows, on the device of `outputs`.
+
+    Raises UsageError for another shape than the model's likelihood has, CheckFailed when a counted output is not
+    finite (minus infinity is a logit: a class that is ruled out).
+    """
+    count = len(batch.indices)
+    gaussian = model.likelihood == "gaussian"
+    counted = batch.counted
+    axes = (2,) if gaussian else (2, 3) if counted is None else (3,)
+    if (
+        outputs.ndim not in axes
+        or len(outputs) != count
+        or (counted is not None and counted.shape != outputs.shape[:2])
+    ):
+        kind = "means `[B, D]`" if gaussian else "logits `[B, C]` or `[B, R, C]`"
+        raise UsageError(f"the model gives {list(outputs.shape)} for {count} examples, where {kind} are expected")
+    device = outputs.device
+    rows = torch.arange(count, device=device)
+    labels = batch.labels.to(device)
+    if outputs.ndim == 2:
+        found = OutputRows(outputs, rows, labels if labels.ndim == 1 else labels.new_full((count,), -1), None)
+    else:
+        chosen = counted.to(device) if counted is not None else outputs.new_ones(outputs.shape[:2], dtype=torch.bool)
+        if labels.shape != chosen.shape:
+            labels = labels.new_full(chosen.shape, -1)
+        found = OutputRows(outputs[chosen], rows[:, None].expand_as(chosen)[chosen], labels[chosen], chosen)
+    wrong = found.values.isnan() | (found.values == torch.inf)
+    if gaussian:
+        wrong |= found.values == -torch.inf
+    bad = wrong.any(1) | ~found.values.isfinite().any(1)
+    if bool(bad.any()):
+        first = int(found.example[int(bad.nonzero()[0, 0])])
+        name = examples.examples[batch.indices[first]].id
+        what = "outputs" if gaussian else "logits"
+        raise CheckFailed(f"the model's {what} for example `{name}` are not finite")
+    return found
+
+
+def measure(
     old: TaskModel,
     new: TaskModel,
     examples: ExampleSet,
     *,
     limit: int | None = 512,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    listed: int = _LISTED,
     progress: Progress = SILENT,
-) -> Behaviour:
-    """Compare two models with the same tensors on the first `limit` examples: four forward passes.
+) -> Measured:
+    """Compare the outputs of two models on the first `limit` examples: one forward pass of each.
 
-    Raises UsageError when the tensors differ in name or shape or there are no examples, CheckFailed when logits are not
-    finite.
+    The models may differ in everything but their outputs; neither is touched.  The result does not depend on the batch
+    size beyond rounding.  Held: both models and the outputs of one batch.  Raises UsageError when the outputs do not
+    compare or there are no examples, CheckFailed when they are not finite.
     """
     count = len(examples) if limit is None else min(limit, len(examples))
     if count < 1:
         raise UsageError("a comparison needs at least one example")
-    changes = _changes(old, new)
+    if old.likelihood != new.likelihood:
+        raise UsageError(f"the outputs do not compare: {old.likelihood} before, {new.likelihood} after")
     device = module_device(old.module)
-    sums = [0.0] * 8
-    step = None
+    sums = _Sums(listed)
     progress.start(_TASK, count, unit="examples")
     try:
         with evaluating(old.module, new.module), torch.no_grad():
-            for batch in examples.batches(batch_size, limit=count):
+            for batch in examples.batches(batch_size or suitable_batch(old, examples), limit=count):
                 progress.check()
-                inputs = batch_inputs(batch, device)
-                before = _logits(old, inputs)
-                after = _logits(new, batch_inputs(batch, module_device(new.module)))
-                after = after.to(device)
-                if step is None:
-                    move = float((after - before).square().mean().sqrt())
-                    step = min(_LONGEST_STEP, max(_STEP, _VISIBLE_MOVE / move if move > 0 else _LONGEST_STEP))
-                slope = (_shifted(old, changes, step, inputs) - _shifted(old, changes, -step, inputs)) / (2 * step)
-                log_p, log_q = before.log_softmax(1), after.log_softmax(1)
-                p = log_p.exp()
-                measured = (p * (log_p - log_q)).sum(1)
-                predicted = 0.5 * ((p * slope.square()).sum(1) - (p * slope).sum(1).square())
-                top, new_top, labels = before.argmax(1), after.argmax(1), batch.labels.to(device)
-                known = labels >= 0
-                was, now = (top == labels) & known, (new_top == labels) & known
-                parts = (measured, predicted, top == new_top, known, was, now, was & ~now, now & ~was)
-                sums = [total + float(part.double().sum()) for total, part in zip(sums, parts, strict=True)]
+                before = run_model(old, batch_inputs(batch, device))
+                after = run_model(new, batch_inputs(batch, module_device(new.module))).to(device)
+                if before.shape != after.shape:
+                    raise UsageError(
+                        f"the outputs do not compare: {_sizes(before)} before, {_sizes(after)} after",
+                        hint="a divergence needs the same classes on both sides",
+                    )
+                one, other = (output_rows(model, out, batch, examples) for model, out in ((old, before), (new, after)))
+                if old.likelihood == "gaussian":
+                    sums.add_gaussian(one, other)
+                else:
+                    sums.add_categorical(one, other, batch, single=before.ndim == 2)
                 progress.advance(_TASK, len(batch.indices))
     finally:
         progress.finish(_TASK)
-    measured_kl, predicted_kl = max(0.0, sums[0] / count), max(0.0, sums[1] / count)
-    return Behaviour(
-        examples=count,
-        predicted_kl=predicted_kl,
-        measured_kl=measured_kl,
-        reliable=measured_kl <= LOCAL_KL and abs(predicted_kl - measured_kl) <= LOCAL_ERROR * measured_kl,
-        agreement=sums[2] / count,
-        labelled=int(sums[3]),
-        old_correct=int(sums[4]),
-        new_correct=int(sums[5]),
-        negative_flips=int(sums[6]),
-        positive_flips=int(sums[7]),
-    )
+    return sums.result(count)
+
+
+def _sizes(outputs: torch.Tensor) -> str:
+    return f"{outputs.shape[-1]} classes"
+
+
+class _Sums:
+    """What `measure` adds up over batches."""
+
+    def __init__(self, listed: int) -> None:
+        self.listed = listed
+        self.totals = dict.fromkeys(("kl", "same", "labelled", "was", "now", "lost", "won", "old", "new"), 0.0)
+        self.outputs = 0
+        self.flipped = 0
+        self.flips: list[Flip] = []
+
+    def add_gaussian(self, one: OutputRows, other: OutputRows) -> None:
+        self.outputs += len(one.values)
+        self.totals["kl"] += float(0.5 * (other.values.double() - one.values.double()).square().sum())
+        self.totals["same"] += len(one.values)
+
+    def add_categorical(self, one: OutputRows, other: OutputRows, batch: Batch, *, single: bool) -> None:
+        device = one.values.device
+        kl = torch.zeros(len(batch.indices), dtype=torch.float64, device=device)
+        moved = torch.zeros(len(batch.indices), dtype=torch.int64, device=device)
+        tops: list[tuple[torch.Tensor, ...]] = []
+        for part in row_parts(len(one.values), one.values.shape[1]):
+            log_p, log_q = (rows.values[part].double().log_softmax(1) for rows in (one, other))
+            labels, owner = one.labels[part], one.example[part]
+            p = log_p.exp()
+            divergence = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1)
+            kl.index_add_(0, owner, divergence)
+            top, new_top = log_p.argmax(1), log_q.argmax(1)
+            moved.index_add_(0, owner, (top != new_top).long())
+            known = (labels >= 0) & (labels < log_p.shape[1])
+            was, now = (top == labels) & known, (new_top == labels) & known
+            at = labels.clamp(0, log_p.shape[1] - 1)[:, None]
+            losses = [torch.where(known, -side.gather(1, at)[:, 0], 0.0).sum() for side in (log_p, log_q)]
+            for name, value in (
+                ("same", (top == new_top).sum()),
+                ("labelled", known.sum()),
+                ("was", was.sum()),
+                ("now", now.sum()),
+                ("lost", (was & ~now).sum()),
+                ("won", (now & ~was).sum()),
+                ("old", losses[0]),
+                ("new", losses[1]),
+            ):
+                self.totals[name] += float(value)
+            if single:
+                tops.append((top, new_top, _lead(p), _lead(log_q.exp())))
+        if not bool(kl.isfinite().all()):
+            raise CheckFailed("the divergence is infinite: the new model rules out what the old one does not")
+        self.outputs += len(one.values)
+        self.totals["kl"] += float(kl.sum())
+        self._list(kl, moved, one, batch, tops)
+
+    def _list(
+        self,
+        kl: torch.Tensor,
+        moved: torch.Tensor,
+        rows: OutputRows,
+        batch: Batch,
+        tops: list[tuple[torch.Tensor, ...]],
+    ) -> None:
+        changed = moved.nonzero()[:, 0].tolist()
+        self.flipped += len(changed)
+        outputs = torch.bincount(rows.example, minlength=len(batch.indices)).tolist()
+        columns = [torch.cat(column).tolist() for column in zip(*tops, strict=True)]
+        for row in changed:
+            single = {
+                name: column[row]
+                for name, column in zip(("old", "new", "old_margin", "new_margin"), columns, strict=False)
+            }
+            self.flips.append(
+                Flip(
+                    index=batch.indices[row],
+                    kl=float(kl[row]),
+                    changed=int(moved[row]),
+                    outputs=outputs[row],
+                    **single,
+                )
+            )
+        self.flips = sorted(self.flips, key=lambda flip: (-flip.kl, flip.index))[: self.listed]
+
+    def result(self, count: int) -> Measured:
+        totals = self.totals
+        labelled = int(totals["labelled"])
+        return Measured(
+            examples=count,
+            outputs=self.outputs,
+            kl=max(0.0, totals["kl"] / count),
+            agreement=totals["same"] / max(1, self.outputs),
+            flipped=self.flipped,
+            flips=tuple(self.flips),
+            labelled=labelled,
+            old_correct=int(totals["was"]),
+            new_correct=int(totals["now"]),
+            negative_flips=int(totals["lost"]),
+            positive_flips=int(totals["won"]),
+            old_loss=totals["old"] / labelled if labelled else None,
+            new_loss=totals["new"] / labelled if labelled else None,
+        )
+
+
+def _lead(p: torch.Tensor) -> torch.Tensor:
+    """p1 - p2 of each row; 1 where there is one class."""
+    if p.shape[1] < 2:
+        return torch.ones_like(p[:, 0])
+    two = p.topk(2, dim=1).values
+    return two[:, 0] - two[:, 1]
+
+
+def row_parts(rows: int, classes: int) -> Iterator[slice]:
+    """Slices of `rows` rows whose float64 copies stay small whatever the number of classes."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, classes))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
 
 
 def diagonal_kl(
     diagonal: Mapping[str, NDArray[np.float32]],
-    old: Mapping[str, NDArray[np.floating]],
-    new: Mapping[str, NDArray[np.floating]],
+    old: TensorState,
+    new: TensorState,
 ) -> float:
     """1/2 sum F_i (new_i - old_i)^2 in nats: a forecast for incoherent changes only (see the module's text).
 
-    Raises UsageError when a tensor of the diagonal is missing or has another shape.
+    One tensor is held at a time where the mappings read lazily.  Raises UsageError when a tensor of the diagonal is
+    missing or has another shape.
     """
     total = 0.0
-    for name, fisher in diagonal.items():
+    for name in diagonal:
+        fisher = diagonal[name]
         if name not in old or name not in new or not fisher.shape == old[name].shape == new[name].shape:
             raise UsageError(f"tensor `{name}` of the Fisher estimate is not in both models with its shape")
-        delta = np.asarray(new[name], np.float64) - np.asarray(old[name], np.float64)
-        total += float(np.sum(fisher.astype(np.float64) * delta * delta))
-    return 0.5 * total
+        total += sum(part.divergence for part in _pieces(fisher, old[name], new[name]))
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """The part of the diagonal Fisher mass that lies at changed positions: in all, and of the whole by tensor."""
+class Mass:
+    """The diagonal Fisher information on what changed.
 
-    total: float
-    by_tensor: dict[str, float]
-
-
-def fisher_share(diagonal: Mapping[str, NDArray[np.float32]], changed: Mapping[str, NDArray[np.int64] | None]) -> Share:
-    """How much of sum F the positions in `changed` carry; None means every element of the tensor.
-
-    Tensors without an estimate have no mass.  `by_tensor` lists changed tensors, largest first.
+    `share` is the part of sum F that lies on changed values, `by_tensor` the same part by tensor.  `divergence` is
+    1/2 sum F d^2 in nats over the tensors that compare.
     """
-    whole = sum(float(values.sum(dtype=np.float64)) for values in diagonal.values())
+
+    share: float
+    by_tensor: dict[str, float]
+    divergence: float
+
+
+def fisher_mass(
+    diagonal: Mapping[str, NDArray[np.float32]],
+    old: TensorState,
+    new: TensorState,
+    changed: Iterable[str],
+) -> Mass:
+    """How much of sum F lies on the values that differ, among the tensors `changed`, and what the diagonal predicts.
+
+    Tensors that are in one model only, or have another shape, count whole and predict nothing.  One tensor of each of
+    the three is held at a time where the mappings read lazily.
+    """
+    wanted = frozenset(changed)
+    whole, divergence = 0.0, 0.0
     masses: dict[str, float] = {}
-    for name, positions in changed.items():
-        if name in diagonal:
-            values = diagonal[name].reshape(-1)
-            masses[name] = float((values if positions is None else values[positions]).sum(dtype=np.float64))
+    for name in diagonal:
+        fisher = diagonal[name]
+        mass = float(fisher.sum(dtype=np.float64))
+        whole += mass
+        if name not in wanted:
+            continue
+        if name not in old or name not in new or not fisher.shape == old[name].shape == new[name].shape:
+            masses[name] = mass
+            continue
+        pieces = list(_pieces(fisher, old[name], new[name]))
+        masses[name] = sum(piece.mass for piece in pieces)
+        divergence += sum(piece.divergence for piece in pieces)
     scale = 1.0 / whole if whole > 0 else 0.0
     ordered = sorted(masses.items(), key=lambda item: (-item[1], item[0]))
-    return Share(total=sum(masses.values()) * scale, by_tensor={name: mass * scale for name, mass in ordered})
+    return Mass(
+        share=sum(masses.values()) * scale,
+        by_tensor={name: mass * scale for name, mass in ordered},
+        divergence=divergence,
+    )
 
 
-def _changes(old: TaskModel, new: TaskModel) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Old weight and difference of the parameters that changed, by the old module's parameter names."""
-    after = {
-        new.tensor_of[name]: parameter for name, parameter in new.module.named_parameters() if name in new.tensor_of
-    }
-    changes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    seen: set[str] = set()
-    for name, parameter in old.module.named_parameters():
-        tensor = old.tensor_of.get(name)
-        if tensor is None:
-            continue
-        seen.add(tensor)
-        if tensor not in after:
-            raise UsageError(f"tensor `{tensor}` is not in the new model")
-        if after[tensor].shape != parameter.shape:
-            raise UsageError(
-                f"tensor `{tensor}` has shape {list(parameter.shape)} in the old model and "
-                f"{list(after[tensor].shape)} in the new one"
-            )
-        delta = after[tensor].detach().to(parameter.device, parameter.dtype) - parameter.detach()
-        if bool(delta.any()):
-            changes[name] = (parameter.detach(), delta)
-    extra = sorted(set(after) - seen)
-    if extra:
-        raise UsageError(f"tensor `{extra[0]}` is not in the old model")
-    return changes
+class _Piece(NamedTuple):
+    mass: float
+    divergence: float
 
 
-def _logits(model: TaskModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    logits: torch.Tensor = model.module(**inputs).double()
-    if not bool(logits.isfinite().all()):
-        raise CheckFailed("the model's logits are not finite")
-    return logits
-
-
-def _shifted(
-    model: TaskModel,
-    changes: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    step: float,
-    inputs: Mapping[str, torch.Tensor],
-) -> torch.Tensor:
-    """Logits at old + `step` (new - old), float64; the model's own weights are not touched."""
-    weights = {name: torch.add(before, delta, alpha=step) for name, (before, delta) in changes.items()}
-    logits: torch.Tensor = functional_call(model.module, weights, kwargs=dict(inputs))
-    return logits.double()
+def _pieces(fisher: NDArray[np.float32], old: NDArray[np.generic], new: NDArray[np.generic]) -> Iterator[_Piece]:
+    """Sums over a few million values at a time, so that the float64 copies stay small."""
+    flat = [np.asarray(array).reshape(-1) for array in (fisher, old, new)]
+    for start in range(0, flat[0].size, _CHUNK_ELEMENTS):
+        f, before, after = (array[start : start + _CHUNK_ELEMENTS] for array in flat)
+        delta = after.astype(np.float64) - before.astype(np.float64)
+        f = f.astype(np.float64)
+        yield _Piece(float(f[delta != 0].sum()), 0.5 * float(np.sum(f * delta * delta)))

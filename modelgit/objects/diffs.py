@@ -10,7 +10,19 @@ from modelgit.objects.canonical import Record
 from modelgit.objects.patches import ChangeKind
 from modelgit.objects.tensors import TensorSpec
 
-__all__ = ["BehaviourDiff", "FileDiff", "KeyChange", "ModelDiff", "TensorDiff", "key_changes"]
+__all__ = [
+    "BehaviourDiff",
+    "FileDiff",
+    "KeyChange",
+    "ModelDiff",
+    "OutputFlip",
+    "Sample",
+    "SamplePair",
+    "SamplesDiff",
+    "TensorBehaviour",
+    "TensorDiff",
+    "key_changes",
+]
 
 
 class TensorDiff(Record, frozen=True, kw_only=True):
@@ -55,22 +67,124 @@ class FileDiff(Record, frozen=True, kw_only=True):
     keys: tuple[KeyChange, ...] = ()
 
 
-class BehaviourDiff(Record, frozen=True, kw_only=True):
-    """What a change does to the outputs on a task.
+class TensorBehaviour(Record, frozen=True, kw_only=True):
+    """What one tensor's change carries.
 
-    `predicted_kl` is the quadratic estimate from the diagonal Fisher information, `measured_kl` the mean of
-    KL(old || new) over `examples`, both in nats.  `reliable` says whether the change is small enough for the estimate.
-    `fisher_share` is the share of the Fisher mass that lies on changed values, `top` the tensors with the largest
-    shares of the predicted divergence.
+    `divergence` is its part of the directional form, in nats per example; the parts add up to it, and one that undoes
+    another's is negative.  `fisher_share` is the share of the whole Fisher mass that lies on its changed values.
+    """
+
+    name: str
+    divergence: float | None = None
+    fisher_share: float | None = None
+
+
+class OutputFlip(Record, frozen=True, kw_only=True):
+    """An example whose prediction changed: `old` and `new` are classes, with their lead over the second in probability.
+
+    Where an example has several outputs (tokens), `changed` of `outputs` have another top class, and the classes are
+    empty.  `label` is the right class, if known; `text` is cut; `kl` is in nats over all outputs.
+    """
+
+    id: str
+    text: str
+    kl: float
+    changed: int = 1
+    outputs: int = 1
+    old: str = ""
+    new: str = ""
+    old_margin: float | None = None
+    new_margin: float | None = None
+    label: str = ""
+
+
+class BehaviourDiff(Record, frozen=True, kw_only=True):
+    """What a change does to the outputs on a task's `data`.
+
+    Divergences are KL(old || new) in nats per example, over `examples` with `outputs` outputs (tokens) in all.
+    `measured_kl` is what a forward pass of both sides gives, `directional_kl` the quadratic form 1/2 d^T F d at the
+    old weights with all cross terms, by `method`; `reliable` says whether the form holds for a change of this size.
+    `diagonal_kl` (1/2 sum F_i d_i^2) is there only where it agrees with the form within a factor of two.
+    `fisher_share` is the share of the Fisher mass that lies on changed values.  `agreement` is the share of outputs
+    with the same top class; `flipped` counts the examples with a changed one, `flips` lists those that diverge most.
+    Of the `labelled` outputs `old_correct` and `new_correct` are right, `negative_flips` became wrong and
+    `positive_flips` right; losses are mean negative log-likelihoods of the labels in nats.  `notes` say what limits
+    the numbers.
     """
 
     task: str
-    predicted_kl: float | None = None
-    measured_kl: float | None = None
+    data: str = ""
+    likelihood: str = "categorical"
     examples: int = 0
+    outputs: int = 0
+    measured_kl: float | None = None
+    directional_kl: float | None = None
+    method: str = ""
     reliable: bool = True
+    diagonal_kl: float | None = None
     fisher_share: float | None = None
-    top: tuple[tuple[str, float], ...] = ()
+    agreement: float | None = None
+    labelled: int = 0
+    old_correct: int = 0
+    new_correct: int = 0
+    negative_flips: int = 0
+    positive_flips: int = 0
+    old_loss: float | None = None
+    new_loss: float | None = None
+    flipped: int = 0
+    flips: tuple[OutputFlip, ...] = ()
+    tensors: tuple[TensorBehaviour, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sequential(self) -> bool:
+        """Whether examples have several outputs, tokens as a rule."""
+        return self.outputs > self.examples
+
+    def per_output(self, kl: float) -> float:
+        """A divergence per example as one per output."""
+        return kl * self.examples / max(1, self.outputs)
+
+
+class Sample(Record, frozen=True, kw_only=True):
+    """One side's answer to a prompt: what a language model wrote, or the most likely classes.
+
+    `tokens` counts those that were generated, `ended` says whether the model stopped by itself.  `classes` are names
+    and probabilities, the most likely first.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+    classes: tuple[tuple[str, float], ...] = ()
+
+
+class SamplePair(Record, frozen=True, kw_only=True):
+    """A prompt and both answers."""
+
+    id: str
+    prompt: str
+    old: Sample
+    new: Sample
+
+    @property
+    def same(self) -> bool:
+        """Whether the answers read alike."""
+        if self.old.classes or self.new.classes:
+            return bool(self.old.classes and self.new.classes and self.old.classes[0][0] == self.new.classes[0][0])
+        return (self.old.text, self.old.tokens, self.old.ended) == (self.new.text, self.new.tokens, self.new.ended)
+
+
+class SamplesDiff(Record, frozen=True, kw_only=True):
+    """Answers of both sides to the same prompts: "generation" with one seed for both, or "prediction"."""
+
+    task: str
+    kind: str
+    pairs: tuple[SamplePair, ...] = ()
+    n_tokens: int = 0
+    temperature: float = 0.0
+    seed: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class ModelDiff(Record, frozen=True, kw_only=True):
@@ -85,6 +199,7 @@ class ModelDiff(Record, frozen=True, kw_only=True):
     tensors: tuple[TensorDiff, ...] = ()
     files: tuple[FileDiff, ...] = ()
     behaviour: BehaviourDiff | None = None
+    samples: SamplesDiff | None = None
     sizes: dict[str, dict[str, int]] = {}
     bases: dict[str, str] = {}
 

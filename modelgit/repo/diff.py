@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.formats.layouts import ADAPTER_CONFIG, adapter_base, describe
 from modelgit.numerics.stats import PairStatistics, compare
 from modelgit.objects import Manifest
-from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff, key_changes
+from modelgit.objects.diffs import FileDiff, TensorDiff, key_changes
 from modelgit.objects.patches import ChangeKind
 from modelgit.patching.base import TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.behaviour import KnownFisher, compare_behaviour, known_fisher
 from modelgit.repo.changes import compare_manifests
-from modelgit.repo.load import find_model
 from modelgit.repo.record import record_worktree
+from modelgit.reporting.html import ShownDiff
 from modelgit.store.base import ObjectStore
 from modelgit.worktree.content import FileRange
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["diff", "diff_files"]
 
 _MAX_JSON_BYTES = 16 << 20
-_TOP = 5
 
 
 def diff(
@@ -39,56 +36,51 @@ def diff(
     old: str | None = None,
     new: str | None = None,
     *,
-    behaviour: bool = False,
+    fisher: bool = False,
     task: str | None = None,
     examples: int = 512,
     progress: Progress = SILENT,
-) -> ModelDiff:
+) -> ShownDiff:
     """Compare two revisions; `new` None is the work tree, `old` None the current commit.
 
-    Manifests are compared first; only tensors that differ are read.  With `behaviour` both models run on the task's
-    test data: the KL divergence, predicted by the directional quadratic form and measured, and the share of the
-    diagonal Fisher mass that lies on changed values.
+    Manifests are compared first; only tensors that differ are read.  With `fisher` both models run on the first
+    `examples` of a task's test data: how far the outputs move, which tensors carry it, which predictions change, and
+    the share of the Fisher mass that lies on changed values.  Raises UsageError that says what to write in mgit.toml
+    when there is no such task.
     """
+    run = _Run(repo, task, examples, progress)
+    if fisher:
+        # Before anything is locked: an estimate is kept, for this and for the next time.
+        run.fisher = known_fisher(repo, old or "HEAD", task, examples=examples, progress=progress)
     old_commit = repo.resolve(old or "HEAD")
     before = repo.manifest_of(old_commit)
     if new is not None:
         new_commit = repo.resolve(new)
-        return _diff(
-            repo,
-            before,
-            repo.manifest_of(new_commit),
-            repo.store,
-            old_commit.short,
-            new_commit.short,
-            behaviour,
-            task,
-            examples,
-            progress,
-        )
+        return _diff(run, before, repo.manifest_of(new_commit), repo.store, old_commit.short, new_commit.short)
     with repo.writing():
         session = repo.session()
         try:
             after = record_worktree(repo, session, before, progress=progress).manifest
-            return _diff(
-                repo, before, after, session, old_commit.short, "worktree", behaviour, task, examples, progress
-            )
+            return _diff(run, before, after, session, old_commit.short, "worktree")
         finally:
             session.abort()
 
 
+@dataclass
+class _Run:
+    """What a diff was asked for; `fisher` None: nothing that needs the models to compute."""
+
+    repo: Repository
+    task: str | None
+    examples: int
+    progress: Progress
+    fisher: KnownFisher | None = None
+
+
 def _diff(
-    repo: Repository,
-    before: Manifest,
-    after: Manifest,
-    store: ObjectStore,
-    old_label: str,
-    new_label: str,
-    behaviour: bool,
-    task: str | None,
-    examples: int,
-    progress: Progress,
-) -> ModelDiff:
+    run: _Run, before: Manifest, after: Manifest, store: ObjectStore, old_label: str, new_label: str
+) -> ShownDiff:
+    repo, progress = run.repo, run.progress
     changes = compare_manifests(repo, before, after, new_store=store)
     old_models = repo.models_of(before)
     new_models = repo.models_of(after, store=store)
@@ -98,7 +90,6 @@ def _diff(
     )
     progress.start("compare", total)
     tensors = []
-    positions: dict[str, NDArray[np.int64] | None] = {}
     for change in changes.tensors:
         progress.check()
         entry = new_models.get(change.model, {}).get(change.name)
@@ -111,12 +102,9 @@ def _diff(
                     StoredObject(old_reader, previous.id, previous.spec),
                     StoredObject(new_reader, entry.id, entry.spec),
                     progress=progress,
-                    positions=positions if behaviour else None,
                 )
             )
         else:
-            if behaviour:
-                positions[change.name] = None
             tensors.append(
                 TensorDiff(
                     model=change.model,
@@ -130,9 +118,11 @@ def _diff(
     progress.finish("compare")
     files = tuple(_file_diff(repo, before, after, store, item.path, item.kind) for item in changes.files)
     found = None
-    if behaviour:
-        found = _behaviour(repo, before, after, store, task, examples, positions, progress)
-    return ModelDiff(
+    if run.fisher is not None:
+        found = compare_behaviour(
+            repo, before, after, store, run.fisher, task=run.task, examples=run.examples, progress=progress
+        )
+    return ShownDiff(
         old=old_label,
         new=new_label,
         tensors=tuple(tensors),
@@ -165,24 +155,14 @@ def compare_pair(
     new: TensorSource,
     *,
     progress: Progress = SILENT,
-    positions: dict[str, NDArray[np.int64] | None] | None = None,
 ) -> TensorDiff:
-    """Compare two tensors of one spec, window by window; `positions` collects the indices of changed elements."""
+    """Compare two tensors of one spec, window by window."""
     spec = new.spec
     total = PairStatistics()
-    changed: list[NDArray[np.int64]] = []
-    unit = max(1, spec.kind.bits // 8)
     for start, stop in windows(spec.size_bytes):
-        left, right = old.read(start, stop), new.read(start, stop)
-        total = total.merge(compare(left, right, spec.dtype))
-        if positions is not None:
-            word = np.dtype(f"<u{unit}")
-            found = np.flatnonzero(np.frombuffer(left, word) != np.frombuffer(right, word))
-            changed.append(found + start // unit)
+        total = total.merge(compare(old.read(start, stop), new.read(start, stop), spec.dtype))
         progress.check()
         progress.advance("compare", stop - start)
-    if positions is not None:
-        positions[name] = np.concatenate(changed) if changed else np.empty(0, np.int64)
     has_values = total.squared_old or total.squared_difference
     return TensorDiff(
         model=model,
@@ -210,54 +190,7 @@ def _file_diff(
     return FileDiff(path=path, kind=kind, keys=key_changes(left, right))
 
 
-def _behaviour(
-    repo: Repository,
-    before: Manifest,
-    after: Manifest,
-    store: ObjectStore,
-    task: str | None,
-    examples: int,
-    positions: Mapping[str, NDArray[np.int64] | None],
-    progress: Progress,
-) -> BehaviourDiff:
-    from modelgit.fisher.kl import behaviour as measure
-    from modelgit.fisher.kl import fisher_share
-    from modelgit.repo.fisher import diagonal_of, list_estimates, weights_key
-    from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
-
-    name, settings = task_settings(repo, task)
-    data = settings.test or settings.train
-    if data is None:
-        raise UsageError(f"task `{name}` has no data", hint=f'write `test = "data/test.jsonl"` under [task.{name}]')
-    find_model(before, settings.model)
-    rows, fingerprint = task_examples(repo, settings, data)
-    old_model = open_task(repo, before, settings)
-    new_model = open_task(repo, after, settings, store=store)
-    inputs = encoded(repo, after, settings, rows, fingerprint, store=store)
-    found = measure(old_model, new_model, inputs, limit=examples, progress=progress)
-    share = None
-    top: tuple[tuple[str, float], ...] = ()
-    kept = [
-        stored
-        for stored in list_estimates(repo, weights=weights_key(repo, before, settings.model))
-        if stored.estimate.task == name
-    ]
-    if kept:
-        mass = fisher_share(diagonal_of(repo, kept[0].estimate), positions)
-        share = mass.total
-        top = tuple(sorted(mass.by_tensor.items(), key=lambda item: (-item[1], item[0]))[:_TOP])
-    return BehaviourDiff(
-        task=name,
-        predicted_kl=found.predicted_kl,
-        measured_kl=found.measured_kl,
-        examples=found.examples,
-        reliable=found.reliable,
-        fisher_share=share,
-        top=top,
-    )
-
-
-def diff_files(left: Path, right: Path, *, cwd: Path, progress: Progress = SILENT) -> ModelDiff:
+def diff_files(left: Path, right: Path, *, cwd: Path, progress: Progress = SILENT) -> ShownDiff:
     """Compare two checkpoint files or directories without a repository."""
     sides = [_open_path(cwd / path, str(path)) for path in (left, right)]
     try:
@@ -294,7 +227,7 @@ def diff_files(left: Path, right: Path, *, cwd: Path, progress: Progress = SILEN
                 keys = key_changes(x, y) if x is not None and y is not None else ()
                 files.append(FileDiff(path=name, kind=change, keys=keys))
         base = adapter_base(new_files.get(ADAPTER_CONFIG, b""))
-        return ModelDiff(
+        return ShownDiff(
             old=str(left),
             new=str(right),
             tensors=tuple(tensors),

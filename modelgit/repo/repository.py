@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from modelgit.config.load import LoadedSettings
     from modelgit.config.schema import Settings
     from modelgit.objects import EvalRecord
-    from modelgit.objects.diffs import ModelDiff
     from modelgit.patching.correct import Product
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from modelgit.repo.load import ModelState
     from modelgit.repo.merge import MergeResult
     from modelgit.repo.status import Status
+    from modelgit.reporting.html import ShownDiff
 
 __all__ = ["Repository"]
 
@@ -418,11 +418,20 @@ class Repository:
 
         return snapshot(self, revision, model=model, progress=progress)
 
-    def diff(self, old: str | None = None, new: str | None = None, *, progress: Progress = SILENT) -> ModelDiff:
+    def diff(
+        self,
+        old: str | None = None,
+        new: str | None = None,
+        *,
+        fisher: bool = False,
+        task: str | None = None,
+        examples: int = 512,
+        progress: Progress = SILENT,
+    ) -> ShownDiff:
         """Compare two revisions; `new` None is the work tree, `old` None the current commit (see `repo.diff`)."""
         from modelgit.repo.diff import diff
 
-        return diff(self, old, new, progress=progress)
+        return diff(self, old, new, fisher=fisher, task=task, examples=examples, progress=progress)
 
     def switch(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelgit.objects import TensorSpec
-from modelgit.objects.diffs import BehaviourDiff, FileDiff, ModelDiff, TensorDiff
+from modelgit.objects.diffs import FileDiff, ModelDiff, TensorDiff
+from modelgit.reporting.behaviour_text import behaviour_lines
 from modelgit.reporting.heatmap import heat_map
 from modelgit.reporting.wording import amount, change, printable, share, shortened
 
-__all__ = ["behaviour_lines", "diff_lines", "summary_line"]
+__all__ = ["diff_lines", "summary_line"]
 
 _MAX_LISTED = 20
 _MAX_VALUE = 60
@@ -27,7 +28,7 @@ def diff_lines(diff: ModelDiff, *, width: int = 100) -> list[str]:
         lines += _structure(diff.of(model))
     lines += _files(diff.files)
     if diff.behaviour is not None:
-        lines += behaviour_lines(diff, diff.behaviour)
+        lines += behaviour_lines(diff, diff.behaviour, width=width)
     return lines
 
 
@@ -74,24 +75,3 @@ def _files(files: tuple[FileDiff, ...]) -> Iterator[str]:
 
 def _value(text: str | None) -> str:
     return "(none)" if text is None else shortened(printable(text), _MAX_VALUE)
-
-
-def behaviour_lines(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
-    """What the change does to the outputs: divergence, Fisher mass, the tensors that matter."""
-    old = printable(diff.old)
-    parts = []
-    if behaviour.predicted_kl is not None:
-        parts.append(f"predicted {change(behaviour.predicted_kl)} nats")
-    if behaviour.measured_kl is not None:
-        parts.append(f"measured {change(behaviour.measured_kl)} nats on {behaviour.examples:,} examples")
-    if parts:
-        yield f"KL(old‖new) {', '.join(parts)}"
-    if behaviour.predicted_kl is not None and not behaviour.reliable:
-        yield "the change is too large for the prediction: trust what was measured"
-    if behaviour.fisher_share is not None:
-        changed = share(diff.values_changed(), diff.elements())
-        mass = share(behaviour.fisher_share, 1.0)
-        yield f"the {changed} of values that changed carry {mass} of the diagonal Fisher mass of {old}"
-    if behaviour.top:
-        tops = ", ".join(f"{printable(name)} {share(part, 1.0)}" for name, part in behaviour.top)
-        yield f"most of the change: {tops}"

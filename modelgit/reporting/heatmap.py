@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modelgit.objects.diffs import TensorDiff, relative_norm
 from modelgit.reporting.wording import change, printable, share, shortened
 
-__all__ = ["COLUMNS", "HeatCell", "HeatMap", "HeatRow", "heat_map", "place"]
+__all__ = ["COLUMNS", "HeatCell", "HeatMap", "HeatRow", "heat_map", "layer_sums", "place"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = ("qkv", "q", "k", "v", "o", "gate", "up", "down", "ln", "rest")
@@ -126,6 +126,19 @@ def place(name: str) -> tuple[str, str]:
     if _FEED_FORWARD_OUT.search(rest):  # T5 calls two different projections `wo` and `o`
         return layer, "down"
     return layer, next((column for column, pattern in _KINDS if pattern.search(rest)), "rest")
+
+
+def layer_sums(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums of numbers by tensor over layers, and over modules outside of them, in the order of a heat map's rows."""
+    layers: dict[str, float] = {}
+    modules: dict[str, float] = {}
+    for name, value in values.items():
+        layer, kind = place(name)
+        sums, key = (layers, layer) if layer else (modules, kind)
+        sums[key] = sums.get(key, 0.0) + value
+    ordered = sorted(layers, key=_natural)
+    short = _short_labels(ordered)
+    return {short[layer]: layers[layer] for layer in ordered} | {module: modules[module] for module in sorted(modules)}
 
 
 def heat_map(tensors: Iterable[TensorDiff], *, sizes: Mapping[str, int] | None = None, max_rows: int = 48) -> HeatMap:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from html import escape
 
 from modelgit.objects.diffs import ModelDiff, TensorDiff
-from modelgit.reporting.diff_text import behaviour_lines, summary_line
+from modelgit.reporting.behaviour_html import behaviour_parts, text
+from modelgit.reporting.diff_text import diff_lines, summary_line
 from modelgit.reporting.heatmap import HeatMap, heat_map
 from modelgit.reporting.wording import amount, change, printable, share
 
-__all__ = ["diff_fragment", "diff_html"]
+__all__ = ["ShownDiff", "diff_fragment", "diff_html"]
 
 _MAX_TENSORS = 200
 _CELL, _GAP, _LABEL, _HEAD = 26, 4, 190, 22
@@ -22,8 +23,24 @@ _STYLE = """
 .mgit th,.mgit td{text-align:left;padding:.2rem .6rem;border-bottom:1px solid #8884}
 .mgit td.n,.mgit th.n{text-align:right;font-variant-numeric:tabular-nums}
 .mgit code,.mgit svg text{font-family:ui-monospace,monospace;font-size:12px}
-.mgit svg text{fill:currentColor}.mgit svg rect{fill:#d9480f}
+.mgit svg text{fill:currentColor}.mgit svg rect{fill:#d9480f}.mgit svg rect.less{fill:#1971c2}
+.mgit .note{opacity:.75}.mgit td.text{white-space:pre-wrap;overflow-wrap:anywhere;vertical-align:top}
+.mgit tr.other{background:#d9480f18}
 """.strip()
+
+
+class ShownDiff(ModelDiff, frozen=True, kw_only=True):
+    """A diff that shows itself: as a page, in a notebook, and as text."""
+
+    def to_html(self) -> str:
+        """One self-contained page: no script, no request to anywhere."""
+        return diff_html(self)
+
+    def _repr_html_(self) -> str:
+        return diff_fragment(self)
+
+    def __str__(self) -> str:
+        return "\n".join(diff_lines(self))
 
 
 def diff_html(diff: ModelDiff) -> str:
@@ -39,9 +56,9 @@ def diff_html(diff: ModelDiff) -> str:
 
 def diff_fragment(diff: ModelDiff) -> str:
     """The same without a document around it, for notebooks."""
-    parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{_text(diff.old)} → {_text(diff.new)}</h1>']
+    parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{text(diff.old)} → {text(diff.new)}</h1>']
     for model in diff.models:
-        parts.append(f"<h2>{_text(model)}</h2><p>{_text(summary_line(diff, model))}</p>")
+        parts.append(f"<h2>{text(model)}</h2><p>{text(summary_line(diff, model))}</p>")
         parts.append(_svg(heat_map(diff.of(model), sizes=diff.sizes.get(model), max_rows=200)))
         parts.append(_tensor_table(diff.of(model)))
     if diff.files:
@@ -49,14 +66,9 @@ def diff_fragment(diff: ModelDiff) -> str:
         parts += _file_rows(diff)
         parts.append("</table>")
     if diff.behaviour is not None:
-        parts.append(f"<h2>Behaviour on {_text(diff.behaviour.task)}</h2>")
-        parts += [f"<p>{_text(line)}</p>" for line in behaviour_lines(diff, diff.behaviour)]
+        parts += behaviour_parts(diff, diff.behaviour)
     parts.append("</div>")
     return "".join(parts)
-
-
-def _text(value: str) -> str:
-    return escape(printable(value))
 
 
 def _svg(heat: HeatMap) -> str:
@@ -67,11 +79,11 @@ def _svg(heat: HeatMap) -> str:
     parts = [f'<svg role="img" aria-label="heat map" width="{width}" height="{height}">']
     for column, name in enumerate(heat.columns):
         parts.append(
-            f'<text x="{_LABEL + column * step + _CELL / 2:g}" y="14" text-anchor="middle">{_text(name)}</text>'
+            f'<text x="{_LABEL + column * step + _CELL / 2:g}" y="14" text-anchor="middle">{text(name)}</text>'
         )
     for number, row in enumerate(heat.rows):
         y = _HEAD + number * step
-        parts.append(f'<text x="{_LABEL - 8}" y="{y + 17}" text-anchor="end">{_text(row.label[-26:])}</text>')
+        parts.append(f'<text x="{_LABEL - 8}" y="{y + 17}" text-anchor="end">{text(row.label[-26:])}</text>')
         for column, cell in enumerate(row.cells):
             if cell is None:
                 continue
@@ -79,7 +91,7 @@ def _svg(heat: HeatMap) -> str:
             hover = f"{row.label} {heat.columns[column]}: {change(cell.heat)} in {cell.tensors} tensors"
             parts.append(
                 f'<rect x="{_LABEL + column * step}" y="{y + _CELL - size:g}" width="{_CELL}" height="{size:g}">'
-                f"<title>{_text(hover)}</title></rect>"
+                f"<title>{text(hover)}</title></rect>"
             )
         x = _LABEL + len(heat.columns) * step + 80
         parts.append(f'<text x="{x}" y="{y + 17}" text-anchor="end">{share(row.changed, row.elements)}</text>')
@@ -112,13 +124,13 @@ def _tensor_row(tensor: TensorDiff) -> str:
     specs = [spec for spec in (tensor.spec_old, tensor.spec_new) if spec is not None]
     shown = " → ".join(dict.fromkeys(f"{spec.dtype} {list(spec.shape)}" for spec in specs))
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
-    return f"<tr><td><code>{_text(tensor.name)}</code></td><td>{tensor.kind} {_text(shown)}</td>{cells}</tr>"
+    return f"<tr><td><code>{text(tensor.name)}</code></td><td>{tensor.kind} {text(shown)}</td>{cells}</tr>"
 
 
 def _file_rows(diff: ModelDiff) -> Iterator[str]:
     for file in diff.files:
         if not file.keys:
-            yield f"<tr><td><code>{_text(file.path)}</code></td><td>{file.kind}</td><td></td><td></td></tr>"
+            yield f"<tr><td><code>{text(file.path)}</code></td><td>{file.kind}</td><td></td><td></td></tr>"
         for key in file.keys:
-            sides = "".join(f"<td><code>{_text(side or '')}</code></td>" for side in (key.old, key.new))
-            yield f"<tr><td><code>{_text(file.path)}</code></td><td>{_text(key.key)}</td>{sides}</tr>"
+            sides = "".join(f"<td><code>{text(side or '')}</code></td>" for side in (key.old, key.new))
+            yield f"<tr><td><code>{text(file.path)}</code></td><td>{text(key.key)}</td>{sides}</tr>"

@@ -28,6 +28,8 @@ from modelgit.repo import Repository
 
 STORY = Path(__file__).with_name("story.txt")
 _MASKS = (
+    (re.compile(r"(?m)^  (\S+) +[█░]* +-?[\d.e-]+ +-?[\d.]+ %$"), r"  \1  [part]"),
+    (re.compile(r"(?m)(?:^  \S+  \S+ → \S+ \(margin .*\n)+(?:  … and \d+ more examples?\n)?"), "  [flips]\n"),
     (re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"), "[id]"),
     (re.compile(r"just now|\d+ (?:second|minute)s? ago"), "[ago]"),
     (re.compile(r"\b\d+(?:\.\d+)? (?:KiB|MiB|bytes?)"), "[size]"),
@@ -38,7 +40,9 @@ _MASKS = (
     (re.compile(r"\b\d+(?= packs?\b)"), "[n]"),
     (re.compile(r"\b\d+ of 120 examples"), "[n] of 120 examples"),
     (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z -]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
-    (re.compile(r"(?<=most of the change: ).*"), "[tensors]"),
+    (re.compile(r"(?<=most of it: ).*"), "[tensors]"),
+    (re.compile(r"(?<=not shown: it is )[\d,]+"), "[n]"),
+    (re.compile(r"(?<=labelled: )\d+ became wrong, \d+(?= right)"), "[n] became wrong, [n]"),
     (re.compile(r"[▁▂▃▄▅▆▇█]"), "▒"),
     (re.compile(r"(?<=\S) {2,}"), "  "),
 )

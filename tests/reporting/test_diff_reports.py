@@ -4,7 +4,16 @@ import re
 from html.parser import HTMLParser
 
 from modelgit.objects import ManifestId, TensorSpec, decode, encode
-from modelgit.objects.diffs import BehaviourDiff, FileDiff, KeyChange, ModelDiff, TensorDiff, key_changes
+from modelgit.objects.diffs import (
+    BehaviourDiff,
+    FileDiff,
+    KeyChange,
+    ModelDiff,
+    OutputFlip,
+    TensorBehaviour,
+    TensorDiff,
+    key_changes,
+)
 from modelgit.reporting.diff_text import diff_lines
 from modelgit.reporting.html import diff_fragment, diff_html
 from modelgit.reporting.markdown import diff_markdown
@@ -26,6 +35,44 @@ def changed(name: str, *, delta: float = 0.03, elements: int = 1000, values: int
         norm_old=10.0,
         max_abs=0.01,
         rms=0.001,
+    )
+
+
+def behaviour() -> BehaviourDiff:
+    return BehaviourDiff(
+        task="intents",
+        data="data/test.jsonl",
+        examples=512,
+        outputs=512,
+        directional_kl=0.0031,
+        method="jvp",
+        measured_kl=0.0032,
+        fisher_share=0.42,
+        agreement=510 / 512,
+        labelled=500,
+        old_correct=450,
+        new_correct=449,
+        negative_flips=2,
+        positive_flips=1,
+        flipped=2,
+        flips=(
+            OutputFlip(
+                id="q7",
+                text="where is it",
+                kl=0.2,
+                old="place",
+                new="person",
+                old_margin=0.1,
+                new_margin=0.02,
+                label="place",
+            ),
+        ),
+        tensors=(
+            TensorBehaviour(name="model.layers.1.self_attn.v_proj.weight", divergence=0.0034, fisher_share=0.4),
+            TensorBehaviour(name="embed", divergence=-0.0004),
+            TensorBehaviour(name="model.layers.0.self_attn.v_proj.weight", divergence=0.0001, fisher_share=0.02),
+        ),
+        notes=("measured on training data",),
     )
 
 
@@ -55,14 +102,7 @@ def example() -> ModelDiff:
             ),
             FileDiff(path="models/bot/README.md", kind="added"),
         ),
-        behaviour=BehaviourDiff(
-            task="intents",
-            predicted_kl=0.0031,
-            measured_kl=0.0032,
-            examples=512,
-            fisher_share=0.42,
-            top=(("model.layers.1.self_attn.v_proj.weight", 0.091),),
-        ),
+        behaviour=behaviour(),
         sizes={
             "models/bot": {
                 "model.layers.0.self_attn.v_proj.weight": 1000,
@@ -97,15 +137,43 @@ def test_text_of_a_diff() -> None:
         "files: models/bot/generation_config.json  temperature 0.7 → 0.2",
         "       models/bot/generation_config.json  top_k (none) → 40",
         "       models/bot/README.md  added",
-        "KL(old‖new) predicted 0.0031 nats, measured 0.0032 nats on 512 examples",
+        "task intents, 512 examples of data/test.jsonl:",
+        "KL(old‖new) 0.0032 nats measured, 0.0031 nats by the directional form (one Jacobian-vector product)",
+        "accuracy 90.0 % → 89.8 % (-0.2 pt) on 500 labelled: 2 became wrong, 1 right",
+        "agreement 99.6 %: 2 of 512 examples have another prediction",
+        "  q7  place → person (margin 0.10 → 0.02, label place)  “where is it”",
+        "  … and 1 more example",
+        "where the divergence comes from (directional form; parts add up, a negative one makes up for another):",
+        "  layers.0  █                       0.0001    3.23 %",
+        "  layers.1  ████████████████████    0.0034   109.7 %",
+        "  embed     ░░                     -0.0004   -12.9 %",
+        "most of it: model.layers.1.self_attn.v_proj.weight 109.7 %, embed -12.9 %, "
+        "model.layers.0.self_attn.v_proj.weight 3.23 %",
         "the >99.9 % of values that changed carry 42.0 % of the diagonal Fisher mass of 0b77f1ac9e21",
-        "most of the change: model.layers.1.self_attn.v_proj.weight 9.10 %",
+        "note: measured on training data",
     ]
 
 
-def test_an_unreliable_prediction_is_called_so() -> None:
-    diff = ModelDiff(old="a", new="b", behaviour=BehaviourDiff(task="t", predicted_kl=3.0, reliable=False))
-    assert diff_lines(diff)[-1] == "the change is too large for the prediction: trust what was measured"
+def test_tokens_are_counted_apart_from_sequences() -> None:
+    found = BehaviourDiff(
+        task="lm",
+        examples=10,
+        outputs=200,
+        measured_kl=2.0,
+        agreement=0.9,
+        flipped=1,
+        labelled=200,
+        old_loss=2.0,
+        new_loss=1.0,
+        flips=(OutputFlip(id="3", text="", kl=4.0, changed=7, outputs=20),),
+    )
+    lines = diff_lines(ModelDiff(old="a", new="b", behaviour=found))
+    assert lines[1:] == [
+        "KL(old‖new) 2 nats per example, 0.1 per token, measured",
+        "perplexity 7.4 → 2.7 on 200 tokens",
+        "agreement 90.0 %: 1 of 10 examples have another most likely token",
+        "  3  7 of 20 tokens, KL 4",
+    ]
 
 
 class Tags(HTMLParser):
@@ -131,7 +199,16 @@ def nasty() -> ModelDiff:
         new=NASTY,
         tensors=(changed(NASTY), changed(f"h.0.{NASTY}"), changed(f"{NASTY}.1.q_proj")),
         files=(FileDiff(path=NASTY, kind="changed", keys=(KeyChange(key=NASTY, old=NASTY, new=NASTY),)),),
-        behaviour=BehaviourDiff(task=NASTY, fisher_share=0.5, top=((NASTY, 0.5),)),
+        behaviour=BehaviourDiff(
+            task=NASTY,
+            data=NASTY,
+            fisher_share=0.5,
+            directional_kl=1.0,
+            tensors=(TensorBehaviour(name=NASTY, divergence=1.0, fisher_share=0.5),),
+            flipped=1,
+            flips=(OutputFlip(id=NASTY, text=NASTY, kl=1.0, old=NASTY, new=NASTY, label=NASTY),),
+            notes=(NASTY,),
+        ),
     )
 
 
