@@ -75,6 +75,8 @@ CODECS: Registry[Codec] = Registry(
         "sparse": "modelgit.codecs.sparse:SPARSE",
         "context": "modelgit.codecs.context:CONTEXT",
         "sparse-context": "modelgit.codecs.sparse_context:SPARSE_CONTEXT",
+        "masked": "modelgit.codecs.masked:MASKED",
+        "masked-context": "modelgit.codecs.masked:MASKED_CONTEXT",
     },
 )
 

@@ -8,6 +8,8 @@ re-initialised rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,9 +18,9 @@ from modelgit.errors import BugError, IntegrityError
 from modelgit.numerics.bits import difference, join_planes, restore, split_planes
 from modelgit.numerics.scratch import scratch
 from modelgit.numerics.sparse import decode_block, encode_block
-from modelgit.numerics.streams import Reader, decode_streams, encode_streams, varint
+from modelgit.numerics.streams import Bytes, Reader, decode_streams, encode_streams, varint
 
-__all__ = ["SPARSE", "SparseCodec", "changed_places"]
+__all__ = ["SPARSE", "SparseCodec", "Values", "changed_places", "encode_values", "put_values", "read_values"]
 
 DIFFERENCES, REPLACED = 0, 1
 SAMPLE_VALUES = 4096
@@ -44,14 +46,7 @@ class SparseCodec:
         head = varint(words.size) + encode_block(changed, 0, words.size, split=effort != "fast")
         if changed.size == 0:
             return head
-        replaced, old = words[changed], base[changed]
-        codes = scratch("sparse.codes", changed.size, words.dtype)
-        difference(replaced, old, codes, is_float=layout.is_float)
-        form, values = DIFFERENCES, codes
-        sample = slice(None, None, max(1, changed.size // SAMPLE_VALUES))
-        if len(_encode_values(replaced[sample], effort)) < len(_encode_values(codes[sample], effort)):
-            form, values = REPLACED, replaced
-        return b"".join((head, bytes((form,)), _encode_values(values, effort)))
+        return head + encode_values(words[changed], base[changed], layout, effort)
 
     def decode(
         self, payload: bytes | memoryview, layout: Layout, out: Words, *, base: Words | None = None, start: int = 0
@@ -69,24 +64,10 @@ class SparseCodec:
         if start + out.size > span:
             raise IntegrityError(f"a sparse unit of {span} words was asked for words {start} to {start + out.size}")
         positions = decode_block(reader, span, max_count=span)
-        form = reader.byte(below=2) if positions.size else DIFFERENCES
-        planes = decode_streams(reader, layout.word_bytes, positions.size) if positions.size else []
+        values = read_values(reader, positions.size, layout)
         reader.finish()
         np.copyto(out, base)
-        # In the positions' own dtype, or numpy widens all of them.
-        window = np.array((start, start + out.size), positions.dtype)
-        first, last = (int(cut) for cut in np.searchsorted(positions, window))
-        for run in range(first, last, RUN_WORDS):
-            part = slice(run, min(run + RUN_WORDS, last))
-            places = positions[part].astype(np.intp)
-            places -= start
-            values = scratch("sparse.codes", places.size, out.dtype)
-            join_planes([plane if plane.size == 1 else plane[part] for plane in planes], values)
-            if form == DIFFERENCES:
-                old = out[places]
-                restore(values, old, old, is_float=layout.is_float)
-                values = old
-            out[places] = values
+        put_values(values, positions, layout, out, start)
 
 
 def changed_places(words: Words, base: Words) -> NDArray[np.intp]:
@@ -104,7 +85,53 @@ def changed_places(words: Words, base: Words) -> NDArray[np.intp]:
     return np.concatenate(found) if found else np.empty(0, np.intp)
 
 
-def _encode_values(values: Words, effort: Effort) -> bytes:
+class Values(NamedTuple):
+    """What became of the words at some positions: the form, and planes of one value each (or one for all)."""
+
+    form: int
+    planes: list[Bytes]
+
+
+def encode_values(new: Words, old: Words, layout: Layout, effort: Effort) -> bytes:
+    """The form and the planes of words that replace `old` ones, of which there is at least one."""
+    codes = scratch("sparse.codes", new.size, new.dtype)
+    difference(new, old, codes, is_float=layout.is_float)
+    form, values = DIFFERENCES, codes
+    sample = slice(None, None, max(1, new.size // SAMPLE_VALUES))
+    if len(_planes_of(new[sample], effort)) < len(_planes_of(codes[sample], effort)):
+        form, values = REPLACED, new
+    return bytes((form,)) + _planes_of(values, effort)
+
+
+def read_values(reader: Reader, count: int, layout: Layout) -> Values:
+    """Read what `encode_values` made of `count` words; nothing for none.  Raises IntegrityError."""
+    if not count:
+        return Values(DIFFERENCES, [])
+    form = reader.byte(below=2)
+    return Values(form, decode_streams(reader, layout.word_bytes, count))
+
+
+def put_values(values: Values, positions: NDArray[np.unsignedinteger], layout: Layout, out: Words, start: int) -> None:
+    """Apply values to the words at `positions` that lie in `out`, the words of the base from `start` on."""
+    if not positions.size:
+        return
+    # In the positions' own dtype, or numpy widens all of them.
+    window = np.array((start, start + out.size), positions.dtype)
+    first, last = (int(cut) for cut in np.searchsorted(positions, window))
+    for run in range(first, last, RUN_WORDS):
+        part = slice(run, min(run + RUN_WORDS, last))
+        places = positions[part].astype(np.intp)
+        places -= start
+        words = scratch("sparse.codes", places.size, out.dtype)
+        join_planes([plane if plane.size == 1 else plane[part] for plane in values.planes], words)
+        if values.form == DIFFERENCES:
+            old = out[places]
+            restore(words, old, old, is_float=layout.is_float)
+            words = old
+        out[places] = words
+
+
+def _planes_of(values: Words, effort: Effort) -> bytes:
     planes = scratch("sparse.values", values.nbytes, np.uint8).reshape(values.dtype.itemsize, values.size)
     split_planes(values, planes)
     return b"".join(encode_streams(list(planes), windows=WINDOWS[effort]))

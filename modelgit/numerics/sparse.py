@@ -22,7 +22,7 @@ from modelgit.numerics.bits import BytesLike, join_planes, split_planes
 from modelgit.numerics.scratch import scratch
 from modelgit.numerics.streams import Reader, decode_streams, encode_streams, varint
 
-__all__ = ["decode_block", "decode_positions", "encode_block", "encode_positions"]
+__all__ = ["MAX_SPAN", "check_positions", "decode_block", "decode_positions", "encode_block", "encode_positions"]
 
 EMPTY, BITMAP, SPLIT = 0, 5, 6
 BLOCK_SPAN = 1 << 32
@@ -44,11 +44,7 @@ def encode_positions(positions: NDArray[np.integer], n: int) -> bytes:
 
     Raises UsageError when they are not that.
     """
-    _check_span(n)
-    if positions.ndim != 1 or (positions.size and (positions[0] < 0 or int(positions[-1]) >= n)):
-        raise UsageError(f"positions must be a list of numbers from 0 to {n - 1}")
-    if positions.size > 1 and not np.all(positions[1:] > positions[:-1]):
-        raise UsageError("positions must be strictly ascending")
+    check_positions(positions, n)
     ascending = positions.astype(np.int64, copy=False)
     starts = range(0, max(n, 1), BLOCK_SPAN)
     cuts = [*np.searchsorted(ascending, np.array(starts)), ascending.size]
@@ -96,6 +92,15 @@ def decode_block(reader: Reader, span: int, *, max_count: int) -> NDArray[np.uin
     np.cumsum(positions, dtype=np.uint32, out=positions)
     np.subtract(positions, 1, out=positions)
     return positions
+
+
+def check_positions(positions: NDArray[np.integer], n: int) -> None:
+    """Raise UsageError unless `positions` are 1-D, strictly ascending and in [0, n), n <= 2^40."""
+    _check_span(n)
+    if positions.ndim != 1 or (positions.size and (positions[0] < 0 or int(positions[-1]) >= n)):
+        raise UsageError(f"positions must be a list of numbers from 0 to {n - 1}")
+    if positions.size > 1 and not np.all(positions[1:] > positions[:-1]):
+        raise UsageError("positions must be strictly ascending")
 
 
 def _check_span(n: int) -> None:

@@ -87,6 +87,15 @@ class Reader:
         self._offset = stop
         return view
 
+    @property
+    def offset(self) -> int:
+        """How many bytes were taken."""
+        return self._offset
+
+    def rest(self) -> memoryview:
+        """All bytes that were not taken yet, which are taken now."""
+        return self.take(self._data.nbytes - self._offset)
+
     def byte(self, *, below: int = 256) -> int:
         """One byte, refused unless it is less than `below`."""
         value = self.take(1)[0]

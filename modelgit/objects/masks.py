@@ -12,7 +12,9 @@ __all__ = ["Mask", "MaskRegion"]
 class MaskRegion(Record, frozen=True, kw_only=True):
     """The positions of one tensor.
 
-    `positions` is a blob of ascending element indices, coded by `numerics.sparse`; None means every element
+    Ascending element indices are coded as a section (`numerics.sections`): bytes `offset` to `offset + length` of the
+    blob `positions`, which all tensors of a mask share.  A `length` of 0 is that of masks made before there were
+    sections: the blob is this tensor's alone, coded by `numerics.sparse`.  Without `positions` every element is meant
     (a head that trains whole).
     """
 
@@ -20,6 +22,8 @@ class MaskRegion(Record, frozen=True, kw_only=True):
     spec: TensorSpec
     count: int
     positions: BlobId | None = None
+    offset: int = 0
+    length: int = 0
 
 
 class Mask(Record, frozen=True, kw_only=True):

@@ -2,9 +2,10 @@
 
 Eight runs of 8192 words are looked at (about a millisecond).  The cost of byte planes is estimated by the entropy of
 each plane, that of a sparse record by the share of changed words: log2 of the number of position sets plus the
-entropy of the changed values, that of differences in context by their entropy given the exponents of the base.
-Estimates are within a few per cent of the coded size.  Where two are that close and the smallest size is wanted, the
-sample is coded both ways.  Small tensors are not estimated at all but coded in every way that is open to them.
+entropy of the changed values; under a mask that is stored already by the values alone.  That of differences in context
+is their entropy given the exponents of the base.  Estimates are within a few per cent of the coded size.  Where two are
+that close and the smallest size is wanted, the sample is coded both ways.  Small tensors are not estimated at all but
+coded in every way that is open to them.
 
 What takes longer must be smaller for it, by an amount that `effort` sets: dense differences are read and written at
 a fraction of the speed of sparse ones.
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from modelgit.codecs.base import CODECS, Effort, Layout, Words
 from modelgit.codecs.context import exponent_shift
+from modelgit.codecs.masked import MaskedCodec
 from modelgit.numerics.bits import difference, rotate_sign, split_planes
 
 __all__ = ["SPARSE_CODECS", "Choice", "SampleRuns", "estimate_choices", "sample_runs"]
 
-SPARSE_CODECS = frozenset({"sparse", "sparse-context"})
+SPARSE_CODECS = frozenset({"sparse", "sparse-context", "masked", "masked-context"})
 """Codecs whose work is in proportion to the changed words."""
 
 _RUNS = 8
@@ -52,16 +54,18 @@ _SPARSE_BELOW = 0.9
 class Choice(NamedTuple):
     """One admissible encoding: codec name, index of the base among the candidates (None: no base), bits per word.
 
-    `reason` names the bits per word of the alternatives.
+    `reason` names the bits per word of the alternatives.  `mask` is the index of the mask that positions come from.
     """
 
     codec: str
     base: int | None
     bits: float
     reason: str = ""
+    mask: int | None = None
 
 
 SampleRuns = Sequence[tuple[int, int]]
+Places = NDArray[np.intp]
 
 
 def sample_runs(words: int) -> SampleRuns:
@@ -77,11 +81,13 @@ def estimate_choices(
     bases: Sequence[Callable[[], Words | None]],
     layout: Layout,
     *,
+    masks: Sequence[Places] = (),
     effort: Effort = "balanced",
 ) -> list[Choice]:
     """All admissible encodings of the sampled tensor, the one to take first.
 
     `bases` give the samples of the candidate base tensors at the same positions, or None when one cannot be read.
+    `masks` are the places in the sample at which it may have been changed and nowhere else.
     """
     width = 8 * layout.word_bytes
     if not sample.size:
@@ -96,15 +102,17 @@ def estimate_choices(
         base = of_base()
         if base is not None and base.size == sample.size:
             read[index] = base
-            choices += _against(sample, base, index, layout, whole, effort)
+            choices += _against(sample, base, index, masks, layout, whole, effort)
     if effort == "tight":
-        choices = _measured(choices, sample, read, layout)
+        choices = _measured(choices, sample, read, masks, layout)
     choices.sort(key=lambda choice: choice.bits)
     reason = _reason(choices)
     return [choice._replace(reason=reason) for choice in choices]
 
 
-def _against(sample: Words, base: Words, index: int, layout: Layout, whole: float, effort: Effort) -> list[Choice]:
+def _against(
+    sample: Words, base: Words, index: int, masks: Sequence[Places], layout: Layout, whole: float, effort: Effort
+) -> list[Choice]:
     """Choices with one base; those of dense differences only if they are smaller than the `whole` tensor is."""
     codes = np.empty_like(sample)
     difference(sample, base, codes, is_float=layout.is_float)
@@ -117,6 +125,8 @@ def _against(sample: Words, base: Words, index: int, layout: Layout, whole: floa
     found = [Choice("sparse", index, positions + share * values)]
     if effort == "tight" and 0 < share < _MANY:
         found.append(Choice("sparse-context", index, positions + share * min(values, context.bits_at(places))))
+    for number, mask in enumerate(masks):
+        found += _under(number, mask, sample, codes, places, index, context, effort)
     if share < _TOO_FEW_FOR_DENSE:
         return found
     planes = _plane_bits(codes)
@@ -131,20 +141,53 @@ def _against(sample: Words, base: Words, index: int, layout: Layout, whole: floa
     return found + [choice for choice in dense if choice.bits < _DELTA_BELOW * whole]
 
 
-def _measured(choices: list[Choice], sample: Words, bases: dict[int, Words], layout: Layout) -> list[Choice]:
+def _under(
+    number: int,
+    mask: Places,
+    sample: Words,
+    codes: Words,
+    changed: Places,
+    index: int,
+    context: _Context,
+    effort: Effort,
+) -> list[Choice]:
+    """Choices under a mask: none if something changed outside of it."""
+    if int(np.count_nonzero(codes[mask])) != changed.size:
+        return []
+    if not mask.size:
+        return [Choice("masked", index, 0.0, mask=number)]
+    share, inside = mask.size / sample.size, changed.size / mask.size
+    every = share * min(_plane_bits(codes[mask]), _plane_bits(sample[mask]))
+    values = min(_plane_bits(codes[changed]), _plane_bits(sample[changed])) if changed.size else 0.0
+    some = share * (_position_bits(inside) * _SPLIT_POSITIONS + inside * values)
+    least = min(every, some)
+    found = [Choice("masked", index, least, mask=number)]
+    if effort == "tight" and changed.size:
+        ordered = min(least, share * context.bits_at(mask))
+        found.append(Choice("masked-context", index, ordered, mask=number))
+    return found
+
+
+def _measured(
+    choices: list[Choice], sample: Words, bases: dict[int, Words], masks: Sequence[Places], layout: Layout
+) -> list[Choice]:
     """The choices with the bits that coding the sample takes, for those that may turn out to be the smallest."""
     best = min(choice.bits for choice in choices)
     close = {choice for choice in choices if choice.bits <= _CLOSE * best}
     if len(close) < 2:
         return choices
     return [
-        choice._replace(bits=_coded_bits(choice, sample, bases, layout)) if choice in close else choice
+        choice._replace(bits=_coded_bits(choice, sample, bases, masks, layout)) if choice in close else choice
         for choice in choices
     ]
 
 
-def _coded_bits(choice: Choice, sample: Words, bases: dict[int, Words], layout: Layout) -> float:
+def _coded_bits(
+    choice: Choice, sample: Words, bases: dict[int, Words], masks: Sequence[Places], layout: Layout
+) -> float:
     codec = CODECS.get(choice.codec)
+    if isinstance(codec, MaskedCodec) and choice.mask is not None:
+        codec = codec.under(masks[choice.mask].astype(np.uint32))  # a sample is shorter than a unit
     base = None if choice.base is None else bases[choice.base]
     step = codec.unit_bytes // layout.word_bytes
     size = 0
@@ -178,7 +221,7 @@ class _Context:
         self._exponents = (base >> np.array(shift, base.dtype) & np.array(mask, base.dtype)).astype(np.intp)
         self._pairs = self._exponents * 80 + symbols
 
-    def bits_at(self, places: NDArray[np.intp] | slice) -> float:
+    def bits_at(self, places: Places | slice) -> float:
         """Entropy per word of the differences at these places of the sample."""
         exponents, pairs, extra = self._exponents[places], self._pairs[places], self._extra[places]
         bits = _total_bits(np.bincount(pairs)) - _total_bits(np.bincount(exponents)) + int(extra.sum())

@@ -31,6 +31,7 @@ from modelgit.patching.jobs import BlobSource, SourceChangedError, Stored, Store
 from modelgit.patching.leaves import write_leaf_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.patching.planner import BYTES_LAYOUT, Ids, Planner, buffer, job_layout
+from modelgit.patching.positions import Section
 from modelgit.patching.records import UnitChecks, encode_header
 from modelgit.patching.samples import take_sample
 from modelgit.progress import SILENT, Progress
@@ -53,6 +54,7 @@ class _Coded(NamedTuple):
     base: Ids | None
     payloads: list[bytes]
     prelude: bytes = b""
+    section: Section | None = None
 
     @property
     def size(self) -> int:
@@ -77,12 +79,18 @@ class _Plan(NamedTuple):
     leaves: Sequence[bytes] | None = None
     step: int = WINDOW_BYTES
     preludes: Sequence[bytes] = ()  # corrections of the base, one for each extent
+    sections: Sequence[Section] = ()  # of masks that positions may come from
     same_size: bool = False  # whether the parent has as many bytes: only then changed values are counted
 
     @property
     def base(self) -> Ids | None:
         """What the choice is coded against."""
         return None if self.choice is None or self.choice.base is None else self.bases[self.choice.base]
+
+    @property
+    def section(self) -> Section | None:
+        """Where the choice takes its positions from."""
+        return None if self.choice is None or self.choice.mask is None else self.sections[self.choice.mask]
 
     @property
     def counts(self) -> bool:
@@ -202,11 +210,12 @@ class TensorWriter:
 
         runs = sample_runs(words.size)
         readers = [base_sample(index) for index in range(len(bases))]
+        sections = self._planner.sections(job, bases)
         tries_all = job.size <= _TRY_ALL_BYTES
         if tries_all and not bases:
             choices = [Choice("planes", None, 0.0), Choice("raw", None, 0.0)]  # no need to guess
         else:
-            choices = self._planner.choices(take_sample(words, runs), readers, bases, layout)
+            choices = self._planner.choices(job, take_sample(words, runs), readers, bases, sections)
         coded = []
         corrected = self._planner.correct(
             job,
@@ -226,8 +235,10 @@ class TensorWriter:
         for choice in choices if tries_all else choices[:1]:
             base = None if choice.base is None else base_words(choice.base)
             codec = CODECS.get(choice.codec)
-            payloads = self._encode(codec, words, base, layout)
-            coded.append(_Coded(codec, None if choice.base is None else bases[choice.base], payloads))
+            section = None if choice.mask is None else sections[choice.mask]
+            payloads = self._encode(codec, words, base, layout, job=job, section=section)
+            against = None if choice.base is None else bases[choice.base]
+            coded.append(_Coded(codec, against, payloads, section=section))
         changed = None
         if bases and self._reader.size(bases[0]) == job.size:
             changed = _changed(words, base_words(0), job.spec)
@@ -241,7 +252,10 @@ class TensorWriter:
         layout = job_layout(job)
         bases = self._planner.bases(job)
         sample, readers = self._planner.sample(job, bases, layout)
-        plan = _Plan(job, layout, bases, same_size=bool(bases) and self._reader.size(bases[0]) == job.size)
+        sections = self._planner.sections(job, bases)
+        plan = _Plan(
+            job, layout, bases, sections=sections, same_size=bool(bases) and self._reader.size(bases[0]) == job.size
+        )
         if self._may_be_known(job, sample, readers):
             leaves = self._hash(job)
             object_id = _identify(job, leaves)
@@ -250,7 +264,7 @@ class TensorWriter:
             if self._store.has(object_id):
                 return plan._replace(id=object_id)
             plan = plan._replace(leaves=leaves)
-        choice = self._planner.choices(sample, readers, bases, layout)[0]
+        choice = self._planner.choices(job, sample, readers, bases, sections)[0]
         corrected = self._planner.correct(
             job,
             choice,
@@ -318,7 +332,8 @@ class TensorWriter:
                     changed += _changed(words, against, job.spec)
                 if factors is not None:
                     predict(factors, against, low // layout.word_bytes, against)
-            payloads += self._encode(codec, words, against, layout)
+            first = low // layout.word_bytes
+            payloads += self._encode(codec, words, against, layout, job=job, section=plan.section, first=first)
             if job.spec is not None:
                 nonfinite += count_nonfinite(words, job.spec.dtype)
         found = leaves.finish()
@@ -330,12 +345,25 @@ class TensorWriter:
             )
         return _Window(payloads, found, changed, nonfinite)
 
-    def _encode(self, codec: Codec, words: Words, base: Words | None, layout: Layout) -> list[bytes]:
+    def _encode(
+        self,
+        codec: Codec,
+        words: Words,
+        base: Words | None,
+        layout: Layout,
+        *,
+        job: StoreJob | None = None,
+        section: Section | None = None,
+        first: int = 0,
+    ) -> list[bytes]:
+        """The units of words from word `first` of a job on, positions from `section` if there is one."""
         step = codec.unit_bytes // layout.word_bytes
         payloads = []
         for at in range(0, max(1, words.size), step):
             unit = words[at : at + step]
             against = None if base is None else base[at : at + step]
+            if job is not None:
+                codec = self._planner.mask(codec, section, job, first + at, first + at + unit.size)
             payload = codec.encode(unit, layout, base=against, effort=self._effort)
             if self._verify:
                 again = scratch("encode.again", unit.size, unit.dtype)
@@ -354,7 +382,8 @@ class TensorWriter:
         self._progress.advance(task, job.size)
         if coded is None or self._store.has(object_id):
             return Stored(job.name, object_id, "known", 0, plan.changed, plan.nonfinite)
-        header = encode_header(coded.codec, plan.layout, UnitChecks.of(coded.payloads), prelude=coded.prelude)
+        checks = UnitChecks.of(coded.payloads)
+        header = encode_header(coded.codec, plan.layout, checks, prelude=coded.prelude, section=coded.section)
         self._store.append(
             object_id,
             start=0,
@@ -363,6 +392,7 @@ class TensorWriter:
             header=header,
             payload=(coded.prelude, *coded.payloads),
             base=coded.base,
+            positions=None if coded.section is None else coded.section.blob,
         )
         written = coded.size + len(header)
         written += write_leaf_table(self._store, object_id, job.size, job.spec, plan.leaves or ())
@@ -393,8 +423,16 @@ class TensorWriter:
             nonfinite += window.nonfinite
             self._progress.advance(task, size)
             if end - begin >= EXTENT_BYTES or end == job.size:
-                header = encode_header(CODECS.get(choice.codec), plan.layout, checks, prelude=prelude)
-                written += staged.end_record(start=begin, stop=end, total=job.size, header=header, base=plan.base)
+                codec, section = CODECS.get(choice.codec), plan.section
+                header = encode_header(codec, plan.layout, checks, prelude=prelude, section=section)
+                written += staged.end_record(
+                    start=begin,
+                    stop=end,
+                    total=job.size,
+                    header=header,
+                    base=plan.base,
+                    positions=None if section is None else section.blob,
+                )
                 begin, checks = end, UnitChecks()
             window = None if end == job.size else next(steps)[1]
         object_id = _identify(job, leaves)

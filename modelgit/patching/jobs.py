@@ -8,6 +8,7 @@ from modelgit.errors import RepositoryError
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import BlobId, TensorId, TensorSpec
 from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES, TensorReads, TensorSource
+from modelgit.patching.positions import Section
 
 __all__ = ["BlobSource", "SourceChangedError", "StoreJob", "Stored", "StoredObject"]
 
@@ -23,7 +24,8 @@ class StoreJob(NamedTuple):
 
     `parent` is the tensor of the same name in the parent commit: the first candidate for a base, and what changed
     values are counted against.  It may have more or fewer rows: it is cut, or goes on with zeros.  `bases` are further
-    candidates.  `name` is what messages call the job.
+    candidates.  `name` is what messages call the job.  `masks` are stored positions, outside of which it may not have
+    changed; those that the records of its bases refer to are looked at besides.
     """
 
     name: str
@@ -32,6 +34,7 @@ class StoreJob(NamedTuple):
     size: int
     parent: TensorId | BlobId | None = None
     bases: tuple[TensorId | BlobId, ...] = ()
+    masks: tuple[Section, ...] = ()
 
 
 class Stored(NamedTuple):

@@ -18,6 +18,7 @@ from modelgit.patching.base import STEP_BYTES, WINDOW_BYTES
 from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.foreign import ForeignReader
 from modelgit.patching.leaves import REPAIR, LeafChecks, VerifiedReads, check_leaf_tables, stored_leaves
+from modelgit.patching.positions import PositionReads, bind
 from modelgit.patching.records import UnitTable, checksum, parse_header
 from modelgit.store.base import Located, ObjectStore, is_external, is_foreign
 from modelgit.store.fs import PackGoneError
@@ -38,6 +39,7 @@ class TensorReader:
         self._corrections: OrderedDict[tuple[str, int], Factors] = OrderedDict()
         self._lock = threading.Lock()
         self._foreign = ForeignReader(store, TensorReader)
+        self._positions = PositionReads(self)
 
     def size(self, tensor: TensorId | BlobId) -> int | None:
         """Raw length in bytes, or None when the object is not here."""
@@ -187,12 +189,21 @@ class TensorReader:
             if checksum(part) != table.checksums[number]:
                 raise _damaged(object_id, item, f"unit {number}")
             words = np.frombuffer(target[begin - low : end - low], word)
+            unit = item.start + number * size
+            codec = bind(
+                codec,
+                self._positions,
+                table.section,
+                item.total // word.itemsize,
+                unit // word.itemsize,
+                min(unit + size, item.stop) // word.itemsize,
+            )
             codec.decode(
                 part,
                 table.layout,
                 words,
                 base=None if base is None else np.frombuffer(base[begin - low : end - low], word),
-                start=(begin - item.start - number * size) // word.itemsize if codec.random_access else 0,
+                start=(begin - unit) // word.itemsize if codec.random_access else 0,
             )
         if not whole:
             out[:] = target[start - low : stop - low]

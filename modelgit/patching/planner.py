@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from modelgit.codecs.base import Effort, Layout, Words, layout_of, word_dtype
+from modelgit.codecs.base import Codec, Effort, Layout, Words, layout_of, word_dtype
 from modelgit.numerics.scratch import scratch
 from modelgit.objects import BlobId, TensorId
 from modelgit.patching.base import TensorReads
@@ -18,6 +19,8 @@ from modelgit.patching.chain import MAX_DENSE_COST, MAX_SPARSE_COST, SPARSE_BELO
 from modelgit.patching.choose import SPARSE_CODECS, Choice, estimate_choices, sample_runs
 from modelgit.patching.correct import Product, ReadBytes, find_correction, is_correctable
 from modelgit.patching.jobs import StoreJob
+from modelgit.patching.positions import PositionReads, Section, bind, is_maskable
+from modelgit.patching.records import sections_of
 from modelgit.patching.samples import read_sample
 from modelgit.store.base import ObjectStore
 
@@ -25,6 +28,7 @@ __all__ = ["BYTES_LAYOUT", "Ids", "Planner", "Weighed", "buffer", "job_layout"]
 
 BYTES_LAYOUT = Layout(1, False)
 _CORRECT_ABOVE = 0.05  # records below this share of the raw size gain too little from a correction to look for one
+_MOST_MASKS = 4
 
 Ids = TensorId | BlobId
 
@@ -56,6 +60,7 @@ class Planner:
         self._reader = reader
         self._effort: Effort = effort
         self._products = products
+        self._positions = PositionReads(reader)
 
     def bases(self, job: StoreJob) -> list[Ids]:
         """Candidates: the tensor in the parent, the whole one at the end of its chain (see `chain`), those named."""
@@ -68,6 +73,19 @@ class Planner:
             if anchor is not None and anchor != job.parent:
                 bases.append(anchor)
         return bases + [base for base in job.bases if base not in bases and self._reader.size(base)]
+
+    def sections(self, job: StoreJob, bases: Sequence[Ids]) -> list[Section]:
+        """Positions that a job's words may be stored at: those that it names, and those of its bases' records."""
+        if job.spec is None or not bases or not is_maskable(job.spec):
+            return []
+        found = dict.fromkeys(job.masks)
+        for base in bases:
+            found.update(dict.fromkeys(sections_of(self._store, base)))
+        return [section for section in found if self._reader.size(section.blob)][:_MOST_MASKS]
+
+    def mask(self, codec: Codec, section: Section | None, job: StoreJob, start: int, stop: int) -> Codec:
+        """`codec` for the words `start` to `stop` of a job, with the positions that `section` has there."""
+        return bind(codec, self._positions, section, job.size // job_layout(job).word_bytes, start, stop)
 
     def read_base(self, base: Ids, start: int, stop: int, layout: Layout, name: str) -> Words:
         """Words of a base, which goes on with zeros beyond its end, in this thread's buffer of that name."""
@@ -94,17 +112,38 @@ class Planner:
         return sample, [base_sample(base) for base in bases]
 
     def choices(
-        self, sample: Words, readers: Sequence[Callable[[], Words]], bases: Sequence[Ids], layout: Layout
+        self,
+        job: StoreJob,
+        sample: Words,
+        readers: Sequence[Callable[[], Words]],
+        bases: Sequence[Ids],
+        sections: Sequence[Section],
     ) -> list[Choice]:
-        """What is open for a sample and those of its bases, cheapest first: never empty."""
-        return self._admissible(estimate_choices(sample, readers, layout, effort=self._effort), bases, layout)
+        """What is open for a sample of a job and those of its bases, cheapest first: never empty."""
+        return self._admissible(self._estimated(job, sample, readers, sections), bases, job_layout(job))
+
+    def _estimated(
+        self, job: StoreJob, sample: Words, readers: Sequence[Callable[[], Words]], sections: Sequence[Section]
+    ) -> list[Choice]:
+        layout = job_layout(job)
+        masks = [self._sampled(section, job.size // layout.word_bytes) for section in sections]
+        return estimate_choices(sample, readers, layout, masks=masks, effort=self._effort)
+
+    def _sampled(self, section: Section, words: int) -> NDArray[np.intp]:
+        """The places in a sample of so many words that a mask names."""
+        found = []
+        filled = 0
+        for start, stop in sample_runs(words):
+            found.append(self._positions.places(section, words, start, stop).astype(np.intp) + filled)
+            filled += stop - start
+        return np.concatenate(found)
 
     def weigh(self, job: StoreJob) -> list[Weighed]:
         """The encodings that a job would be chosen from if it were stored now, cheapest first.  Reads samples only."""
         layout = job_layout(job)
         bases = self.bases(job)
         sample, readers = self.sample(job, bases, layout)
-        choices = estimate_choices(sample, readers, layout, effort=self._effort)
+        choices = self._estimated(job, sample, readers, self.sections(job, bases))
         admissible = self._admissible(choices, bases, layout)
         return [
             Weighed(choice, None if choice.base is None else bases[choice.base], choice in admissible)

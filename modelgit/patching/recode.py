@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from modelgit.errors import BugError, IntegrityError
-from modelgit.objects import ObjectId
+from modelgit.objects import BlobId, ObjectId
 from modelgit.patching.chain import MAX_COST, chain_cost
 from modelgit.store.base import Foreign, Located, ObjectStore, StagedObject
 from modelgit.store.fs import PackSession
@@ -54,6 +54,7 @@ class RecodingStore:
         self._records = dict(chosen)
         self._headroom = headroom
         self._must_go = must_go
+        self._headers: list[bytes] = []
         self.recoded: list[Recoded] = []
 
     @property
@@ -74,7 +75,10 @@ class RecodingStore:
         return self._store.read(located)
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
-        """A part of a record that is there already."""
+        """A part of a record that is there already, or of the header of one that was planned."""
+        if located.pack == _PENDING:
+            cut = located.length - located.header
+            return self._headers[located.offset][start - cut : stop - cut]
         return self._store.read_part(located, start, stop)
 
     def foreign(self, located: Located) -> Foreign:
@@ -99,21 +103,45 @@ class RecodingStore:
         header: bytes,
         payload: Iterable[bytes | bytearray | memoryview],
         base: ObjectId | None = None,
+        positions: BlobId | None = None,
     ) -> None:
         """Keep the record if it is better; a leaf table stays where it is."""
         if stop == 0 < total:
             return
         parts = list(payload)
         length = sum(map(len, parts)) + len(header)
-        item = _located(start, stop, total, length, len(header), base)
+        item = self.planned(start, stop, total, length, header, base, positions)
         if self._accept(object_id, [item]) and self._session is not None:
             self._session.append(
-                object_id, start=start, stop=stop, total=total, header=header, payload=parts, base=base
+                object_id,
+                start=start,
+                stop=stop,
+                total=total,
+                header=header,
+                payload=parts,
+                base=base,
+                positions=positions,
             )
 
     def stage(self) -> StagedObject:
         """Begin an object whose id comes last."""
         return _Staged(self, None if self._session is None else self._session.stage())
+
+    def planned(
+        self,
+        start: int,
+        stop: int,
+        total: int,
+        length: int,
+        header: bytes,
+        base: ObjectId | None,
+        positions: BlobId | None,
+    ) -> Located:
+        """A record that is part of the plan, of an object that is not known yet; its header can be read."""
+        self._headers.append(header)
+        digests = [None if needed is None else needed.digest for needed in (base, positions)]
+        number = len(self._headers) - 1
+        return Located("", b"", start, stop, total, _PENDING, number, length, len(header), *digests)
 
     def _accept(self, object_id: ObjectId, fresh: list[Located]) -> bool:
         """Whether the records replace the present ones; if so they are part of the plan from here on."""
@@ -156,12 +184,23 @@ class _Staged:
         if self._inner is not None:
             self._inner.write(parts)
 
-    def end_record(self, *, start: int, stop: int, total: int, header: bytes, base: ObjectId | None = None) -> int:
+    def end_record(
+        self,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        base: ObjectId | None = None,
+        positions: BlobId | None = None,
+    ) -> int:
         length = self._length + len(header)
-        self._done.append(_located(start, stop, total, length, len(header), base))
+        self._done.append(self._store.planned(start, stop, total, length, header, base, positions))
         self._length = 0
         if self._inner is not None:
-            written = self._inner.end_record(start=start, stop=stop, total=total, header=header, base=base)
+            written = self._inner.end_record(
+                start=start, stop=stop, total=total, header=header, base=base, positions=positions
+            )
             if written != length:
                 raise BugError(f"a record of {length} bytes was written as {written}")
         return length
@@ -175,7 +214,3 @@ class _Staged:
     def discard(self) -> None:
         if self._inner is not None:
             self._inner.discard()
-
-
-def _located(start: int, stop: int, total: int, length: int, header: int, base: ObjectId | None) -> Located:
-    return Located("", b"", start, stop, total, _PENDING, 0, length, header, None if base is None else base.digest)

@@ -3,7 +3,8 @@
 Header (canonical msgpack array): codec name, word size, float or not, raw bytes per unit, and a packed table of
 `u32 payload length, u64 xxh3 of the payload` per unit.  A record whose base is corrected before the units are decoded
 against it (`codecs.lowrank`) says so by two more elements, the length and the xxh3 of the correction, which lies before
-the units.  The checksum is of the coded bytes: it is checked before
+the units.  A record under a mask (`codecs.masked`) has zeros there and two elements more, the place of its positions in
+the blob that the pack's index names.  The checksum is of the coded bytes: it is checked before
 anything is decoded, on partial reads too, and costs less the better a unit is coded.
 """
 
@@ -16,8 +17,12 @@ import msgspec
 import xxhash
 
 from modelgit.codecs.base import CODECS, Codec, Layout
+from modelgit.codecs.masked import MaskedCodec
 from modelgit.errors import IntegrityError, UsageError
-from modelgit.store.base import Located
+from modelgit.numerics.sparse import MAX_SPAN
+from modelgit.objects import BlobId, ObjectId, TensorId
+from modelgit.patching.positions import Section
+from modelgit.store.base import Located, ObjectStore, is_foreign
 
 __all__ = [
     "MAX_PRELUDE_BYTES",
@@ -28,6 +33,7 @@ __all__ = [
     "checksum",
     "encode_header",
     "parse_header",
+    "sections_of",
 ]
 
 MAX_UNIT_BYTES = 8 << 20
@@ -45,15 +51,18 @@ class RecordHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     units: bytes
     prelude_bytes: int = 0
     prelude_check: int = 0
+    section_offset: int = 0
+    section_length: int = 0
 
 
 class UnitTable:
     """A parsed header: the codec, the layout, and where each unit's payload lies inside the record.
 
-    The prelude, if there is one, ends where the first unit begins; its checksum is `prelude_check`.
+    The prelude, if there is one, ends where the first unit begins; its checksum is `prelude_check`.  `section` are the
+    positions of a record under a mask.
     """
 
-    __slots__ = ("checksums", "codec", "layout", "offsets", "prelude_check", "unit_bytes")
+    __slots__ = ("checksums", "codec", "layout", "offsets", "prelude_check", "section", "unit_bytes")
 
     def __init__(
         self,
@@ -64,6 +73,7 @@ class UnitTable:
         checksums: Sequence[int],
         *,
         prelude_check: int = 0,
+        section: Section | None = None,
     ) -> None:
         self.codec = codec
         self.layout = layout
@@ -71,6 +81,7 @@ class UnitTable:
         self.offsets = offsets
         self.checksums = checksums
         self.prelude_check = prelude_check
+        self.section = section
 
     @property
     def prelude_bytes(self) -> int:
@@ -106,9 +117,13 @@ class UnitChecks:
         return bytes(self._table)
 
 
-def encode_header(codec: Codec, layout: Layout, checks: UnitChecks, *, prelude: bytes = b"") -> bytes:
-    """The header of a record of units with these checks, behind `prelude`."""
+def encode_header(
+    codec: Codec, layout: Layout, checks: UnitChecks, *, prelude: bytes = b"", section: Section | None = None
+) -> bytes:
+    """The header of a record of units with these checks, behind `prelude` or with positions from `section`."""
     fields = (codec.name, layout.word_bytes, layout.is_float, codec.unit_bytes, checks.packed())
+    if section is not None:
+        return msgspec.msgpack.encode((*fields, 0, 0, section.offset, section.length))
     return msgspec.msgpack.encode((*fields, len(prelude), checksum(prelude)) if prelude else fields)
 
 
@@ -133,6 +148,7 @@ def parse_header(data: bytes, located: Located) -> UnitTable:
         )
     if header.prelude_bytes and (not codec.needs_base or not 0 < header.prelude_bytes <= MAX_PRELUDE_BYTES):
         raise IntegrityError(f"{what} has a prelude that it cannot have")
+    section = _section(header, codec, located, what)
     position = header.prelude_bytes
     offsets, checksums = [position], []
     for length, digest in _UNIT.iter_unpack(header.units):
@@ -142,4 +158,30 @@ def parse_header(data: bytes, located: Located) -> UnitTable:
     if position != located.length - located.header:
         raise IntegrityError(f"{what} has units that do not fill its record")
     layout = Layout(header.word_bytes, header.is_float)
-    return UnitTable(codec, layout, size, offsets, checksums, prelude_check=header.prelude_check)
+    return UnitTable(codec, layout, size, offsets, checksums, prelude_check=header.prelude_check, section=section)
+
+
+def sections_of(store: ObjectStore, object_id: ObjectId) -> list[Section]:
+    """The positions that the records of an object refer to: those of the masks that it was changed under."""
+    found = []
+    for item in store.locate(object_id):
+        if item.positions is not None and not is_foreign(item):
+            cut = item.length - item.header
+            section = parse_header(store.read_part(item, cut, item.length), item).section
+            if section is not None and section not in found:
+                found.append(section)
+    return found
+
+
+def _section(header: RecordHeader, codec: Codec, located: Located, what: str) -> Section | None:
+    is_masked = isinstance(codec, MaskedCodec)
+    has_section = header.section_length > 0 and header.section_offset >= 0
+    if (header.section_offset or header.section_length) and not has_section:
+        raise IntegrityError(f"{what} takes its positions from an impossible place")
+    if not is_masked == has_section == (located.positions is not None) or (is_masked and header.prelude_bytes):
+        raise IntegrityError(f"{what} is coded as {codec.name} " + ("without" if is_masked else "with") + " a mask")
+    if located.positions is None:
+        return None
+    if located.kind != TensorId.KIND or located.total > MAX_SPAN * header.word_bytes:
+        raise IntegrityError(f"{what} cannot be coded under a mask")
+    return Section(BlobId(located.positions), header.section_offset, header.section_length)

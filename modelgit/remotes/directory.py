@@ -14,7 +14,7 @@ import msgspec
 
 from modelgit.environment import Environment
 from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
-from modelgit.objects import ObjectId, Pruning, View
+from modelgit.objects import BlobId, ObjectId, Pruning, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
 from modelgit.remotes.receive import verify_objects
@@ -251,11 +251,19 @@ class DirectoryUpload:
         header: bytes,
         payload: Iterable[bytes | bytearray | memoryview],
         base: ObjectId | None = None,
+        positions: BlobId | None = None,
     ) -> None:
         """Write one record."""
         with _translated(self._url):
             self.session.append(
-                object_id, start=start, stop=stop, total=total, header=header, payload=payload, base=base
+                object_id,
+                start=start,
+                stop=stop,
+                total=total,
+                header=header,
+                payload=payload,
+                base=base,
+                positions=positions,
             )
 
     def finish(self, items: Sequence[Needed], *, threads: int, progress: Progress) -> None:

@@ -42,6 +42,7 @@ def copy_records(
             header=read(record, body, record.length),
             payload=_chunks(read, record, body, task, progress),
             base=None if record.base is None else kind(record.base),
+            positions=None if record.positions is None else BlobId(record.positions),
         )
         progress.advance(task, record.header)
     progress.finish(task)

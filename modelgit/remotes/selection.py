@@ -10,7 +10,7 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from modelgit.errors import IntegrityError, MgitError
-from modelgit.objects import ObjectId, TensorSpec
+from modelgit.objects import ObjectId, TensorSpec, id_class
 from modelgit.patching.leaves import leaf_table_bytes
 from modelgit.remotes.base import Needed
 from modelgit.store.base import Located
@@ -82,7 +82,7 @@ class _Choice:
         self._lacking = lacking
         self._cautious = cautious
         self._items: dict[ObjectId, Needed] = {}
-        self._bases: dict[ObjectId, set[ObjectId]] = {}
+        self._needed: dict[ObjectId, set[ObjectId]] = {}
 
     def of(self, wanted: Sequence[Needed]) -> Selection:
         self._items = {item.id: item for item in wanted}
@@ -92,15 +92,15 @@ class _Choice:
             following: list[ObjectId] = []
             for batch in batches(frontier):
                 found = self._locate(batch)
-                absent = self._absent_bases(found)
+                absent = self._absent(found)
                 for object_id in batch:
                     records += self._tile(object_id, found.get(object_id, ()), absent, following)
             frontier = following
         return Selection(records, list(self._items.values()))
 
-    def _absent_bases(self, found: Mapping[ObjectId, Sequence[Located]]) -> set[ObjectId]:
-        bases = {base for object_id, rows in found.items() for row in rows if (base := _base(object_id, row))}
-        return self._missing(sorted(bases - self._items.keys()))
+    def _absent(self, found: Mapping[ObjectId, Sequence[Located]]) -> set[ObjectId]:
+        needed = {other for rows in found.values() for row in rows for other in _needs(row)}
+        return self._missing(sorted(needed - self._items.keys()))
 
     def _tile(
         self, object_id: ObjectId, rows: Sequence[Located], absent: set[ObjectId], following: list[ObjectId]
@@ -117,19 +117,19 @@ class _Choice:
                     + (" whole" if rows else ""),
                     hint="`mgit fsck` there shows what else is missing",
                 )
-            free = [row for row in usable if not self._comes_back(object_id, _base(object_id, row))]
+            free = [row for row in usable if not self._comes_back(object_id, _needs(row))]
             if not free:
                 raise _TangledError(f"{object_id.KIND} {object_id} ({item.name}) whole")
-            best = min(free, key=lambda row: self._cost(object_id, row, absent))
-            base = _base(object_id, best)
-            if base is not None:
-                self._bases.setdefault(object_id, set()).add(base)
-                if base in absent and base not in self._items:
-                    # Nothing but this record names the base: it has the form of what is coded against it.
-                    self._items[base] = Needed(
-                        base, f"base of {item.name.removeprefix('base of ')}", item.spec, item.size
-                    )
-                    following.append(base)
+            best = min(free, key=lambda row: self._cost(row, absent))
+            for other in _needs(best):
+                self._needed.setdefault(object_id, set()).add(other)
+                if other in absent and other not in self._items:
+                    # Nothing but this record names it.  A base has the form of what is coded against it.
+                    is_base = best.base == other.digest and best.kind == other.KIND
+                    form = (item.spec, item.size) if is_base else (None, None)
+                    what = "base" if is_base else "positions"
+                    self._items[other] = Needed(other, f"{what} of {item.name.removeprefix('base of ')}", *form)
+                    following.append(other)
             chosen.append(best)
             position = best.stop
         chosen += [row for row in rows if _is_sound_leaf_table(row, total, item.spec)][:1]
@@ -137,29 +137,26 @@ class _Choice:
             raise IntegrityError(f"{object_id.KIND} {object_id} ({item.name}) has {total} bytes, not {item.size}")
         return chosen
 
-    def _cost(self, object_id: ObjectId, row: Located, absent: set[ObjectId]) -> tuple[bool, int]:
-        base = _base(object_id, row)
+    def _cost(self, row: Located, absent: set[ObjectId]) -> tuple[bool, int]:
         if self._cautious:
-            return base is not None, row.length
-        return base is not None and base in absent and base not in self._items, row.length
+            return row.base is not None, row.length
+        return any(other in absent and other not in self._items for other in _needs(row)), row.length
 
-    def _comes_back(self, object_id: ObjectId, base: ObjectId | None) -> bool:
-        """Whether `base` is to be rebuilt from `object_id`, as far as is chosen by now."""
-        if base is None:
-            return False
-        stack, seen = [base], {base}
+    def _comes_back(self, object_id: ObjectId, needed: Sequence[ObjectId]) -> bool:
+        """Whether one of `needed` is to be rebuilt from `object_id`, as far as is chosen by now."""
+        stack, seen = list(needed), set(needed)
         while stack:
             current = stack.pop()
             if current == object_id:
                 return True
-            fresh = self._bases.get(current, set()) - seen
+            fresh = self._needed.get(current, set()) - seen
             seen |= fresh
             stack += fresh
         return False
 
 
-def _base(object_id: ObjectId, row: Located) -> ObjectId | None:
-    return None if row.base is None else type(object_id)(row.base)
+def _needs(row: Located) -> list[ObjectId]:
+    return [id_class(kind)(digest) for kind, digest in row.needs]
 
 
 def _is_sound_leaf_table(row: Located, total: int, spec: TensorSpec | None) -> bool:

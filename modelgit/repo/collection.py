@@ -113,9 +113,10 @@ class Marking:
             for item in self._choose(fresh.pop()):
                 self.chosen[place_of(item)] = item
                 self.used.add(item.pack)
-                if item.base is not None and (item.kind, item.base) not in self.live:
-                    self.live.add((item.kind, item.base))
-                    fresh.append((item.kind, item.base))
+                for key in item.needs:
+                    if key not in self.live:
+                        self.live.add(key)
+                        fresh.append(key)
 
     def _read_operations(self) -> set[CommitId]:
         """Commits that the views of kept operations name and that were not looked at yet."""

@@ -17,6 +17,7 @@ from modelgit.objects import (
     EvalRecordId,
     Manifest,
     ManifestId,
+    Mask,
     MaskId,
     MergeRecipe,
     Patch,
@@ -122,6 +123,7 @@ def commit(
         before = repo.manifest_of(parent)
         if not repo.settings.track.paths and not before.files:
             raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
+        named_masks = _find_masks(repo, masks)
         with repo.session() as session:
             outside = None if source is None else open_outside(repo, source, as_path, before)
             if outside is None:
@@ -130,7 +132,14 @@ def commit(
                 selected = outside.selection(before, outside.with_settings(repo, before))
             with _open(adapters) as opened:
                 tree = record_worktree(
-                    repo, session, before, only=selected, outside=outside, adapters=opened, progress=progress
+                    repo,
+                    session,
+                    before,
+                    only=selected,
+                    outside=outside,
+                    adapters=opened,
+                    masks=[mask for _, mask in named_masks],
+                    progress=progress,
                 )
                 names = _tensor_names(repo, session, tree.manifest) if opened else set()
                 unmatched = opened.unmatched(names) if opened else ()
@@ -159,7 +168,7 @@ def commit(
                 raise NothingToDo("nothing changed since the last commit", hint="`mgit status` shows what is tracked")
             counts = _counts(tree.manifest, tree.stored)
             changes = compare_manifests(repo, before, tree.manifest, new_store=session, counts=counts)
-            mask_ids = _check_masks(repo, session, tree.manifest, before, masks)
+            mask_ids = _check_masks(repo, session, tree.manifest, before, named_masks)
             from modelgit.repo.gate import run_gate
 
             evaluations = run_gate(
@@ -410,16 +419,23 @@ def _encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
+def _find_masks(repo: Repository, names: Sequence[str]) -> list[tuple[MaskId, Mask]]:
+    if not names:
+        return []
+    from modelgit.repo.masks import find_mask
+
+    return [find_mask(repo, name) for name in names]
+
+
 def _check_masks(
-    repo: Repository, session: PackSession, manifest: Manifest, before: Manifest, masks: Sequence[str]
+    repo: Repository, session: PackSession, manifest: Manifest, before: Manifest, masks: Sequence[tuple[MaskId, Mask]]
 ) -> tuple[MaskId, ...]:
     if not masks:
         return ()
-    from modelgit.repo.masks import find_mask, outside_mask
+    from modelgit.repo.masks import outside_mask
 
     ids = []
-    for name in masks:
-        mask_id, mask = find_mask(repo, name)
+    for mask_id, mask in masks:
         strayed = outside_mask(repo, mask, before, manifest, new_store=session)
         if strayed:
             tensor, count = next(iter(strayed.items()))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
-from modelgit.numerics.sparse import decode_positions, encode_positions
-from modelgit.objects import Manifest, Mask, MaskId, MaskRegion, TensorEntry
+from modelgit.numerics.sections import decode_section, encode_section
+from modelgit.numerics.sparse import decode_positions
+from modelgit.objects import Manifest, Mask, MaskId, MaskRegion, TensorEntry, TensorSpec
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
+from modelgit.patching.positions import Section
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import ModelState, find_model
 from modelgit.repo.tasks import open_task, task_settings
@@ -27,8 +29,10 @@ __all__ = [
     "CreatedMask",
     "create_mask",
     "find_mask",
+    "keep_mask",
     "list_masks",
     "mask_positions",
+    "mask_sections",
     "outside_mask",
     "remove_mask",
 ]
@@ -95,23 +99,34 @@ def create_mask(
             weights = {tensor: np.asarray(state[tensor], np.float32) for tensor in names}
             positions = top_mask(magnitude_scores(weights), density=density, head=head, budget=budget)
         origin = f"{score}, density {density:g}, task {name}, seed {seed}, {budget}"
-    mask_id, mask = _keep(repo, settings.model, positions, tensors, origin)
+    mask_id, mask = keep_mask(repo, settings.model, positions, tensors, origin)
     return CreatedMask(mask_id, mask, used, cached)
 
 
-def _keep(
+def keep_mask(
     repo: Repository, model: str, positions: Positions, tensors: Mapping[str, TensorEntry], origin: str
 ) -> tuple[MaskId, Mask]:
+    """Store a mask of `positions` by tensor name (None: all) of the model at `model`, and keep it in this clone."""
     with repo.lock:
         with repo.session() as session:
             chosen = {name: at for name, at in sorted(positions.items()) if at is None or at.size}
+            coded = {
+                name: encode_section(at, tensors[name].spec.elements) for name, at in chosen.items() if at is not None
+            }
+            # One blob for all tensors: two values of a bias are not worth an object of their own.
+            blob = write_blob(session, b"".join(coded.values()), name="positions") if coded else None
             regions = []
+            offset = 0
             for name, at in chosen.items():
                 spec = tensors[name].spec
-                coded = None if at is None else encode_positions(at, spec.elements)
-                blob = None if coded is None else write_blob(session, coded, name=name)
-                count = spec.elements if at is None else int(at.size)
-                regions.append(MaskRegion(name=name, spec=spec, count=count, positions=blob))
+                if at is None:
+                    regions.append(MaskRegion(name=name, spec=spec, count=spec.elements))
+                    continue
+                length = len(coded[name])
+                regions.append(
+                    MaskRegion(name=name, spec=spec, count=int(at.size), positions=blob, offset=offset, length=length)
+                )
+                offset += length
             mask = Mask(model=model, regions=tuple(regions), origin=origin)
             mask_id = write_record(session, MaskId, mask)
             session.seal()
@@ -153,12 +168,28 @@ def remove_mask(repo: Repository, name: str) -> MaskId:
 def mask_positions(repo: Repository, mask: Mask) -> dict[str, NDArray[np.int64] | None]:
     """Ascending element indices by tensor name; None means every element."""
     found: dict[str, NDArray[np.int64] | None] = {}
+    reader = repo.reader()
     for region in mask.regions:
         if region.positions is None:
             found[region.name] = None
-        else:
-            data = repo.read_blob(region.positions)
+        elif region.length:
+            stop = region.offset + region.length
+            data = bytes(reader.read(region.positions, region.offset, stop))
+            found[region.name] = decode_section(data, region.spec.elements, max_count=region.count)
+        else:  # a mask from before tensors shared a blob
+            data = reader.read_blob(region.positions)
             found[region.name] = decode_positions(data, region.spec.elements, max_count=region.count)
+    return found
+
+
+def mask_sections(masks: Iterable[Mask]) -> dict[str, list[tuple[TensorSpec, Section]]]:
+    """By tensor name, where the positions of masks lie and the spec of what they are positions in."""
+    found: dict[str, list[tuple[TensorSpec, Section]]] = {}
+    for mask in masks:
+        for region in mask.regions:
+            if region.positions is not None and region.length:
+                section = Section(region.positions, region.offset, region.length)
+                found.setdefault(region.name, []).append((region.spec, section))
     return found
 
 

@@ -65,7 +65,7 @@ def origins_of(repo: Repository, needed: set[Key], commits: list[CommitId]) -> d
             note(MaskId(digest), "masks", "mask", "", None)
             for region in read_record(repo.store, MaskId(digest), Mask).regions:
                 if region.positions is not None:
-                    note(region.positions, "masks", f"positions of {region.name}", "", None)
+                    note(region.positions, "masks", "positions", "", None)
         elif kind == "fisher":
             note(FisherId(digest), "estimates", "estimate", "", None)
             for entry in read_record(repo.store, FisherId(digest), FisherEstimate).diagonal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,7 @@ from modelgit.objects import (
     FileEntry,
     Literal,
     Manifest,
+    Mask,
     ModelEntry,
     TensorEntry,
     TensorId,
@@ -28,6 +29,7 @@ from modelgit.patching.encode import TensorWriter
 from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
 from modelgit.patching.materialise import TensorReader
+from modelgit.patching.positions import Section
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.outside import Outside
 from modelgit.repo.tree import WorkFile, work_files
@@ -48,6 +50,9 @@ __all__ = [
     "record_worktree",
     "write_content_record",
 ]
+
+
+MaskSections = Mapping[str, Sequence[tuple[TensorSpec, Section]]]
 
 
 class RecordedTree(NamedTuple):
@@ -78,17 +83,19 @@ def record_worktree(
     only: Mapping[str, bool] | None = None,
     outside: Outside | None = None,
     adapters: AdapterSet | None = None,
+    masks: Sequence[Mask] = (),
     progress: Progress = SILENT,
 ) -> RecordedTree:
     """Store every tracked file that changed and return the new manifest.
 
     `only` maps a path to whether its new state is taken; other paths keep the parent's.  Files that `stat` vouches for
     and that the store holds are not read.  With `outside`, files are not taken from the work tree but from there.
-    `adapters` are declared to have been merged into the parent's tensors.
+    `adapters` are declared to have been merged into the parent's tensors; `masks` to hold all positions that changed.
     """
     files = work_files(repo) if outside is None else outside.with_settings(repo, parent)
     before = {entry.path: entry for entry in parent.files}
     bases = previous_tensors(repo, parent)
+    sections = _sections(masks)
     model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
     entries: dict[str, FileEntry] = {}
     stored: dict[str, list[Stored]] = {}
@@ -109,7 +116,7 @@ def record_worktree(
         else:
             base = bases.get(file.path) or _model_tensors(model_bases, file.path)
             digest, scanned[file.path], stored[file.path] = record_file(
-                repo, session, writer, file, before.get(file.path), base
+                repo, session, writer, file, before.get(file.path), base, sections=sections
             )
             size = scanned[file.path].size
         entries[file.path] = FileEntry(path=file.path, size=size, digest=digest, executable=executable)
@@ -181,9 +188,12 @@ def record_file(
     file: WorkFile,
     before: FileEntry | None,
     bases: Mapping[str, TensorEntry],
+    *,
+    sections: MaskSections | None = None,
 ) -> tuple[ContentId, ScannedFile, list[Stored]]:
     """Store one file; returns its content id, what a scan found and what became of its ranges.
 
+    `sections` are positions by tensor name, of masks that the change is said to have been made under.
     Raises SourceChangedError, naming the file, when it changes meanwhile.
     """
     seen_ns = time.time_ns()
@@ -193,7 +203,7 @@ def record_file(
         scanned = scan_reader(reader, opaque=file.opaque)
         old = repo.content_at(before.digest) if before is not None else None
         session.borrows = "any"
-        stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases)))
+        stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases, sections or {})))
         session.borrows = "checked"
         if not reader.is_unchanged():
             raise SourceChangedError(
@@ -222,6 +232,7 @@ def _jobs(
     reader: FileReader,
     old: FileContent | None,
     bases: Mapping[str, TensorEntry],
+    sections: MaskSections,
 ) -> Iterator[StoreJob]:
     literal = LiteralBytes(reader, scanned)
     if literal.size:
@@ -238,7 +249,16 @@ def _jobs(
             tensor.spec,
             item.length,
             base.id if usable and base is not None else None,
+            masks=tuple(section for spec, section in sections.get(tensor.name, ()) if spec == tensor.spec),
         )
+
+
+def _sections(masks: Sequence[Mask]) -> MaskSections:
+    if not masks:
+        return {}
+    from modelgit.repo.masks import mask_sections
+
+    return mask_sections(masks)
 
 
 def _comparable(old: TensorSpec, new: TensorSpec) -> bool:

@@ -6,7 +6,7 @@ garbage collection.  Whatever dies in between leaves two records of some objects
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
@@ -14,20 +14,23 @@ from blake3 import blake3
 from modelgit import __version__
 from modelgit.codecs.base import Effort
 from modelgit.errors import ConflictError, IntegrityError, MgitError
-from modelgit.objects import BlobId, CommitId, ManifestId, ObjectId, Record, Retention, TensorId, View
+from modelgit.objects import BlobId, CommitId, ManifestId, Mask, MaskId, ObjectId, Record, Retention, TensorId, View
 from modelgit.patching.chain import MAX_COST, anchor_of, chain_cost
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoredObject, StoreJob
+from modelgit.patching.positions import Section
 from modelgit.patching.recode import RecodingStore
+from modelgit.patching.records import sections_of
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.collection import REWRITE_ABOVE, Marking, imagined_packs, pack_sizes, place_of
 from modelgit.repo.gc import GcReport, finish_collection, tidy
+from modelgit.repo.masks import mask_sections
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repack_plan import RepackItem, plan_repack
 from modelgit.store.base import Located, is_external
 from modelgit.store.durable import write_cache_file
 from modelgit.store.fs import PackSession
-from modelgit.store.metadata import read_metadata, write_metadata
+from modelgit.store.metadata import read_metadata, read_record, write_metadata
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -198,6 +201,9 @@ class _Recoding:
             headroom=lambda key: self._plan.heights.get(key, 0.0),
             must_go=self._must_go,
         )
+        self._sections = mask_sections(
+            read_record(repo.store, MaskId(digest), Mask) for kind, digest in sorted(marking.needed) if kind == "mask"
+        )
         self._readable: dict[tuple[str, bytes], bool] = {}
         self._known = self._read_marks() if everything else set()
         self._marks: set[bytes] = set()
@@ -269,7 +275,13 @@ class _Recoding:
         bases = dict.fromkeys(base for base in found if self._is_readable((base.KIND, base.digest)))
         bases.pop(item.id, None)
         source = StoredObject(self._reader, item.id, item.spec)
-        return StoreJob(item.name, source, item.spec, item.size, bases=tuple(bases))
+        return StoreJob(item.name, source, item.spec, item.size, bases=tuple(bases), masks=tuple(self._masks(item)))
+
+    def _masks(self, item: RepackItem) -> Iterator[Section]:
+        """Positions that the record has now, and those of masks of the history for a tensor of that name."""
+        if item.spec is not None:
+            yield from sections_of(self._repo.store, item.id)
+            yield from (section for spec, section in self._sections.get(item.name, ()) if spec == item.spec)
 
     def _is_readable(self, key: tuple[str, bytes]) -> bool:
         """Whether the object and what it is coded against are stored here, or lie elsewhere within reach."""
@@ -286,7 +298,7 @@ class _Recoding:
                 self._repo.store.foreign(row)
             except MgitError:
                 return False
-        return row.base is None or self._is_readable((row.kind, row.base))
+        return all(self._is_readable(key) for key in row.needs)
 
     def _anchor(self, candidate: TensorId | BlobId) -> TensorId | BlobId | None:
         anchor = anchor_of(self._store, candidate)
@@ -342,7 +354,7 @@ class _Recoding:
         for other in (item.id, *item.candidates):
             digest.update(f"{other} {chain_cost(self._store, other):.6f}".encode())
         for row in sorted(self._store.locate(item.id), key=lambda row: row.start):
-            digest.update(f"{row.start} {row.length} {(row.base or b'').hex()}".encode())
+            digest.update(f"{row.start} {row.length} {(row.base or b'').hex()} {(row.positions or b'').hex()}".encode())
         return digest.digest()[:_MARK_BYTES]
 
     def _read_marks(self) -> set[bytes]:

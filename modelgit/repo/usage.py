@@ -276,9 +276,11 @@ class _Account:
         while pending:
             key = pending.pop()
             for row in self.marking.records_of(key):
-                if row.base is not None and place_of(row) in self.marking.chosen and (key[0], row.base) not in live:
-                    live.add((key[0], row.base))
-                    pending.append((key[0], row.base))
+                fresh = (
+                    [other for other in row.needs if other not in live] if place_of(row) in self.marking.chosen else []
+                )
+                live.update(fresh)
+                pending += fresh
         return self._sum(live)
 
 

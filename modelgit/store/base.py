@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import ObjectId, Root
+from modelgit.objects import BlobId, ObjectId, Root
 
 __all__ = [
     "Foreign",
@@ -35,7 +35,7 @@ class Located(NamedTuple):
 
     The record rebuilds bytes `start` to `stop` of an object of `total` bytes; `offset` and `length` are its place in
     `pack`, the last `header` bytes of it being its header; `base` is the digest of the object of the same kind that it
-    is coded against, or None.
+    is coded against, or None.  `positions` is the digest of the blob that holds the positions of a record under a mask.
     """
 
     kind: str
@@ -48,6 +48,13 @@ class Located(NamedTuple):
     length: int
     header: int
     base: bytes | None
+    positions: bytes | None = None
+
+    @property
+    def needs(self) -> tuple[tuple[str, bytes], ...]:
+        """Kind and digest of the objects without which the record cannot be read."""
+        base = () if self.base is None else ((self.kind, self.base),)
+        return base if self.positions is None else (*base, (BlobId.KIND, self.positions))
 
     @property
     def is_leaf_table(self) -> bool:
@@ -103,6 +110,7 @@ class RecordWriter(Protocol):
         header: bytes,
         payload: Iterable[bytes | bytearray | memoryview],
         base: ObjectId | None = None,
+        positions: BlobId | None = None,
     ) -> None:
         """Write one record; thread-safe."""
 
@@ -138,7 +146,16 @@ class StagedObject(Protocol):
     def write(self, payload: Iterable[bytes | bytearray | memoryview]) -> None:
         """Append to the payload of the current record."""
 
-    def end_record(self, *, start: int, stop: int, total: int, header: bytes, base: ObjectId | None = None) -> int:
+    def end_record(
+        self,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        base: ObjectId | None = None,
+        positions: BlobId | None = None,
+    ) -> int:
         """Finish the current record; returns its length.  The next `write` begins another."""
 
     def name(self, object_id: ObjectId) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, LenderError
-from modelgit.objects import BlobId, External, ObjectId, TensorId
+from modelgit.objects import BlobId, External, ObjectId, TensorId, id_class
 from modelgit.store.base import BORROWED, Foreign, Located, ObjectStore, covers, is_external
 from modelgit.store.lenders import WORTH_BYTES, LenderLine, LenderList, LentFile, LentObject, LentTable
 from modelgit.store.lent_files import LentFiles, same_file, snapshot_path
@@ -58,9 +58,9 @@ def require(store: ObjectStore, objects: Iterable[TensorId | BlobId]) -> None:
         if not covers(stored):
             store.foreign(next(item for item in rows if is_external(item)))
         elif not covers(item for item in stored if item.base is None):
-            bases = {type(object_id)(item.base) for item in stored if item.base is not None}
-            pending += bases - seen
-            seen |= bases
+            needed = {id_class(kind)(digest) for item in stored for kind, digest in item.needs}
+            pending += needed - seen
+            seen |= needed
 
 
 class Lenders:

@@ -209,18 +209,26 @@ class StagedRecords:
                 if len(chunk):
                     self._writer.write(chunk)
 
-    def end_record(self, *, start: int, stop: int, total: int, header: bytes, base: ObjectId | None = None) -> int:
+    def end_record(
+        self,
+        *,
+        start: int,
+        stop: int,
+        total: int,
+        header: bytes,
+        base: ObjectId | None = None,
+        positions: BlobId | None = None,
+    ) -> int:
         """Finish the current record; returns its length."""
         self.write((header,))
         writer, offset = self._writer, self._offset
         if writer is None:
             raise BugError("a record was ended before it began")
         length = writer.size - offset
-        digest = None if base is None else base.digest
-        self._done.append((writer, Located("", b"", start, stop, total, "", offset, length, len(header), digest)))
+        digests = [None if needed is None else needed.digest for needed in (base, positions)]
+        self._done.append((writer, Located("", b"", start, stop, total, "", offset, length, len(header), *digests)))
         self._writer = None
-        if base is not None:
-            self._session.relied_on.add(base)
+        self._session.relied_on.update(needed for needed in (base, positions) if needed is not None)
         return length
 
     def name(self, object_id: ObjectId) -> None:
@@ -300,17 +308,24 @@ class PackSession:
         header: bytes,
         payload: Iterable[bytes | bytearray | memoryview],
         base: ObjectId | None = None,
+        positions: BlobId | None = None,
     ) -> None:
         """Write one record; thread-safe."""
         with self.writing():
             writer = self.writer()
             located = writer.append(
-                object_id, start=start, stop=stop, total=total, header=header, payload=payload, base=base
+                object_id,
+                start=start,
+                stop=stop,
+                total=total,
+                header=header,
+                payload=payload,
+                base=base,
+                positions=positions,
             )
             self.bytes_written += located.length
             self._own.setdefault((object_id.KIND, object_id.digest), []).append((writer, located))
-            if base is not None:
-                self.relied_on.add(base)
+            self.relied_on.update(needed for needed in (base, positions) if needed is not None)
 
     def adopt(self, object_id: ObjectId, records: Iterable[tuple[PackWriter, Located]]) -> None:
         """Show staged records as those of an object."""

@@ -22,7 +22,7 @@ from modelgit.store.packs import PACK_NAME, ROW, pack_row, read_at, read_index, 
 
 __all__ = ["PackLookup"]
 
-_MAGIC = b"MGITLKP1"
+_MAGIC = b"MGITLKP2"
 _HEAD = struct.Struct("<8sIQ32s")  # magic, packs, rows, BLAKE3 of the pack names
 _NUMBERED = struct.Struct("<I")
 _WIDTH = _NUMBERED.size + ROW.size

@@ -1,6 +1,6 @@
 """The pack file: records back to back, an index at the tail, a name that is its own checksum.
 
-    16 bytes   magic "MGITPACK", u16 version, 6 zero bytes
+    16 bytes   magic "MGITPACK", u16 version (2; 1 is read too), 6 zero bytes
     ...        records: payload then header (see `Located`)
     ...        index: zstd frame of fixed-size rows, sorted by (digest, kind, start)
     64 bytes   footer: u64 index offset, u64 index length, u64 rows, 32 bytes BLAKE3 of the index, magic "KCAPTIGM"
@@ -23,7 +23,7 @@ import zstandard
 from blake3 import blake3
 
 from modelgit.errors import IntegrityError, RepositoryError
-from modelgit.objects import ObjectId
+from modelgit.objects import BlobId, ObjectId
 from modelgit.store.base import Located
 from modelgit.store.durable import write_all
 from modelgit.store.mounts import reserve
@@ -44,14 +44,15 @@ __all__ = [
     "verify_pack",
 ]
 
-MAGIC, TAIL_MAGIC, VERSION = b"MGITPACK", b"KCAPTIGM", 1
+MAGIC, TAIL_MAGIC, VERSION = b"MGITPACK", b"KCAPTIGM", 2
 HEADER = struct.pack("<8sH6x", MAGIC, VERSION)
 FOOTER = struct.Struct("<QQQ32s8s")
-ROW = struct.Struct("<32sB3xI5Q32s")
+ROW = struct.Struct("<32sB3xI5Q32s32s")
+ROWS = {1: struct.Struct("<32sB3xI5Q32s"), 2: ROW}  # by version of the pack
 PACK_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.pack\Z")
 KINDS = ("tensor", "blob", "content", "manifest", "patch", "commit", "mask", "fisher", "eval")
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
-_NO_BASE = b"\0" * 32
+_NONE = b"\0" * 32
 MAX_INDEX_BYTES = 1 << 32
 _RESERVE_BYTES = 16 << 20
 _GATHER_BYTES = 256 << 10  # system calls for less than this cost more than the copy
@@ -68,17 +69,32 @@ def pack_row(item: Located) -> bytes:
         item.total,
         item.offset,
         item.length,
-        item.base or _NO_BASE,
+        item.base or _NONE,
+        item.positions or _NONE,
     )
 
 
-def unpack_row(data: bytes | memoryview, pack: str, position: int = 0) -> Located:
-    """The record that the index row at `position` describes; raises IntegrityError for an impossible row."""
-    digest, code, header, start, stop, total, offset, length, base = ROW.unpack_from(data, position)
+def unpack_row(data: bytes | memoryview, pack: str, position: int = 0, *, version: int = VERSION) -> Located:
+    """The record that the index row at `position` describes; raises IntegrityError for an impossible row.
+
+    Packs of version 1 have no positions in their rows.
+    """
+    digest, code, header, start, stop, total, offset, length, base, *more = ROWS[version].unpack_from(data, position)
+    positions = more[0] if more else _NONE
     if code >= len(KINDS) or not start <= stop <= total or header > length:
         raise IntegrityError(f"pack {pack[:16]} has an impossible index row")
     return Located(
-        KINDS[code], digest, start, stop, total, pack, offset, length, header, None if base == _NO_BASE else base
+        KINDS[code],
+        digest,
+        start,
+        stop,
+        total,
+        pack,
+        offset,
+        length,
+        header,
+        None if base == _NONE else base,
+        None if positions == _NONE else positions,
     )
 
 
@@ -158,6 +174,7 @@ class PackWriter:
         header: bytes,
         payload: Iterable[bytes | bytearray | memoryview],
         base: ObjectId | None = None,
+        positions: BlobId | None = None,
     ) -> Located:
         """Write one record and return where it lies (with an empty pack name: it has none yet)."""
         offset = self.size
@@ -176,6 +193,7 @@ class PackWriter:
             self.size - offset,
             len(header),
             base.digest if base is not None else None,
+            positions.digest if positions is not None else None,
         )
         return self.add(located)
 
@@ -261,8 +279,8 @@ def read_index(path: Path) -> Iterator[Located]:
         if size < len(HEADER) + FOOTER.size or read_at(descriptor, 0, len(HEADER), name)[:8] != MAGIC:
             raise IntegrityError(f"{name} is not a pack file")
         version = struct.unpack("<H", read_at(descriptor, 8, 2, name))[0]
-        if version != VERSION:
-            raise RepositoryError(f"pack {name[:16]} has format {version}, this mgit reads {VERSION}")
+        if version not in ROWS:
+            raise RepositoryError(f"pack {name[:16]} has format {version}, this mgit reads up to {VERSION}")
         offset, length, rows, checksum, magic = FOOTER.unpack(
             read_at(descriptor, size - FOOTER.size, FOOTER.size, name)
         )
@@ -271,7 +289,7 @@ def read_index(path: Path) -> Iterator[Located]:
             magic != TAIL_MAGIC
             or offset + length + FOOTER.size != size
             or rows > offset
-            or rows * ROW.size > MAX_INDEX_BYTES
+            or rows * ROWS[version].size > MAX_INDEX_BYTES
         ):
             raise IntegrityError(f"pack {name[:16]} has a damaged footer")
         frame = read_at(descriptor, offset, length, name)
@@ -279,19 +297,20 @@ def read_index(path: Path) -> Iterator[Located]:
         os.close(descriptor)
     if blake3(frame).digest() != checksum:
         raise IntegrityError(f"pack {name[:16]} has a damaged index")
-    yield from _rows(frame, rows, name, offset)
+    yield from _rows(frame, rows, name, offset, version=version)
 
 
-def _rows(frame: bytes, rows: int, name: str, end: int) -> Iterator[Located]:
+def _rows(frame: bytes, rows: int, name: str, end: int, *, version: int = VERSION) -> Iterator[Located]:
+    width = ROWS[version].size
     try:
         declared = zstandard.get_frame_parameters(frame).content_size
-        if declared != rows * ROW.size:
+        if declared != rows * width:
             raise IntegrityError(f"pack {name[:16]} has an index of the wrong size")
         table = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(frame)
     except zstandard.ZstdError as error:
         raise IntegrityError(f"pack {name[:16]} has a damaged index: {error}") from None
-    for position in range(0, len(table), ROW.size):
-        item = unpack_row(table, name, position)
+    for position in range(0, len(table), width):
+        item = unpack_row(table, name, position, version=version)
         if item.offset < len(HEADER) or item.offset + item.length > end:
             raise IntegrityError(f"pack {name[:16]} has a record outside its body")
         yield item

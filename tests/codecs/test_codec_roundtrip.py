@@ -13,7 +13,7 @@ from modelgit.codecs.base import CODECS, Codec, Effort, Layout, layout_of, word_
 from modelgit.errors import BugError
 from modelgit.objects import DTYPES, TensorSpec
 
-NAMES = ("raw", "planes", "delta", "sparse", "context", "sparse-context")
+NAMES = ("raw", "planes", "delta", "sparse", "context", "sparse-context", "masked", "masked-context")
 EFFORTS = ("fast", "balanced", "tight")
 LAYOUTS = sorted({layout_of(TensorSpec(dtype=name)) for name in DTYPES})
 
@@ -116,7 +116,7 @@ def test_reading_starts_anywhere(name):
                 assert out.tobytes() == words[start:stop].tobytes()
 
 
-@pytest.mark.parametrize("name", ["delta", "sparse", "context", "sparse-context"])
+@pytest.mark.parametrize("name", ["delta", "sparse", "context", "sparse-context", "masked"])
 def test_a_missing_or_misaligned_base_is_a_bug(name):
     codec = CODECS.get(name)
     words = np.zeros(4, "<u2")
