@@ -13,11 +13,14 @@ import xxhash
 from blake3 import blake3
 
 from modelgit import objects
-from modelgit.codecs.base import CODECS, Layout, word_dtype
+from modelgit.codecs.base import CODECS, Codec, Layout, word_dtype
 from modelgit.codecs.lowrank import decode_factors, encode_factors
+from modelgit.codecs.masked import MaskedCodec
 from modelgit.numerics.lowrank import predict
+from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
 from modelgit.objects import LEAF_BYTES, TensorSpec, blob_id, id_class, leaf_digest, tensor_id
+from modelgit.patching.positions import Section
 from modelgit.patching.records import UnitChecks, encode_header
 
 VECTORS: dict[str, Any] = json.loads(
@@ -96,17 +99,23 @@ def test_there_is_a_vector_for_every_kind_of_record() -> None:
     assert {vector["kind"] for vector in VECTORS["records"]} == set(RECORDS)
 
 
+def codec_of(vector: dict[str, Any]) -> Codec:
+    codec = CODECS.get(vector["codec"])
+    return codec.under(np.array(vector["places"], np.uint32)) if isinstance(codec, MaskedCodec) else codec
+
+
 @pytest.mark.parametrize("number", range(len(VECTORS["payloads"])))
 def test_payloads(number: int, second_reader: ModuleType) -> None:
     vector = VECTORS["payloads"][number]
     raw, payload = bytes.fromhex(vector["raw"]), bytes.fromhex(vector["payload"])
     base = None if vector["base"] is None else bytes.fromhex(vector["base"])
     word_bytes, is_float = vector["word_bytes"], vector["is_float"]
-    assert second_reader.decode_unit(vector["codec"], payload, word_bytes, is_float, len(raw), base) == raw
+    places = vector.get("places", [])
+    assert second_reader.decode_unit(vector["codec"], payload, word_bytes, is_float, len(raw), base, places) == raw
     kind = word_dtype(Layout(word_bytes, is_float))
     out = np.zeros(len(raw) // word_bytes, kind)
     old = None if base is None else np.frombuffer(base, kind)
-    CODECS.get(vector["codec"]).decode(payload, Layout(word_bytes, is_float), out, base=old)
+    codec_of(vector).decode(payload, Layout(word_bytes, is_float), out, base=old)
     assert out.tobytes() == raw
 
 
@@ -117,14 +126,18 @@ def test_what_is_encoded_now_is_what_the_documents_say(number: int, second_reade
     raw = bytes.fromhex(vector["raw"])
     base = None if vector["base"] is None else bytes.fromhex(vector["base"])
     old = None if base is None else np.frombuffer(base, word_dtype(layout))
-    payload = CODECS.get(vector["codec"]).encode(np.frombuffer(raw, word_dtype(layout)), layout, base=old)
-    assert second_reader.decode_unit(vector["codec"], payload, *layout, len(raw), base) == raw
+    payload = codec_of(vector).encode(np.frombuffer(raw, word_dtype(layout)), layout, base=old)
+    places = vector.get("places", [])
+    assert second_reader.decode_unit(vector["codec"], payload, *layout, len(raw), base, places) == raw
 
 
 def test_payloads_show_every_codec_and_every_kind_of_stream() -> None:
     assert {vector["codec"] for vector in VECTORS["payloads"]} == set(CODECS)
     frames = [vector for vector in VECTORS["payloads"] if "28b52ffd" in vector["payload"]]
     assert len(frames) >= 2  # a zstd frame begins with these four bytes
+    masked = {(item["codec"], item["payload"][:2]) for item in VECTORS["payloads"] if item["codec"].startswith("mask")}
+    assert masked >= {("masked", "00"), ("masked", "01"), ("masked", "02"), ("masked-context", "00")}
+    assert ("masked-context", "03") in masked
 
 
 @pytest.mark.parametrize("vector", VECTORS["positions"], ids=lambda v: f"{len(v['positions'])} of {v['span']}")
@@ -139,14 +152,26 @@ def test_positions(vector: dict[str, Any], second_reader: ModuleType) -> None:
     assert found == vector["positions"]
 
 
+@pytest.mark.parametrize("vector", VECTORS["sections"], ids=lambda v: f"{len(v['positions'])} of {v['elements']}")
+def test_sections(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    data, n = bytes.fromhex(vector["bytes"]), vector["elements"]
+    assert decode_section(data, n, max_count=len(vector["positions"])).tolist() == vector["positions"]
+    assert encode_section(np.array(vector["positions"], np.int64), n) == data
+    assert second_reader.read_section(data, n) == vector["positions"]
+
+
 @pytest.mark.parametrize("vector", VECTORS["headers"], ids=lambda v: v["codec"])
 def test_record_headers(vector: dict[str, Any], second_reader: ModuleType) -> None:
     payloads = [bytes.fromhex(payload) for payload in vector["payloads"]]
     data = bytes.fromhex(vector["bytes"])
     layout = Layout(vector["word_bytes"], vector["is_float"])
-    assert encode_header(CODECS.get(vector["codec"]), layout, UnitChecks.of(payloads)) == data
+    place = vector.get("section")
+    section = None if place is None else Section(objects.BlobId(bytes(32)), *place)
+    codec = CODECS.get(vector["codec"])
+    assert encode_header(codec, layout, UnitChecks.of(payloads), section=section) == data
     units = b"".join(struct.pack("<IQ", len(part), xxhash.xxh3_64_intdigest(part)) for part in payloads)
-    assert second_reader.unpack(data) == [vector["codec"], *layout, CODECS.get(vector["codec"]).unit_bytes, units]
+    more = [] if place is None else [0, 0, *place]
+    assert second_reader.unpack(data) == [vector["codec"], *layout, codec.unit_bytes, units, *more]
 
 
 @pytest.mark.parametrize("vector", VECTORS["corrections"], ids=lambda v: v["dtype"])

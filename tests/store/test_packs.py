@@ -18,7 +18,7 @@ from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import BlobId, TensorId
 from modelgit.store.fs import covers
 from modelgit.store.metadata import read_metadata
-from modelgit.store.packs import FOOTER, HEADER, PACK_NAME, ROW, PackWriter, read_index, verify_pack
+from modelgit.store.packs import FOOTER, HEADER, PACK_NAME, ROW, ROWS, PackWriter, read_index, verify_pack
 
 
 def write_pack(folder: Path, records: list[tuple[bytes, bytes]]) -> Path:
@@ -85,7 +85,7 @@ def forged(path: Path, rows: bytes, *, count: int | None = None, frame: bytes | 
 def row(**changes: object) -> bytes:
     values = {
         "digest": b"\1" * 32, "kind": 1, "header": 0, "start": 0, "stop": 10, "total": 10, "offset": len(HEADER),
-        "length": 10, "base": b"\0" * 32, **changes,
+        "length": 10, "base": b"\0" * 32, "positions": b"\0" * 32, **changes,
     }  # fmt: skip
     return ROW.pack(*values.values())
 
@@ -134,10 +134,24 @@ def test_a_compression_bomb_in_an_index_is_refused(tmp_path: Path) -> None:
 def test_a_pack_of_a_later_format_is_named_as_such(tmp_path: Path) -> None:
     path = write_pack(tmp_path, [(b"0123456789", b"")])
     data = bytearray(path.read_bytes())
-    data[8:10] = struct.pack("<H", 2)
+    data[8:10] = struct.pack("<H", 3)
     path.write_bytes(data)
-    with pytest.raises(RepositoryError, match="format 2"):
+    with pytest.raises(RepositoryError, match="format 3"):
         list(read_index(path))
+
+
+def test_rows_of_version_1_are_read_and_have_no_positions(tmp_path: Path) -> None:
+    path = write_pack(tmp_path, [(b"0123456789", b"")])
+    forged(path, row(positions=b"\2" * 32))
+    (found,) = read_index(path)
+    assert found.positions == b"\2" * 32
+    assert found.needs == (("blob", b"\2" * 32),)
+    forged(path, row()[: ROWS[1].size], count=1)
+    data = bytearray(path.read_bytes())
+    data[8:10] = struct.pack("<H", 1)
+    path.write_bytes(data)
+    (old,) = read_index(path)
+    assert old == found._replace(positions=None)
 
 
 def test_objects_of_different_kinds_with_one_digest_stay_apart(bare) -> None:
