@@ -56,12 +56,16 @@ _INPUTS = ("base", "sides", "fisher", "statistics", "where")
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Which elements an array holds: those from `start` on of the tensor `name`, or of these those at `picked`."""
+    """Which elements an array holds: those from `start` on of the tensor `name`, or of these those at `picked`.
+
+    `keys` name the contents of the sides: what is drawn at random for a side must go with it, and not with its place.
+    """
 
     name: str
     start: int = 0
     count: int = 0
     picked: npt.NDArray[np.int64] | None = None
+    keys: tuple[str, ...] = ()
 
     @property
     def positions(self) -> npt.NDArray[np.int64]:
@@ -234,9 +238,21 @@ STRATEGIES: Registry[Strategy] = Registry(
     {
         "average": "modelgit.merging.average:average",
         "base": "modelgit.merging.picks:base_side",
+        "breadcrumbs": "modelgit.merging.breadcrumbs:breadcrumbs",
+        "dare": "modelgit.merging.dare:dare",
+        "della": "modelgit.merging.della:della",
         "fisher": "modelgit.merging.fisher:fisher_average",
+        "fisher-task": "modelgit.merging.fisher_task:fisher_task",
+        "karcher": "modelgit.merging.karcher:karcher",
+        "model-stock": "modelgit.merging.model_stock:model_stock",
+        "nuslerp": "modelgit.merging.slerp:nuslerp",
         "ours": "modelgit.merging.picks:ours",
+        "sce": "modelgit.merging.sce:sce",
+        "slerp": "modelgit.merging.slerp:slerp",
+        "task-arithmetic": "modelgit.merging.task_arithmetic:task_arithmetic",
         "theirs": "modelgit.merging.picks:theirs",
+        "ties": "modelgit.merging.ties:ties",
+        "wise": "modelgit.merging.wise:wise",
     },
 )
 

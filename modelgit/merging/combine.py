@@ -164,7 +164,7 @@ def combine_window(
             [side[run] for side in words],
             dtype,
             strategy,
-            Where(name=where.name, start=where.start + start, count=run.stop - start),
+            Where(name=where.name, start=where.start + start, count=run.stop - start, keys=where.keys),
             None,
             [None if diagonal is None else diagonal[run] for diagonal in fisher],
             statistics or {},
@@ -244,7 +244,7 @@ def _part(
         return chosen.reshape(shape) if shape is not None and chosen.size == array.size else chosen
 
     return Part(
-        where=Where(name=where.name, start=where.start, count=words[0].size, picked=picked),
+        where=Where(name=where.name, start=where.start, count=words[0].size, picked=picked, keys=where.keys),
         base=values(before) if before is not None and "base" in strategy.strategy.needs else None,
         sides=tuple(values(side) for side in words),
         fisher=tuple(importance(diagonal) for diagonal in fisher),

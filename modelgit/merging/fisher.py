@@ -20,7 +20,7 @@ from modelgit.errors import IntegrityError
 from modelgit.merging.base import Array, Material, Prepared, ordered_sum, side_shares, strategy
 from modelgit.merging.options import Between
 
-__all__ = ["fisher_average", "norms"]
+__all__ = ["fisher_average", "importances", "norms", "weighted_mean"]
 
 
 def norms(material: Material, *, weights: tuple[float, ...] = (), floor: float = 1e-8) -> Prepared:  # noqa: ARG001
@@ -80,24 +80,38 @@ def fisher_average(
     the plain weighted average is taken.  A tensor that one side's estimate lacks counts with that side's mean.
     """
     shares = side_shares(weights, len(sides))
-    importances, products, plain = [], [], []
-    level = math.fsum(share * statistics[f"mean.{side}"] for side, share in enumerate(shares))
+    return weighted_mean(sides, importances(sides, fisher, shares, statistics), shares, statistics, floor)
+
+
+def importances(
+    sides: Sequence[Array], fisher: Sequence[Array | None], shares: Sequence[float], statistics: Mapping[str, float]
+) -> list[Array]:
+    """Per side its share of the normalised Fisher information, an array of the values' shape (0 for a share of 0)."""
+    found = []
     for side, share in enumerate(shares):
-        if not share:
-            continue
         diagonal, norm, mean = fisher[side], statistics[f"norm.{side}"], statistics[f"mean.{side}"]
         if diagonal is None or not norm > 0:
-            importance = np.full_like(sides[side], share * mean)
+            found.append(np.full_like(sides[side], share * mean))
         else:
-            importance = diagonal * (share / norm)
-        importances.append(importance)
-        # A value that does not count must not: 0 times infinity would be NaN.
-        products.append(np.where(importance > 0, importance * sides[side], 0.0))
-        plain.append(share * sides[side])
-    total = ordered_sum(importances)
+            found.append(diagonal * (share / norm))
+    return found
+
+
+def weighted_mean(
+    values: Sequence[Array],
+    importances: Sequence[Array],
+    shares: Sequence[float],
+    statistics: Mapping[str, float],
+    floor: float,
+) -> Array:
+    """The mean of `values` by their importances, and by the shares alone where all importances are next to nothing."""
+    level = math.fsum(share * statistics[f"mean.{side}"] for side, share in enumerate(shares))
+    counted = [side for side, share in enumerate(shares) if share]
+    total = ordered_sum([importances[side] for side in counted])
     idle = total <= floor * level
-    merged = ordered_sum(products)
+    # A value that does not count must not: 0 times infinity would be NaN.
+    merged = ordered_sum([np.where(importances[side] > 0, importances[side] * values[side], 0.0) for side in counted])
     np.divide(merged, total, out=merged, where=~idle)
     if idle.any():
-        merged = np.where(idle, ordered_sum(plain), merged)
+        merged = np.where(idle, ordered_sum([shares[side] * values[side] for side in counted]), merged)
     return np.asarray(merged)

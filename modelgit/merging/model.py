@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class ModelMerge:
     def statistics(self) -> dict[str, str]:
         """What the first pass found, as text that reads back exactly, for the recipe."""
         return {
-            f"{rule}:{key}": repr(float(value))
+            f"{quote(rule, safe='*?[]')}:{key}": repr(float(value))
             for rule, values in sorted(self.prepare().items())
             for key, value in sorted(values.items())
         }
@@ -197,12 +198,13 @@ def _covers(larger: TensorSpec, smaller: TensorSpec) -> bool:
 def _read_statistics(texts: Mapping[str, str]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for key, text in texts.items():
-        rule, colon, name = key.rpartition(":")
+        # The names of statistics may hold those of tensors, colons and all; the rule's own are quoted.
+        rule, colon, name = key.partition(":")
         try:
             value = float(text)
         except ValueError:
             colon = ""
         if not colon:
             raise UsageError(f"not a statistic of a merge: {key[:60]} = {text[:40]!r}")
-        found.setdefault(rule, {})[name] = value
+        found.setdefault(unquote(rule), {})[name] = value
     return found

@@ -103,7 +103,12 @@ class MergedTensor:
             [self._reads.read(side, start, stop) for side in parts.sides],
             self.spec.dtype,
             self._strategy,
-            where=Where(name=parts.name, start=start // unit, count=(stop - start) // unit),
+            where=Where(
+                name=parts.name,
+                start=start // unit,
+                count=(stop - start) // unit,
+                keys=tuple(side.hex for side in parts.sides),
+            ),
             shape=self.spec.shape,
             fisher=self._diagonals(start // unit, stop // unit),
             statistics=self._statistics,

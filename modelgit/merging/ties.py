@@ -1,0 +1,83 @@
+"""TIES: trim small changes, elect a sign, and take the mean of those who agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from modelgit.merging.base import Array, Material, Prepared, Where, strategy
+from modelgit.merging.changes import add_changes, changes_of, side_weights
+from modelgit.merging.options import Between
+from modelgit.numerics.ranking import Window, find_cut, is_above
+
+__all__ = ["ties"]
+
+Trim = Literal["model", "tensor"]
+
+
+def _thresholds(
+    material: Material, *, density: float, weights: tuple[float, ...], scale: float, trim: Trim
+) -> Prepared:
+    """First pass: per side (and per tensor, if so asked) the change that is just large enough to be kept."""
+    del weights, scale
+    if density >= 1:
+        return Prepared()
+    statistics: dict[str, float] = {}
+    names = list(dict.fromkeys(part.where.name for part in material.parts())) if trim == "tensor" else [""]
+    for side in range(material.sides):
+        for name in names:
+
+            def windows(side: int = side, name: str = name) -> Iterator[Window]:
+                for part in material.parts():
+                    if part.base is not None and name in ("", part.where.name):
+                        yield Window(part.where.name, part.where.start, np.abs(part.sides[side] - part.base))
+
+            cut = find_cut(windows, density, at_least=1)
+            statistics[f"least.{side}.{name}"] = cut.least
+            if cut.name is not None:
+                statistics[f"last.{side}.{name}.{cut.name}"] = float(cut.position)
+    return Prepared(statistics=statistics)
+
+
+@strategy(scope="model", prepare=_thresholds)
+def ties(
+    base: Array,
+    sides: Sequence[Array],
+    statistics: Mapping[str, float],
+    where: Where,
+    *,
+    density: Annotated[float, Between(0, 1)] = 0.2,
+    weights: tuple[float, ...] = (),
+    scale: Annotated[float, Between(-100, 100)] = 1.0,
+    trim: Trim = "model",
+) -> Array:
+    """Keep the largest part `density` of each side's changes, and where sides disagree the sign that weighs more.
+
+    Yadav et al. 2023, "TIES-Merging": changes are ranked over the whole model, or in each tensor with `trim` "tensor";
+    equal ones by tensor name and position.  Then the mean of the changes of the elected sign is added, times `scale`.
+    """
+    factors = side_weights(weights, len(sides))
+    changes = changes_of(base, sides, factors)
+    if density < 1:
+        name = where.name if trim == "tensor" else ""
+        changes = [
+            np.where(_kept(change, side, name, statistics, where), change, 0.0) for side, change in enumerate(changes)
+        ]
+    return add_changes(base, changes, factors, scale=scale, consensus="ties")
+
+
+def _kept(change: Array, side: int, name: str, statistics: Mapping[str, float], where: Where) -> npt.NDArray[np.bool_]:
+    least = statistics.get(f"least.{side}.{name}")
+    if least is None:
+        return np.ones(change.shape, bool)
+    if name:
+        position = statistics.get(f"last.{side}.{name}.{name}")
+        found = None if position is None else (name, int(position))
+    else:
+        prefix = f"last.{side}.."
+        at_end = [(key[len(prefix) :], int(value)) for key, value in statistics.items() if key.startswith(prefix)]
+        found = at_end[0] if at_end else None
+    return is_above(np.abs(change), least, found, name=where.name, positions=where.positions)
