@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelgit.cli._commits import verdict_lines
+from modelgit.cli._density import parse_share, reduced_data, say_reduced
 from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, blue, plain_data, yellow
@@ -17,6 +19,7 @@ from modelgit.reporting.wording import share
 
 if TYPE_CHECKING:
     from modelgit.repo.commit import CommitResult
+    from modelgit.repo.density import Reduced
 
 __all__ = ["commit", "say_commit"]
 
@@ -42,6 +45,18 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
 @click.option("--no-worktree", is_flag=True, help="With --from: leave the files in the work tree as they are.")
 @click.option("--branch", metavar="NAME", help="With --no-worktree: commit on this branch, without switching.")
 @click.option("--author", metavar="'NAME <MAIL>'", help="Who made the change, if it was not you.")
+@click.option("--density", metavar="SHARE", help="Keep this share of the model's values, 0.5% or 0.005: a lossy patch.")
+@click.option("--max-kl", type=float, metavar="NATS", help="Keep the smallest share whose measured KL is below this.")
+@click.option(
+    "--importance",
+    type=click.Choice(["fisher", "magnitude", "uniform", "top-k", "top-k-fisher"]),
+    help="Of a lossy patch: how values are chosen (fisher).",
+)
+@click.option("--seed", type=int, metavar="N", help="Of a lossy patch: the seed of its draws (0).")
+@click.option("--task", metavar="NAME", help="Of a lossy patch: the task of mgit.toml that it is judged by.")
+@click.option(
+    "--examples", type=click.IntRange(min=1), metavar="N", help="Of a lossy patch: inputs of the Fisher pass (512)."
+)
 @json_option
 @pass_session
 def commit(
@@ -58,6 +73,12 @@ def commit(
     no_worktree: bool,
     branch: str | None,
     author: str | None,
+    density: str | None,
+    max_kl: float | None,
+    importance: str | None,
+    seed: int | None,
+    task: str | None,
+    examples: int | None,
     as_json: bool,
 ) -> None:
     """Record everything tracked that changed, bit for bit, once the gate has passed it.
@@ -68,24 +89,44 @@ def commit(
     With --from, a checkpoint that lies elsewhere is recorded as the new state of the tracked model, and everything else
     stays as it is in the last commit.  Nothing is copied but into the store, and into the work tree unless
     --no-worktree is given.
+
+    With --density or --max-kl, a dense change is recorded as a sparse patch without training, which loses something:
+    what it costs is measured on the task's data, the gate looks at the patched model, and the work tree holds that
+    afterwards.  The dense weights stay in .mgit/rescue for 7 days.  Values are drawn with a probability and what is
+    kept is divided by it, so that the patch is right on average: by Fisher information and size of the change (fisher:
+    the least KL for its size, needs a task with inputs, labels or not), by size alone (magnitude), or all alike
+    (uniform, known as DARE).  top-k and top-k-fisher keep the largest values as they are; what they drop adds up in one
+    direction, and at a density of some per cent the model falls apart.
     """
     message = "\n\n".join(messages) or _ask_for_message()
+    common: dict[str, Any] = {
+        "only": [session.tree_path(pattern) for pattern in only],
+        "gate": gate,
+        "source": source,
+        "as_path": None if as_path is None else session.tree_path(as_path),
+        "worktree": not no_worktree,
+        "branch": branch,
+        "author": author,
+        "progress": session.progress,
+    }
+    exact = {"--mask": masks, "--base": base, "--adapter": adapters, "--allow-empty": allow_empty}
+    lossy = {"importance": importance, "seed": seed, "task": task, "examples": examples}
+    reduced: Reduced | None = None
     try:
-        result = session.repository.commit(
-            message,
-            only=[session.tree_path(pattern) for pattern in only],
-            gate=gate,
-            allow_empty=allow_empty,
-            masks=masks,
-            base=base,
-            adapters=[session.path(adapter) for adapter in adapters],
-            source=source,
-            as_path=None if as_path is None else session.tree_path(as_path),
-            worktree=not no_worktree,
-            branch=branch,
-            author=author,
-            progress=session.progress,
-        )
+        if density is not None or max_kl is not None:
+            reduced = _commit_patch(session, message, density, max_kl, common, exact, lossy)
+            result = reduced.commit
+        elif given := [name for name, value in lossy.items() if value is not None]:
+            raise UsageError(f"`--{given[0]}` goes with `--density` or `--max-kl`")
+        else:
+            result = session.repository.commit(
+                message,
+                allow_empty=allow_empty,
+                masks=masks,
+                base=base,
+                adapters=[session.path(adapter) for adapter in adapters],
+                **common,
+            )
     except GateRefused as refusal:
         from modelgit.repo.gate import RefusedWithRecords
 
@@ -93,9 +134,12 @@ def commit(
             session.output.say_lines(verdict_lines(refusal.records, baseline=session.repository.head()))
         raise
     if as_json:
-        session.output.json("mgit.commit/1", plain_data(result))
+        details = {} if reduced is None else {"reduced": reduced_data(reduced)}
+        session.output.json("mgit.commit/1", {**_plain(result), **details})
         return
     say_commit(session.output, result)
+    if reduced is not None:
+        say_reduced(session.output, reduced)
     if no_worktree and result.branch == session.repository.view().branch:
         session.output.say("The work tree is as it was before.")
         session.output.say("hint: `mgit restore .` brings it up to date")
@@ -110,6 +154,30 @@ def commit(
         session.output.say(f"You are recorded as {result.commit.author}.")
         keys = "user.email MAIL` says" if user.name else "user.name NAME`, and user.email, say"
         session.output.say(f"hint: `mgit config set --user {keys} who you are")
+
+
+def _plain(result: CommitResult) -> dict[str, object]:
+    data = plain_data(result)
+    return data if isinstance(data, dict) else {}
+
+
+def _commit_patch(
+    session: Session,
+    message: str,
+    density: str | None,
+    max_kl: float | None,
+    common: dict[str, Any],
+    exact: Mapping[str, object],
+    lossy: Mapping[str, object],
+) -> Reduced:
+    for option, value in exact.items():
+        if value:
+            raise UsageError(f"`{option}` is about an exact commit", hint="leave it out, or `--density` and `--max-kl`")
+    from modelgit.repo.density import commit_patch
+
+    given: dict[str, Any] = {name: value for name, value in lossy.items() if value is not None}
+    share_kept = None if density is None else parse_share(density, hint="`mgit commit --density 0.5% -m …`")
+    return commit_patch(session.repository, message, density=share_kept, max_kl=max_kl, **common, **given)
 
 
 def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:

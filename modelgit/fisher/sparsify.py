@@ -56,8 +56,8 @@ class Kept:
 
     Of `changed` values, `kept` are (`expected` were aimed at; `exact` of them, heads included, are as in the dense
     change).  `norm_share` is the part of the squared change that lies at kept positions, `fisher_share` the part of
-    the changed diagonal there, None without one.  `predicted_kl` is 1/2 sum F d^2 (1/pi - 1) in nats per example; None without
-    a diagonal, and for top-k, whose error is coherent.
+    the changed diagonal there, None without one.  `predicted_kl` is 1/2 sum F d^2 (1/pi - 1) in nats per example; None
+    without a diagonal, and for top-k, whose error is coherent.
     """
 
     elements: int
@@ -75,8 +75,8 @@ class Survey:
     """One look at a dense change: enough to say what a patch of any density would cost.
 
     `elements` counts all values of the model, `changed` those that differ, `whole` those of them that are taken as
-    they are.  Histograms over the upper 16 bits of the scores hold the counts and the sums of scores,
-    of F d^2 and of F d^2 / score.
+    they are, of which `taken` are outside of `deltas`.  Histograms over the upper
+    16 bits of the scores hold the counts and the sums of scores, of F d^2 and of F d^2 / score.
     """
 
     deltas: tuple[TensorDelta, ...]
@@ -84,6 +84,7 @@ class Survey:
     elements: int
     changed: int
     whole: int
+    taken: int
     scale: Scale
     counts: NDArray[np.int64]
     sums: NDArray[np.float64]
@@ -200,8 +201,8 @@ class Plan:
         found = self.survey
         norm = np.zeros(2)
         mass = np.zeros(2)
-        kept = exact = 0
-        expected = cost = 0.0
+        kept = exact = found.taken
+        expected, cost = float(found.taken), 0.0
         for delta in found.deltas:
             for window in windows(delta, found.scale, found.fisher, progress):
                 chosen, probability = self.choose(delta, window)
@@ -253,12 +254,15 @@ def survey(
     deltas: Sequence[TensorDelta],
     *,
     elements: int,
+    taken: int = 0,
     importance: str = "fisher",
     fisher: Diagonal | None = None,
     epsilon: float = EPSILON,
     progress: Progress = SILENT,
 ) -> Survey:
     """Look at a dense change of a model of `elements` values: two passes.
+
+    `taken` counts values outside of `deltas` that are taken whole and counted (a head that is new).
 
     A tensor without a diagonal is ranked as if it had the mean one everywhere.  Nothing but ratios counts: a change and
     a model of any scale give the same patch.  Raises UsageError for an unknown importance, for one that needs a
@@ -320,8 +324,9 @@ def survey(
         deltas=ordered,
         fisher=fisher,
         elements=elements,
-        changed=changed,
-        whole=whole,
+        changed=changed + taken,
+        whole=whole + taken,
+        taken=taken,
         scale=scale,
         counts=counts,
         sums=sums,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +32,7 @@ from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
 from modelgit.repo.merge_state import refuse_during_merge
-from modelgit.repo.outside import forget_stale, open_outside, refuse_stale, remember_stale
+from modelgit.repo.outside import Outside, forget_stale, open_outside, refuse_stale, remember_stale
 from modelgit.repo.record import nonfinite_counts, record_worktree
 from modelgit.repo.training import TrainingState, record_training, training_files, training_of
 from modelgit.repo.tree import work_files
@@ -44,7 +44,19 @@ if TYPE_CHECKING:
     from modelgit.patching.adapters import AdapterSet
     from modelgit.repo.repository import Repository
 
-__all__ = ["CommitResult", "advance_branch", "commit", "declare_base", "write_commit"]
+__all__ = [
+    "BegunCommit",
+    "CommitResult",
+    "advance_branch",
+    "begin_commit",
+    "check_lossless",
+    "check_request",
+    "commit",
+    "count_encodings",
+    "declare_base",
+    "publish_commit",
+    "write_commit",
+]
 
 NO_TRAINING_STATE = TrainingState()
 
@@ -79,6 +91,22 @@ class CommitResult(NamedTuple):
         return f"CommitResult({self.id.short} on {where}, {tensors} tensors changed, {self.bytes_added} bytes added)"
 
 
+class BegunCommit(NamedTuple):
+    """What a commit is made from: the view with the branch that it goes on, the last commit there and its manifest.
+
+    `outside` is the checkpoint that is recorded in place of the work tree, `selected` says by path what gets a new
+    state (None: everything).
+    """
+
+    view: View
+    parent: CommitId | None
+    before: Manifest
+    outside: Outside | None
+    selected: dict[str, bool] | None
+    worktree: bool
+    branch: str | None
+
+
 def commit(
     repo: Repository,
     message: str,
@@ -110,26 +138,13 @@ def commit(
     Raises NothingToDo when nothing changed, GateRefused when the gate says no, SourceChangedError when a file is being
     written meanwhile; in each case nothing was recorded.
     """
-    if not message.strip():
-        raise UsageError("the commit message is empty", hint="`mgit commit -m 'what and why'`")
-    if gate not in ("block", "warn"):
-        raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
-    _check_source(source, as_path, only, worktree, branch)
+    check_request(message, only=only, gate=gate, source=source, as_path=as_path, worktree=worktree, branch=branch)
     declared = declare_base(repo, base, progress=progress) if base is not None else None
     with repo.writing():
-        refuse_during_merge(repo, "a commit")
-        view = _on_branch(repo.view(), branch, worktree)
-        parent = view.head
-        before = repo.manifest_of(parent)
-        if not repo.settings.track.paths and not before.files:
-            raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
+        begun = begin_commit(repo, only=only, source=source, as_path=as_path, worktree=worktree, branch=branch)
+        parent, before, outside, selected = begun.parent, begun.before, begun.outside, begun.selected
         named_masks = _find_masks(repo, masks)
         with repo.session() as session:
-            outside = None if source is None else open_outside(repo, source, as_path, before)
-            if outside is None:
-                selected = _selection(repo, before, only)
-            else:
-                selected = outside.selection(before, outside.with_settings(repo, before))
             with _open(adapters) as opened:
                 tree = record_worktree(
                     repo,
@@ -146,17 +161,7 @@ def commit(
                 trailers = {"adapter": opened.trailer()} if opened else {}
             if declared is not None:
                 trailers["base"] = declared
-            if outside is None:
-                refuse_stale(repo, tree.manifest, before)
-            elif worktree:
-                check_clean(
-                    repo,
-                    before,
-                    tree.manifest,
-                    verb="the new state",
-                    hint="`--no-worktree` leaves the files alone, `mgit restore` gives them up",
-                    progress=progress,
-                )
+            check_lossless(repo, begun, tree.manifest, progress=progress)
             model_bytes = session.bytes_written
             training = NO_TRAINING_STATE
             if outside is None:  # what lies in the work tree belongs to another model than one from elsewhere
@@ -193,35 +198,110 @@ def commit(
                 masks=mask_ids,
                 training=training,
                 trailers=trailers,
-                encodings=_encodings(tree.stored),
+                encodings=count_encodings(tree.stored),
             )._replace(unmatched=unmatched, training_bytes=training_bytes)
             session.seal()
-        description = f"commit: {result.commit.subject}"
-        if outside is not None and worktree:
-            after = view.with_head(result.id)
-            move_worktree(
-                repo,
-                before,
-                tree.manifest,
-                description=description,
-                view=view,
-                after=after,
-                session=session,
-                progress=progress,
-            )
-            return result._replace(branch=view.branch)
-        moves_current = branch is None or branch == repo.view().branch
-        if outside is not None and moves_current:
-            remember_stale(repo, parent, before)
-        repo.publish(
-            advance_branch(view, result.id) if moves_current else _advance_other(view, result.id),
-            description,
-            session=session,
-            author=str(result.commit.author),
+        publish_commit(repo, begun, result, session, progress=progress)
+        return result._replace(branch=begun.view.branch)
+
+
+def check_request(
+    message: str,
+    *,
+    only: Sequence[str],
+    gate: str,
+    source: str | None,
+    as_path: str | None,
+    worktree: bool,
+    branch: str | None,
+) -> None:
+    """Refuse arguments of a commit that cannot be meant, before anything is read.  Raises UsageError."""
+    if not message.strip():
+        raise UsageError("the commit message is empty", hint="`mgit commit -m 'what and why'`")
+    if gate not in ("block", "warn"):
+        raise UsageError(f"no gate mode `{gate}`", hint="known: block, warn")
+    _check_source(source, as_path, only, worktree, branch)
+
+
+def begin_commit(
+    repo: Repository,
+    *,
+    only: Sequence[str],
+    source: str | None,
+    as_path: str | None,
+    worktree: bool,
+    branch: str | None,
+) -> BegunCommit:
+    """Find out what a commit is made from; the caller holds the work tree.
+
+    Raises NothingToDo when nothing is tracked, RepositoryError during a merge.
+    """
+    refuse_during_merge(repo, "a commit")
+    view = _on_branch(repo.view(), branch, worktree)
+    before = repo.manifest_of(view.head)
+    if not repo.settings.track.paths and not before.files:
+        raise NothingToDo("nothing is tracked yet", hint="`mgit track PATH` says what to record")
+    outside = None if source is None else open_outside(repo, source, as_path, before)
+    if outside is None:
+        selected = _selection(repo, before, only)
+    else:
+        selected = outside.selection(before, outside.with_settings(repo, before))
+    return BegunCommit(view, view.head, before, outside, selected, worktree, branch)
+
+
+def check_lossless(repo: Repository, begun: BegunCommit, manifest: Manifest, *, progress: Progress = SILENT) -> None:
+    """Refuse a commit that would take others back, or overwrite what nobody recorded.  Raises RepositoryError."""
+    if begun.outside is None:
+        refuse_stale(repo, manifest, begun.before)
+    elif begun.worktree:
+        check_clean(
+            repo,
+            begun.before,
+            manifest,
+            verb="the new state",
+            hint="`--no-worktree` leaves the files alone, `mgit restore` gives them up",
+            progress=progress,
         )
-        if outside is None:
-            forget_stale(repo)
-        return result._replace(branch=view.branch)
+
+
+def publish_commit(
+    repo: Repository,
+    begun: BegunCommit,
+    result: CommitResult,
+    session: PackSession,
+    *,
+    rewritten: Collection[str] | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Move the root to a commit whose session is sealed, and with it the files that the work tree does not have yet.
+
+    `rewritten` are paths whose files were recorded as something else than what lies there, all kept elsewhere.
+    """
+    view, description = begun.view, f"commit: {result.commit.subject}"
+    if (begun.outside is not None and begun.worktree) or rewritten is not None:
+        move_worktree(
+            repo,
+            begun.before,
+            result.manifest,
+            description=description,
+            view=view,
+            after=view.with_head(result.id),
+            paths=rewritten,
+            session=session,
+            progress=progress,
+        )
+        return
+    moves_current = begun.branch is None or begun.branch == repo.view().branch
+    if begun.outside is not None and moves_current:
+        remember_stale(repo, begun.parent, begun.before)
+    repo.publish(
+        advance_branch(view, result.id) if moves_current else _advance_other(view, result.id),
+        description,
+        session=session,
+        author=str(result.commit.author),
+    )
+    if begun.outside is None:
+        forget_stale(repo)
 
 
 def _check_source(
@@ -412,7 +492,8 @@ def _counts(manifest: Manifest, stored: Mapping[str, Sequence[Stored]]) -> dict[
     return counts
 
 
-def _encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
+def count_encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
+    """How many tensors were written, by codec."""
     counted = Counter(
         item.codec for items in stored.values() for item in items if item.id.KIND == "tensor" and item.codec != "known"
     )

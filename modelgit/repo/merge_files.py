@@ -33,7 +33,7 @@ from modelgit.store.fs import PackSession
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["OpenSide", "merged_weights", "open_side"]
+__all__ = ["OpenSide", "merged_weights", "open_side", "with_checksums"]
 
 
 class OpenSide(NamedTuple):
@@ -122,13 +122,13 @@ def _file(
                 views=content.views,
             )
             if content.format in ZIP_FORMATS:
-                made = _with_checksums(repo, session, path, content, made)
+                made = with_checksums(repo, session, path, content, made)
             digest = write_content_record(session, made, (entry.digest, content))
             return FileEntry(path=path, size=entry.size, digest=digest, executable=entry.executable)
     return _rebuilt(repo, session, path, sides, wanted)
 
 
-def _with_checksums(
+def with_checksums(
     repo: Repository, session: PackSession, path: str, before: FileContent, made: FileContent
 ) -> FileContent:
     """`made`, an archive in which tensors of `before` were replaced, with checksums that are right again."""

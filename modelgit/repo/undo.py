@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from modelgit.errors import ConflictError, NothingToDo
 from modelgit.objects import Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.dense_weights import bring_back_dense, kept_dense
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.training import joined, training_of
 from modelgit.repo.update import check_clean, move_worktree
@@ -26,7 +27,8 @@ def operation_log(repo: Repository) -> Iterator[tuple[OperationId, Operation]]:
 def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
     """Take back the last operation that is not taken back yet; returns it.
 
-    What a commit recorded stays in the work tree, as changes; what a switch, merge or pull brought is taken out again.
+    What a commit recorded stays in the work tree, as changes (of a sparse patch the dense weights, while they are kept
+    in the rescue area); what a switch, merge or pull brought is taken out again.
     Raises NothingToDo at the beginning of the log, RepositoryError when files would be lost.
     """
     with repo.writing():
@@ -39,13 +41,16 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
             raise _pruned()
         if undone.parent is None:
             raise NothingToDo("there is nothing to undo", hint="`mgit op log` shows the operations")
+        dense = kept_dense(repo, undone)
+        if dense:
+            bring_back_dense(repo, repo.manifest_of(undone.view.head), dense)
         # The state before an undo or redo is the one it restored from: follow it to the operation that made that state.
         target = _state_of(repo, undone.parent)
         _move(
             repo,
             current.view,
             target[1].view,
-            moves_files=undone.moves_files,
+            moves_files=undone.moves_files and not dense,
             description=f"undo: {undone.description}",
             restores=target[0],
             redo=(position, *current.redo),

@@ -311,9 +311,12 @@ def _digest(repo: Repository, path: str) -> ContentId | None:
         return None
 
 
-def rescue(repo: Repository, path: str) -> str:
-    """Copy a file that is about to be overwritten into the rescue area; returns where to, for people."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+def rescue(repo: Repository, path: str, *, under: str | None = None) -> str:
+    """Copy a file that is about to be overwritten into the rescue area; returns where to, for people.
+
+    It goes into the directory `under` there, by default one that is named by the time.
+    """
+    stamp = under or time.strftime("%Y%m%d-%H%M%S")
     target = repo.paths.rescue / stamp / path
     number = 1
     while target.exists():  # two rescues of one file within a second

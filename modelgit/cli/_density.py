@@ -1,0 +1,106 @@
+"""How a commit of a sparse patch reads in a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from modelgit.cli._format import plural, size
+from modelgit.cli._output import Output, plain_data
+from modelgit.errors import UsageError
+from modelgit.reporting.wording import amount, change, points, share
+
+if TYPE_CHECKING:
+    from modelgit.repo.density import Compared, Reduced
+
+__all__ = ["parse_share", "reduced_data", "say_reduced"]
+
+RESCUE_DAYS = 7
+
+
+def parse_share(text: str, *, hint: str) -> float:
+    """`0.5%` or `0.005`.  Raises UsageError with `hint` for anything that is not above 0 and at most 1."""
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise UsageError(f"not a density: {text[:40]!r}", hint=hint)
+    return value
+
+
+def reduced_data(reduced: Reduced) -> dict[str, object]:
+    """The same for `--json`: everything but the commit."""
+    return {
+        "model": reduced.model,
+        "density": reduced.density,
+        "importance": reduced.importance,
+        "seed": reduced.seed,
+        "task": reduced.task,
+        "fisher": reduced.fisher,
+        "kept": asdict(reduced.kept),
+        "exact": list(reduced.exact),
+        "measured": None if reduced.compared is None else plain_data(reduced.compared),
+        "note": reduced.note,
+        "tried": [plain_data(tried) for tried in reduced.tried],
+        "bytes_patch": reduced.bytes_patch,
+        "bytes_dense": reduced.bytes_dense,
+        "rescued": None if reduced.rescued is None else str(reduced.rescued),
+    }
+
+
+def say_reduced(output: Output, reduced: Reduced) -> None:
+    """What was kept and dropped, what that costs, and where the dense weights are."""
+    kept = reduced.kept
+    for tried in reduced.tried:
+        predicted = "" if tried.predicted_kl is None else f", predicted {change(tried.predicted_kl)}"
+        output.say(f"  tried {_density(tried.density)}: KL {change(tried.measured_kl)} nats measured{predicted}")
+    drawn = f", seed {reduced.seed}" if not reduced.importance.startswith("top-k") else ""
+    dropped = kept.changed - kept.kept
+    output.say(
+        f"  kept {amount(kept.kept)} of {amount(kept.changed)} changed values "
+        f"({share(kept.kept, kept.elements)} of {amount(kept.elements)}) by {reduced.importance}{drawn}; "
+        f"{amount(dropped)} dropped"
+    )
+    mass = "" if kept.fisher_share is None else f" and {share(kept.fisher_share, 1)} of its Fisher information"
+    output.say(f"  they hold {share(kept.norm_share, 1)} of the squared change{mass}")
+    if reduced.exact:
+        output.say(f"  {plural(len(reduced.exact), 'tensor')} taken whole: new, of another shape, or no floats")
+    if reduced.compared is not None:
+        output.say(f"  {_divergence(reduced, reduced.compared)}")
+        if (line := _accuracy(reduced.compared)) is not None:
+            output.say(f"  {line}")
+    elif reduced.note is not None:
+        output.say(f"  not measured: {reduced.note}")
+    output.say(
+        f"  weights {size(reduced.bytes_patch)}, {share(reduced.bytes_patch, reduced.bytes_dense)} of the "
+        f"{size(reduced.bytes_dense)} that all of the change takes"
+    )
+    if reduced.rescued is not None:
+        output.say(f"The work tree now holds the patched model. The dense weights are in {reduced.rescued}")
+        output.say(f"for {RESCUE_DAYS} days; `mgit undo` takes the commit back and brings them back, bit for bit.")
+
+
+def _density(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _divergence(reduced: Reduced, compared: Compared) -> str:
+    predicted = reduced.kept.predicted_kl
+    words = f"KL to the dense model {change(compared.kl)} nats, measured on {plural(compared.examples, 'input')}"
+    if predicted is not None:
+        words += f"; predicted {change(predicted)}"
+    elif reduced.importance.startswith("top-k"):
+        words += "; not predicted: what top-k drops points one way, and the diagonal misses that"
+    return words
+
+
+def _accuracy(compared: Compared) -> str | None:
+    if not compared.labelled:
+        return f"same answer on {share(compared.agreement, 1)}" if compared.agreement else None
+    dense, patched = (right / compared.labelled for right in (compared.dense_correct, compared.patched_correct))
+    return (
+        f"accuracy {100 * patched:.1f} %, dense {100 * dense:.1f} % ({points(patched - dense)}) on "
+        f"{compared.labelled} labelled; same answer on {share(compared.agreement, 1)}"
+    )

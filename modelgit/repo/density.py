@@ -1,0 +1,503 @@
+"""`commit --density`: a dense change becomes a sparse patch without training, measured as it will come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.config.schema import TaskSettings
+from modelgit.errors import NothingToDo, UsageError
+from modelgit.objects import FileEntry, Manifest, ModelEntry
+from modelgit.patching.jobs import SourceChangedError, Stored
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.changes import compare_manifests
+from modelgit.repo.commit import (
+    NO_TRAINING_STATE,
+    BegunCommit,
+    CommitResult,
+    begin_commit,
+    check_lossless,
+    check_request,
+    count_encodings,
+    publish_commit,
+    write_commit,
+)
+from modelgit.repo.dense_weights import keep_dense
+from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
+from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
+from modelgit.repo.training import record_training
+from modelgit.store.fs import PackSession
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelgit.fisher.changes import Diagonal
+    from modelgit.fisher.sparsify import Kept, Survey
+    from modelgit.models.base import ExampleSet, TaskModel
+    from modelgit.repo.patched_model import DenseChange
+    from modelgit.repo.repository import Repository
+
+__all__ = ["DEFAULT_EXAMPLES", "FORGIVING_KL", "Compared", "Reduced", "Tried", "commit_patch"]
+
+DEFAULT_EXAMPLES = 512
+
+FORGIVING_KL = 0.1
+"""Above this KL, in nats per example, training again under a mask is what keeps more at the same density."""
+
+_NEAR = 1.15  # densities this near to each other are near enough
+_MOST_TRIES = 8
+_AIM = 0.95  # of the limit: a patch that just misses it costs another try
+
+
+class Compared(NamedTuple):
+    """The patched model against the dense one on `examples` inputs; KL in nats per example.
+
+    `agreement` is the share of equal top classes; of `labelled` inputs the dense model has `dense_correct` right, the
+    patched one `patched_correct`.
+    """
+
+    examples: int
+    kl: float
+    agreement: float
+    labelled: int
+    dense_correct: int
+    patched_correct: int
+
+
+class Tried(NamedTuple):
+    """A density that `--max-kl` looked at."""
+
+    density: float
+    predicted_kl: float | None
+    measured_kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """A commit of a sparse patch, and what became of the dense change of the model at `model`.
+
+    `exact` names tensors that nothing can be drawn from (new ones, other types or shapes).  `compared` is None without
+    a task and data, for which `note` has the reason.  `bytes_patch` is what the weights take in the store,
+    `bytes_dense` what they would have taken.  `rescued` is where the dense weights are, None when they never were in
+    the work tree.
+    """
+
+    commit: CommitResult
+    model: str
+    density: float
+    importance: str
+    seed: int
+    kept: Kept
+    exact: tuple[str, ...]
+    task: str | None
+    fisher: str | None
+    compared: Compared | None
+    note: str | None
+    tried: tuple[Tried, ...]
+    bytes_patch: int
+    bytes_dense: int
+    rescued: Path | None
+
+
+class _Attempt(NamedTuple):
+    """A patch that lies in a session of its own and may become the commit."""
+
+    session: PackSession
+    kept: Kept
+    tree: RecordedTree
+    bytes_patch: int
+    compared: Compared | None
+
+
+class _Data(NamedTuple):
+    """The task that a patch is judged by: inputs for the Fisher information, and others to measure on."""
+
+    name: str
+    settings: TaskSettings
+    model: TaskModel
+    estimate_on: ExampleSet
+    measure_on: ExampleSet
+
+
+def commit_patch(
+    repo: Repository,
+    message: str,
+    *,
+    density: float | None = None,
+    max_kl: float | None = None,
+    importance: str = "fisher",
+    seed: int = 0,
+    task: str | None = None,
+    examples: int = DEFAULT_EXAMPLES,
+    only: Sequence[str] = (),
+    gate: str = "block",
+    source: str | None = None,
+    as_path: str | None = None,
+    worktree: bool = True,
+    branch: str | None = None,
+    author: str | None = None,
+    progress: Progress = SILENT,
+) -> Reduced:
+    """Commit the `density` share of one model's dense change, or the smallest whose measured KL is below `max_kl`.
+
+    `importance` is one of `fisher.changes.IMPORTANCES`; `seed` belongs to its draws.  The task says how the model
+    computes and on what: with `importance` "fisher" its diagonal is taken at the dense weights on `examples` inputs.
+    The other arguments are those of `commit`.  What is recorded, gated and left in the work tree is the patched model;
+    the dense weights of the work tree go into the rescue area, and `undo` brings them back.
+
+    Raises what `commit` raises, and UsageError when data are needed and not named, or the density has no room for the
+    head.  In each case nothing was recorded and the work tree is as it was.
+    """
+    if (density is None) == (max_kl is None):
+        raise UsageError("say how much is kept, or what it may cost", hint="`--density 0.5%` or `--max-kl 0.01`")
+    if max_kl is not None and not max_kl > 0:
+        raise UsageError(f"a KL divergence of at most {max_kl:g} leaves nothing out", hint="`--max-kl 0.01`")
+    check_request(message, only=only, gate=gate, source=source, as_path=as_path, worktree=worktree, branch=branch)
+    with repo.writing():
+        opened = begin_commit(repo, only=only, source=source, as_path=as_path, worktree=worktree, branch=branch)
+        if opened.parent is None:
+            raise UsageError("there is no commit that a patch could be against", hint="`mgit commit -m …` records all")
+        with repo.session() as dense_session:
+            try:
+                return _Reduction(
+                    repo, opened, dense_session, message, importance, seed, task, examples, gate, author, progress
+                ).run(density, max_kl)
+            finally:
+                dense_session.abort()
+
+
+class _Reduction:
+    """One run of `commit_patch`."""
+
+    def __init__(
+        self,
+        repo: Repository,
+        opened: BegunCommit,
+        dense_session: PackSession,
+        message: str,
+        importance: str,
+        seed: int,
+        task: str | None,
+        examples: int,
+        gate: str,
+        author: str | None,
+        progress: Progress,
+    ) -> None:
+        self.repo, self.opened, self.dense_session = repo, opened, dense_session
+        self.message, self.importance, self.seed, self.gate, self.author = message, importance, seed, gate, author
+        self.progress = progress
+        self.dense = record_worktree(
+            repo, dense_session, opened.before, only=opened.selected, outside=opened.outside, progress=progress
+        )
+        check_lossless(repo, opened, self.dense.manifest, progress=progress)
+        name, self.model = self._model(task)
+        self.note: str | None = None
+        self.data: _Data | None = None
+        self.change: DenseChange
+        self.fisher_words: str | None = None
+        self.survey = self._survey(name, examples)
+        self.tried: list[Tried] = []
+
+    # -- what is to be reduced, and by what
+
+    def _model(self, task: str | None) -> tuple[str | None, ModelEntry]:
+        """The task, if one is named or clear, and the model whose weights changed."""
+        before, after = self.opened.before, self.dense.manifest
+        changed = [
+            model for model in after.models if any(before.file(path) != after.file(path) for path in model.weights)
+        ]
+        if not changed:
+            raise NothingToDo("no weights changed since the last commit", hint="`mgit commit -m …` records the rest")
+        tasks = self.repo.settings.task
+        if task is not None:
+            name, settings = task_settings(self.repo, task)
+            found = [model for model in changed if model.path == settings.model]
+            if not found:
+                raise UsageError(f"the model of task {name}, {settings.model}, did not change")
+            return name, found[0]
+        if len(changed) > 1:
+            raise UsageError(
+                f"which model? {len(changed)} changed: {', '.join(model.path for model in changed)}",
+                hint="`--task NAME` says by which task, `--only PATH` commits one of them",
+            )
+        fitting = [name for name, settings in tasks.items() if settings.model == changed[0].path]
+        return (fitting[0] if len(fitting) == 1 else None), changed[0]
+
+    def _survey(self, name: str | None, examples: int) -> Survey:
+        from modelgit.fisher.changes import IMPORTANCES, NEEDS_FISHER
+        from modelgit.fisher.sparsify import survey
+
+        if self.importance not in IMPORTANCES:
+            raise UsageError(f"no importance `{self.importance}`", hint=f"known: {', '.join(IMPORTANCES)}")
+        try:
+            self.data = self._open(name)
+        except UsageError as error:
+            if self.importance in NEEDS_FISHER:
+                hint = f"{error.hint}; " if error.hint else ""
+                raise UsageError(error.message, hint=f"{hint}`--importance magnitude` needs no data") from error
+            self.note = error.message
+        diagonal = self._fisher(examples)
+        head = self._head()
+        from modelgit.repo.patched_model import dense_change
+
+        self.change = dense_change(
+            self.repo,
+            self.dense_session,
+            self.opened.before,
+            self.dense.manifest,
+            self.model,
+            head=head,
+            preferred=tuple(diagonal or ()),
+        )
+        return survey(
+            self.change.deltas,
+            elements=self.change.elements,
+            taken=self.change.taken,
+            importance=self.importance,
+            fisher=diagonal,
+            progress=self.progress,
+        )
+
+    def _open(self, name: str | None) -> _Data:
+        """The task's dense model and its inputs."""
+        if name is None:
+            tasks = [key for key, item in self.repo.settings.task.items() if item.model == self.model.path]
+            if tasks:
+                raise UsageError(f"which task? {self.model.path} has {', '.join(tasks)}", hint="`--task NAME`")
+            raise UsageError(
+                f"no task of mgit.toml computes with {self.model.path}, so nothing says what its weights do",
+                hint='add a table `[task.NAME]` with `model`, `adapter` (or `entry`) and `test = "data/test.jsonl"`',
+            )
+        settings = self.repo.settings.task[name]
+        path = settings.test or settings.train
+        if path is None:
+            raise UsageError(
+                f"task {name} names no data",
+                hint=f'write `test = "data/test.jsonl"` under [task.{name}]; labels or not',
+            )
+        rows, fingerprint = task_examples(self.repo, settings, path)
+        manifest, store = self.dense.manifest, self.dense_session
+        # Every other input is for the Fisher information, so that nothing is measured on what chose the patch.
+        parts = (rows[1::2], rows[0::2]) if len(rows) > 1 else (rows, rows)
+        sets = [encoded(self.repo, manifest, settings, part, fingerprint, store=store) for part in parts]
+        return _Data(name, settings, open_task(self.repo, manifest, settings, store=store), *sets)
+
+    def _fisher(self, examples: int) -> Diagonal | None:
+        """The diagonal of the true Fisher information at the dense weights: labels do not count."""
+        if self.data is None:
+            return None
+        from modelgit.fisher.estimate import estimate
+
+        found = estimate(
+            self.data.model, self.data.estimate_on, estimator="rademacher", limit=examples, seed=self.seed,
+            progress=self.progress,
+        )  # fmt: skip
+        self.fisher_words = (
+            f"{found.estimator}, {found.examples} inputs of task {self.data.name} ({found.data[:16]}), seed {self.seed}"
+        )
+        return found.values
+
+    def _head(self) -> frozenset[str]:
+        if self.data is not None:
+            model = self.data.model
+            return frozenset(model.tensor_of[name] for name in model.head)
+        prefixes = [task.head + "." for task in self.repo.settings.task.values() if task.model == self.model.path]
+        names = self.repo.tensors_of(self.dense.manifest, self.model, store=self.dense_session)
+        return frozenset(name for name in names if any(name.startswith(prefix) for prefix in prefixes))
+
+    # -- attempts
+
+    def run(self, density: float | None, max_kl: float | None) -> Reduced:
+        """Find the patch, gate it, record it."""
+        if density is not None:
+            attempt = self._attempt(density)
+        elif self.data is None:
+            raise UsageError(
+                f"the KL divergence cannot be measured: {self.note}", hint="`--density 0.5%` needs no measurement"
+            )
+        else:
+            density, attempt = self._search(max_kl or 0.0)
+        try:
+            return self._record(density, attempt)
+        except BaseException:
+            attempt.session.abort()
+            raise
+
+    def _attempt(self, density: float) -> _Attempt:
+        """Write the patch of a density into a session of its own and measure what comes back from it."""
+        from modelgit.repo.patched_model import write_patched
+
+        repo, opened = self.repo, self.opened
+        plan = self.survey.plan(density, seed=self.seed, progress=self.progress)
+        session = repo.session()
+        try:
+            files = write_patched(
+                repo, session, self.dense_session, opened.before, self.dense.manifest, self.change, plan,
+                progress=self.progress,
+            )  # fmt: skip
+            others = self._others(session, files.entries)
+            dense = self.dense.manifest
+            entries = tuple(files.entries.get(entry.path, entry) for entry in dense.files)
+            manifest = Manifest(files=entries, models=dense.models)
+            compared = None if self.data is None else self._compare(session, manifest, self.data)
+            return _Attempt(
+                session,
+                plan.kept(progress=self.progress),
+                RecordedTree(manifest, {**others, **files.stored}),
+                sum(item.bytes_written for items in files.stored.values() for item in items),
+                compared,
+            )
+        except BaseException:
+            session.abort()
+            raise
+
+    def _others(self, session: PackSession, patched: Mapping[str, FileEntry]) -> dict[str, list[Stored]]:
+        """Store every file that changed beside the patched ones, as it is."""
+        dense, selected = self.dense.manifest, self.opened.selected
+        paths = {entry.path for manifest in (dense, self.opened.before) for entry in manifest.files} - {*patched}
+        wanted = {path: selected is None or selected.get(path, False) for path in paths}
+        tree = record_worktree(
+            self.repo, session, self.opened.before, only=wanted, outside=self.opened.outside, progress=self.progress
+        )
+        for path in sorted(paths):
+            if tree.manifest.file(path) != dense.file(path):
+                raise SourceChangedError(
+                    f"{path} changed while it was being committed",
+                    hint="wait until nothing writes the file, then run `mgit commit` again",
+                )
+        return tree.stored
+
+    def _compare(self, session: PackSession, manifest: Manifest, data: _Data) -> Compared:
+        from modelgit.fisher.kl import behaviour
+
+        patched = open_task(self.repo, manifest, data.settings, store=session)
+        found = behaviour(data.model, patched, data.measure_on, limit=None, progress=self.progress)
+        return Compared(
+            found.examples, found.measured_kl, found.agreement, found.labelled, found.old_correct, found.new_correct
+        )
+
+    def _search(self, limit: float) -> tuple[float, _Attempt]:
+        """The smallest density whose measured KL is at most `limit`: predictions say where to measure."""
+        least, most = max(self.survey.least_density, 1 / max(1, self.change.elements)), self.survey.full_density
+        good: tuple[float, _Attempt] | None = None
+        low, high, ratio = least, most, 1.0
+        guess = self._predicted(limit * _AIM) or (low * high) ** 0.5
+        for _ in range(_MOST_TRIES):
+            guess = min(max(guess, low), high)
+            if (guess <= low * 1.01 and self.tried) or guess >= high * 0.99:
+                guess = (low * high) ** 0.5
+            attempt = self._attempt(guess)
+            measured = attempt.compared.kl if attempt.compared else 0.0
+            expected = self.survey.expected_kl(guess)
+            self.tried.append(Tried(guess, expected, measured))
+            if measured <= limit:
+                if good is not None:
+                    good[1].session.abort()
+                good, high = (guess, attempt), guess
+                if guess <= least:
+                    break
+            else:
+                attempt.session.abort()
+                low = guess
+            if high / low <= _NEAR:
+                break
+            ratio = measured / expected if expected and measured > 0 else ratio
+            # The divergence of a drawn patch falls about as the density grows.
+            guess = self._predicted(limit * _AIM / ratio) or guess * measured / (limit * _AIM)
+        if good is None:
+            raise UsageError(
+                f"no density below {most:.3g} keeps the KL divergence under {limit:g}: at {low:.3g} it is "
+                f"{self.tried[-1].measured_kl:.3g}",
+                hint="commit the whole change (`mgit commit -m …`), or allow a larger `--max-kl`",
+            )
+        return good
+
+    def _predicted(self, target: float) -> float | None:
+        """The density at which the predicted KL is `target`; None where nothing is predicted."""
+        low, high = self.survey.least_density, self.survey.full_density
+        low = max(low + 1 / self.change.elements, 1e-6)
+        if self.survey.expected_kl(high) is None or low >= high:
+            return None
+        for _ in range(40):
+            middle = (low * high) ** 0.5
+            expected = self.survey.expected_kl(middle)
+            low, high = (middle, high) if expected is not None and expected > target else (low, middle)
+        return high
+
+    # -- recording
+
+    def _record(self, density: float, attempt: _Attempt) -> Reduced:
+        from modelgit.repo.gate import run_gate
+
+        repo, opened, session = self.repo, self.opened, attempt.session
+        weights = {path for path in attempt.tree.stored if path in self.model.weights}
+        if not attempt.kept.kept and not self.change.exact:
+            raise NothingToDo(f"a density of {density:.3g} keeps nothing of the change", hint="`--density 0.5%`")
+        stored = attempt.tree.stored
+        manifest, before = attempt.tree.manifest, opened.before
+        training = NO_TRAINING_STATE
+        model_bytes = session.bytes_written
+        if opened.outside is None:
+            training = record_training(
+                repo, session, opened.parent, manifest, only=opened.selected, progress=self.progress
+            )
+        training_bytes = session.bytes_written - model_bytes
+        counts = {(self.model.path, item.name): item.values_changed for path in weights for item in stored[path]}
+        changes = compare_manifests(repo, before, manifest, new_store=session, counts=counts)
+        evaluations = run_gate(
+            repo, session, manifest, opened.parent, mode=self.gate,
+            counted=nonfinite_counts(stored.values()), progress=self.progress,
+        )  # fmt: skip
+        result = write_commit(
+            repo, session, manifest, before, changes,
+            message=self.message,
+            parents=() if opened.parent is None else (opened.parent,),
+            author=self.author,
+            evaluations=evaluations,
+            training=training,
+            trailers=self._trailers(density, attempt),
+            encodings=count_encodings(stored),
+            exact=False,
+        )._replace(training_bytes=training_bytes)  # fmt: skip
+        rescued = None
+        if opened.outside is None:
+            dense = {entry.path: entry.digest for entry in self.dense.manifest.files if entry.path in weights}
+            rescued = keep_dense(repo, result.id, dense)
+        session.seal()
+        rewritten = weights if opened.outside is None else None
+        publish_commit(repo, opened, result, session, rewritten=rewritten, progress=self.progress)
+        return Reduced(
+            commit=result._replace(branch=opened.view.branch),
+            model=self.model.path,
+            density=density,
+            importance=self.importance,
+            seed=self.seed,
+            kept=attempt.kept,
+            exact=self.change.exact,
+            task=None if self.data is None else self.data.name,
+            fisher=self.fisher_words,
+            compared=attempt.compared,
+            note=self.note,
+            tried=tuple(self.tried),
+            bytes_patch=attempt.bytes_patch,
+            bytes_dense=sum(item.bytes_written for path in weights for item in self.dense.stored.get(path, ())),
+            rescued=rescued,
+        )
+
+    def _trailers(self, density: float, attempt: _Attempt) -> Mapping[str, str]:
+        """The recipe, and what it cost: who has the dense weights can make the patch again, bit for bit."""
+        kept = attempt.kept
+        trailers = {
+            "density": f"{density:.6g}",
+            "importance": self.importance,
+            "seed": str(self.seed),
+            "kept": f"{kept.kept} of {kept.changed} changed values, {kept.elements} in all",
+        }
+        if self.fisher_words is not None:
+            trailers["fisher"] = self.fisher_words
+        if kept.predicted_kl is not None:
+            trailers["kl-predicted"] = f"{kept.predicted_kl:.4g}"
+        if attempt.compared is not None:
+            trailers["kl-measured"] = f"{attempt.compared.kl:.4g} on {attempt.compared.examples} inputs"
+        return trailers
