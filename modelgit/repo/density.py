@@ -369,13 +369,11 @@ class _Reduction:
         return tree.stored
 
     def _compare(self, session: PackSession, manifest: Manifest, data: _Data) -> Compared:
-        from modelgit.fisher.kl import behaviour
+        from modelgit.fisher.kl import measure
 
         patched = open_task(self.repo, manifest, data.settings, store=session)
-        found = behaviour(data.model, patched, data.measure_on, limit=None, progress=self.progress)
-        return Compared(
-            found.examples, found.measured_kl, found.agreement, found.labelled, found.old_correct, found.new_correct
-        )
+        found = measure(data.model, patched, data.measure_on, limit=None, listed=0, progress=self.progress)
+        return Compared(found.examples, found.kl, found.agreement, found.labelled, found.old_correct, found.new_correct)
 
     def _search(self, limit: float) -> tuple[float, _Attempt]:
         """The smallest density whose measured KL is at most `limit`: predictions say where to measure."""
