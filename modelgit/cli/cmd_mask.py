@@ -11,6 +11,7 @@ from modelgit.cli._format import plural
 from modelgit.cli._options import command, group, json_option, pass_session
 from modelgit.cli._output import Part, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
+from modelgit.cli.cmd_mask_verify import mask_verify
 from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount, share
 
@@ -169,5 +170,5 @@ def _document(mask_id: MaskId, found: Mask) -> dict[str, object]:
     }
 
 
-for _command in (mask_create, mask_list, mask_show, mask_remove):
+for _command in (mask_create, mask_list, mask_show, mask_verify, mask_remove):
     mask.add_command(_command)
