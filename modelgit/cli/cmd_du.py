@@ -60,8 +60,9 @@ def _row(report: Usage, row: UsageRow) -> list[Part]:
         use = row.tensor
         base = f" against {use.base}" if use.base else ""
         at = f"@{use.base_commit.short}" if use.base_commit is not None else ""
+        under = f" under {use.mask.KIND} {use.mask.short}" if use.mask is not None else ""
         ratio = f"{use.raw_bytes / row.bytes:.2f}x" if row.bytes else ""
-        cells.append(dim(f"{use.codec}{base}{at}, {ratio}, read in {use.cost:.2f} passes"))
+        cells.append(dim(f"{use.codec}{base}{at}{under}, {ratio}, read in {use.cost:.2f} passes"))
     elif row.unique is not None and row.shared is not None:
         cells.append(dim(f"{size(row.unique)} only here, {size(row.shared)} shared"))
         cells.append(dim(row.detail))

@@ -95,6 +95,8 @@ def _encoding(item: TensorEncoding) -> list[Part]:
     if item.base is not None:
         at = f"@{item.base_commit.short}" if item.base_commit is not None else ""
         against = f"against {'' if item.base == item.name else item.base}{at}"
+    if item.mask is not None:
+        against += f" under {item.mask.KIND} {item.mask.short}"
     ratio = f"{item.raw_bytes / item.stored_bytes:.2f}x" if item.stored_bytes else ""
     reading = f"{plural(item.depth, 'base')} below, read in {item.cost:.2f} passes"
     return [

@@ -80,7 +80,8 @@ class Planner:
             return []
         found = dict.fromkeys(job.masks)
         for base in bases:
-            found.update(dict.fromkeys(sections_of(self._store, base)))
+            if self._reader.size(base) == job.size:  # else they are positions in something else
+                found.update(dict.fromkeys(sections_of(self._store, base)))
         return [section for section in found if self._reader.size(section.blob)][:_MOST_MASKS]
 
     def mask(self, codec: Codec, section: Section | None, job: StoreJob, start: int, stop: int) -> Codec:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelgit.errors import MgitError
-from modelgit.objects import CommitId, Record, TensorEntry, TensorId
+from modelgit.objects import BlobId, CommitId, MaskId, Record, TensorEntry, TensorId
 from modelgit.patching.chain import MAX_COST, chain_cost, chain_links
 from modelgit.patching.encode import CORRECTED
 from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.patching.planner import Planner, Weighed
+from modelgit.patching.records import sections_of
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.origins import Origin, commits_in_order, origins_of
+from modelgit.repo.origins import Origin, commits_in_order, masks_by_positions, origins_of
 from modelgit.repo.usage import codec_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class TensorEncoding(Record, frozen=True, kw_only=True):
     """How one tensor is stored.
 
     `depth` counts the bases below it, `cost` is that of reading it in passes over it.  `base` is a name and
-    `base_commit` the commit that brought it, None when it is stored whole.
+    `base_commit` the commit that brought it, None when it is stored whole.  `mask` is the mask that its positions come
+    from, or, where no mask is known any more, the blob that holds them.
     """
 
     model: str
@@ -53,6 +55,7 @@ class TensorEncoding(Record, frozen=True, kw_only=True):
     cost: float
     estimates: tuple[Estimate, ...] = ()
     reason: str = ""
+    mask: MaskId | BlobId | None = None
 
 
 def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SILENT) -> list[TensorEncoding]:
@@ -70,7 +73,7 @@ def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SIL
     order = commits_in_order(repo, {commit_id})
     origins = origins_of(repo, set(), order)
     found = []
-    explainer = _Explainer(repo, {key: origin for key, origin in origins.items() if key[0] == "tensor"})
+    explainer = _Explainer(repo, order, {key: origin for key, origin in origins.items() if key[0] == "tensor"})
     for model, tensors in repo.models_of(manifest).items():
         for name, entry in tensors.items():
             progress.check()
@@ -81,8 +84,10 @@ def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SIL
 
 
 class _Explainer:
-    def __init__(self, repo: Repository, origins: dict[tuple[str, bytes], Origin]) -> None:
+    def __init__(self, repo: Repository, commits: list[CommitId], origins: dict[tuple[str, bytes], Origin]) -> None:
         self._repo = repo
+        self._commits = commits
+        self._masks: dict[bytes, MaskId] | None = None
         self._origins = origins
         self._reader: TensorReader = repo.reader()
         self._planner = Planner(repo.store, self._reader, effort=repo.settings.storage.effort)
@@ -119,13 +124,24 @@ class _Explainer:
                 for item in weighed
             ),
             reason=_reason(codec, base, weighed, bits),
+            mask=next((self._mask(row.positions) for row in rows if row.positions is not None), None),
         )
+
+    def _mask(self, positions: bytes) -> MaskId | BlobId:
+        if self._masks is None:
+            self._masks = masks_by_positions(self._repo, self._commits)
+        return self._masks.get(positions) or BlobId(positions)
 
     def _weigh(self, name: str, entry: TensorEntry, previous: TensorEntry | None) -> list[Weighed]:
         usable = previous is not None and previous.spec.dtype == entry.spec.dtype
         source = StoredObject(self._reader, entry.id, entry.spec)
         job = StoreJob(
-            name, source, entry.spec, entry.spec.size_bytes, previous.id if usable and previous is not None else None
+            name,
+            source,
+            entry.spec,
+            entry.spec.size_bytes,
+            previous.id if usable and previous is not None else None,
+            masks=tuple(sections_of(self._repo.store, entry.id)),
         )
         try:
             return self._planner.weigh(job) if entry.spec.size_bytes else []

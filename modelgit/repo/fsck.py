@@ -22,6 +22,7 @@ from modelgit.objects import (
     Record,
     TensorId,
     TensorSpec,
+    id_class,
 )
 from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
@@ -115,6 +116,10 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
                 repo.store.foreign(records[0])
             elif any(is_foreign(item) and not is_external(item) for item in records):
                 place = "borrowed"
+            for kind, digest in (key for item in records for key in item.needs):
+                needed = id_class(kind)(digest)
+                if not repo.store.has(needed):
+                    raise repo.store.absence(needed)
             if not quick and isinstance(object_id, (TensorId, BlobId)):
                 reader.verify(object_id, spec)
         except ExternalAbsentError as error:

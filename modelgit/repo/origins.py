@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import (
@@ -17,13 +17,14 @@ from modelgit.objects import (
     ObjectId,
 )
 from modelgit.objects.graph import topological
+from modelgit.repo.reach import kept_objects
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
     from modelgit.repo.collection import Key
     from modelgit.repo.repository import Repository
 
-__all__ = ["Origin", "commits_in_order", "origins_of"]
+__all__ = ["Origin", "commits_in_order", "masks_by_positions", "origins_of"]
 
 
 class Origin(NamedTuple):
@@ -70,6 +71,19 @@ def origins_of(repo: Repository, needed: set[Key], commits: list[CommitId]) -> d
             note(FisherId(digest), "estimates", "estimate", "", None)
             for entry in read_record(repo.store, FisherId(digest), FisherEstimate).diagonal:
                 note(entry.id, "estimates", f"Fisher information of {entry.name}", "", None)
+    return found
+
+
+def masks_by_positions(repo: Repository, commits: Iterable[CommitId]) -> dict[bytes, MaskId]:
+    """By the digest of the blob with its positions, every mask that this clone keeps or a patch of `commits` names."""
+    masks = {mask for mask in kept_objects(repo) if isinstance(mask, MaskId)}
+    for commit in commits:
+        masks.update(repo.patch_of(commit).masks)
+    found: dict[bytes, MaskId] = {}
+    for mask in sorted(masks):
+        for region in read_record(repo.store, mask, Mask).regions:
+            if region.positions is not None:
+                found.setdefault(region.positions.digest, mask)
     return found
 
 

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError, RepositoryError
-from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec
+from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec, id_class
 from modelgit.patching.base import TensorReads
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoredObject, StoreJob
@@ -50,7 +50,7 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
         findings: list[Finding] = []
         roots: set[ObjectId] = set(_commits(repo))
         walk = reachable_objects(repo, roots, findings)
-        salvaged = _salvage(repo, damaged, walk, progress)
+        salvaged = _salvage(repo, damaged, _with_needed(repo, walk), progress)
         transport = open_remote(repo, remote)
         try:
             root = repo.roots.read().root
@@ -99,6 +99,23 @@ def _damaged_packs(repo: Repository, progress: Progress) -> set[str]:
         progress.advance("check packs", 1)
     progress.finish("check packs")
     return damaged
+
+
+def _with_needed(
+    repo: Repository, walk: dict[ObjectId, tuple[TensorSpec | None, str]]
+) -> dict[ObjectId, tuple[TensorSpec | None, str]]:
+    """`walk`, and what only records of these objects name: bases, and positions of masks."""
+    found = dict(walk)
+    pending = list(walk)
+    while pending:
+        object_id = pending.pop()
+        spec, label = found[object_id]
+        for kind, digest in {key for item in repo.store.locate(object_id) for key in item.needs}:
+            needed = id_class(kind)(digest)
+            if needed not in found:
+                found[needed] = (spec if kind == object_id.KIND else None, label)
+                pending.append(needed)
+    return found
 
 
 def _salvage(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from modelgit.errors import MgitError
-from modelgit.objects import BlobId, CommitId, Record, TensorId, View
+from modelgit.objects import BlobId, CommitId, MaskId, Record, TensorId, View
 from modelgit.objects.graph import ancestors
 from modelgit.patching.chain import chain_cost
 from modelgit.repo.collection import Key, Marking, place_of
-from modelgit.repo.origins import Origin, commits_in_order, origins_of
+from modelgit.repo.origins import Origin, commits_in_order, masks_by_positions, origins_of
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
@@ -34,13 +34,17 @@ GARBAGE, BASES, UNDO, INDEX, REST = (
 
 
 class TensorUse(Record, frozen=True, kw_only=True):
-    """How a tensor is stored: codec, base (None: whole), cost of reading in passes over it, raw and stored bytes."""
+    """How a tensor is stored: codec, base (None: whole), cost of reading in passes over it, raw and stored bytes.
+
+    `mask` is the mask that its positions come from, or the blob that holds them.
+    """
 
     codec: str
     base: str | None
     base_commit: CommitId | None
     cost: float
     raw_bytes: int
+    mask: MaskId | BlobId | None = None
 
 
 class UsageRow(Record, frozen=True, kw_only=True):
@@ -100,6 +104,8 @@ class _Account:
             self._only = set()
             for commit in wanted:
                 self._only |= self._keys_of(commit)
+        self._masks: dict[bytes, MaskId] | None = None
+        self._positions = {(BlobId.KIND, item.positions) for item in marking.chosen.values() if item.positions}
         self._sizes: dict[Key, int] = {}
         for rows in marking.packs.values():
             for item in rows:
@@ -188,6 +194,8 @@ class _Account:
             origin = self.origins.get(key)
             if not self._is_wanted(key):
                 add((REST, ""), size, 1)
+            elif key in self._positions and key not in self.marking.needed:
+                add(row_of(Origin("masks", "positions", "", None)), size, 1)
             elif key not in self.marking.needed or origin is None:
                 add((BASES, ""), size, 1)
             elif origin.commit is not None and origin.commit not in self._now:
@@ -264,7 +272,13 @@ class _Account:
             base_commit=None if origin is None else origin.commit,
             cost=round(chain_cost(self._repo.store, object_id), 3),
             raw_bytes=sum(row.stop - row.start for row in rows),
+            mask=next((self._mask(row.positions) for row in rows if row.positions is not None), None),
         )
+
+    def _mask(self, positions: bytes) -> MaskId | BlobId:
+        if self._masks is None:
+            self._masks = masks_by_positions(self._repo, self._commits)
+        return self._masks.get(positions) or BlobId(positions)
 
     def _live_size(self, tips: Collection[CommitId]) -> int:
         """Bytes of what `tips` need, bases included."""

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
 
 from modelgit.codecs.base import Layout
 from modelgit.codecs.sparse import encode_values
-from modelgit.objects import BlobId, Mask, MaskId, TensorId
+from modelgit.errors import RepositoryError
+from modelgit.objects import BlobId, CommitId, Mask, MaskId, Patch, PatchId, TensorId, View
 from modelgit.repo import Repository
-from modelgit.repo.masks import keep_mask, mask_positions
+from modelgit.repo.borrow import copy as copy_borrowed
+from modelgit.repo.encodings import encodings
+from modelgit.repo.fsck import fsck
+from modelgit.repo.gc import collect
+from modelgit.repo.masks import keep_mask, mask_positions, remove_mask
+from modelgit.repo.prune import prune
+from modelgit.repo.repack import repack
+from modelgit.repo.sync import add_remote, clone, fetch, push
+from modelgit.repo.usage import usage
 from modelgit.store.base import Located
+from modelgit.store.metadata import write_record
+from tests.conftest import environment_at
 
 SHAPES = {"embed.weight": (9_000, 300), "a.weight": (700, 500), "a.bias": (500,), "b.weight": (300, 900), "norm": (64,)}
 DENSITY = 0.005
@@ -160,3 +175,198 @@ def test_mask_positions_come_back(line: Line) -> None:
     }
     assert isinstance(line.mask, Mask)
     assert isinstance(line.mask_id, MaskId)
+
+
+def test_the_record_keeps_the_positions_alive_when_no_commit_and_no_mask_does(line: Line) -> None:
+    line.train(1)
+    line.train(2, named=False)
+    # The mask goes, and so does every commit that lists it; the base stays.
+    remove_mask(line.repo, line.mask_id.hex)
+    lone = reset_to_unmasked(line)
+    for work in (lambda: collect(line.repo, prune_now=True), lambda: repack(line.repo, prune_now=True)):
+        work()
+        assert fsck(line.repo).is_sound
+        state = line.repo.load("HEAD")
+        assert bytes(state["embed.weight"].raw()) == line.arrays[-1]["embed.weight"].tobytes()
+    blob = line.mask.regions[0].positions
+    assert blob is not None
+    assert line.repo.store.has(blob)
+    tensors = line.repo.tensors_of(line.results[-1].manifest, line.results[-1].manifest.models[0])
+    (row,) = (row for row in line.repo.store.locate(tensors["embed.weight"].id) if not row.is_leaf_table)
+    before = line.repo.tensors_of(line.results[0].manifest, line.results[0].manifest.models[0])
+    assert (row.positions, row.base) == (blob.digest, before["embed.weight"].id.digest)
+    assert not line.repo.store.has(line.mask_id)
+    kinds = {row.name: row.bytes for row in usage(line.repo).rows}
+    assert kinds["masks"] > line.mask.count
+    assert sum(kinds.values()) == line.pack_bytes()
+    (use,) = (row.tensor for row in usage(line.repo, by="tensor").rows if row.name == f"embed.weight@{lone.short}")
+    assert use is not None
+    assert use.mask == blob
+
+
+def reset_to_unmasked(line: Line) -> CommitId:
+    """Make the last tree the only thing that is left of its line: a commit without parents' patches that list masks."""
+    repo = line.repo
+    commit = repo.commit_at(repo.resolve("HEAD"))
+    with repo.session() as session:
+        patch = write_record(session, PatchId, Patch(base=None))
+        lone = write_record(
+            session, CommitId, msgspec.structs.replace(commit, parents=(), patch=patch, message="alone")
+        )
+        session.seal()
+    refs = {"heads/main": lone, "heads/base": line.results[0].id}
+    repo.publish(lambda view: View(refs=refs, branch="main"), "alone", session=session)
+    return lone
+
+
+def test_push_clone_and_fetch_bring_the_positions(line: Line, tmp_path: Path, make_repo) -> None:
+    line.train(1)
+    add_remote(line.repo, "origin", str(tmp_path / "origin"))
+    push(line.repo, "origin")
+    copy = clone(str(tmp_path / "origin"), tmp_path / "copy", environment=environment_at(tmp_path, tmp_path))
+    try:
+        assert fsck(copy).is_sound
+        line.is_whole(copy)
+        line.train(2)
+        sent = push(line.repo, "origin")
+        # The second commit under the mask is values and metadata.
+        assert sent.bytes_sent < 1.01 * line.value_bytes() + 3000
+        fetch(copy, "origin")
+        copy.switch("main", discard=True)
+        line.is_whole(copy)
+        assert fsck(copy).is_sound
+    finally:
+        copy.close()
+
+
+def test_a_push_brings_positions_that_no_commit_names(line: Line, tmp_path: Path) -> None:
+    line.train(1)
+    line.train(2, named=False)
+    remove_mask(line.repo, line.mask_id.hex)
+    reset_to_unmasked(line)
+    add_remote(line.repo, "origin", str(tmp_path / "origin"))
+    push(line.repo, "origin")
+    copy = clone(str(tmp_path / "origin"), tmp_path / "copy", environment=environment_at(tmp_path, tmp_path))
+    try:
+        assert fsck(copy).is_sound
+        state = copy.load("HEAD")
+        assert {name: bytes(state[name].raw()) for name in state} == {
+            name: array.tobytes() for name, array in line.arrays[-1].items()
+        }
+        assert copy.store.has(line.mask.regions[0].positions)
+    finally:
+        copy.close()
+
+
+def test_borrowed_records_are_read_at_the_lender_and_copied_with_their_positions(line: Line, tmp_path: Path) -> None:
+    line.train(1)
+    place = environment_at(tmp_path, tmp_path)
+    lender = str(line.repo.worktree)
+    borrower = clone(lender, tmp_path / "copy", borrow=[lender], environment=place)
+    try:
+        line.is_whole(borrower)
+        copy_borrowed(borrower)
+        shutil.move(line.repo.worktree, tmp_path / "away")
+        line.is_whole(borrower)
+        assert fsck(borrower).is_sound
+    finally:
+        borrower.close()
+
+
+def test_repack_takes_positions_from_a_mask_of_the_history(line: Line) -> None:
+    """Commits that were made without the mask: once one lists it, repacking finds it for the others."""
+    line.train(1, named=False)
+    assert line.results[-1].encodings == {"sparse": len(records(line.repo, line.results[-1]))}
+    line.train(2)
+    size = line.pack_bytes()
+    report = repack(line.repo, prune_now=True)
+    assert report.recoded >= 3
+    assert line.pack_bytes() < size - line.mask.count // 2
+    assert all(item.positions for name, item in records(line.repo, line.results[1]).items() if name != "a.bias")
+    line.is_whole()
+    assert fsck(line.repo).is_sound
+    again = line.pack_bytes()
+    assert repack(line.repo, effort="tight").bytes_after <= again
+    line.is_whole()
+
+
+def test_pruned_weights_do_not_take_the_positions_of_others(line: Line) -> None:
+    line.repo.switch("runs/a", create=True)
+    for seed in (1, 2, 3):
+        line.train(seed)
+    text = (line.repo.worktree / "mgit.toml").read_text()
+    (line.repo.worktree / "mgit.toml").write_text(text + '[retention."runs/*"]\nlast = 1\n')
+    line.repo.forget_settings()
+    done = prune(line.repo)
+    assert done.pruned == 2
+    assert fsck(line.repo).is_sound
+    state = line.repo.load("HEAD")
+    assert bytes(state["embed.weight"].raw()) == line.arrays[-1]["embed.weight"].tobytes()
+
+
+def test_few_of_the_masks_values_and_some_outside(line: Line) -> None:
+    """A hundred of the mask's values; then one value outside of it, which the mask does not explain."""
+    random = np.random.default_rng(3)
+    few = {name: np.sort(random.choice(at, min(at.size, 100), replace=False)) for name, at in line.positions.items()}
+    line.train(1)
+    full, line.positions = line.positions, few
+    small = line.train(2)
+    assert set(small.encodings) == {"masked"}
+    assert sum(item.length for item in records(line.repo, small).values()) < 350 * 5
+    line.positions = {**full, "a.weight": np.union1d(full["a.weight"], [int(full["a.weight"][0]) + 1])}
+    outside = line.train(3, named=False)
+    assert outside.encodings == {"masked": len(outside.patch.tensors) - 1, "sparse": 1}
+    line.is_whole()
+    with pytest.raises(RepositoryError, match="outside of mask"):
+        line.train(4)
+    line.arrays.pop()
+    line.is_whole()
+
+
+def test_a_merge_finds_the_mask_of_its_parents(line: Line) -> None:
+    line.train(1)
+    line.repo.switch("side", create=True)
+    side = line.train(2)
+    line.repo.switch("main", discard=True)
+    line.arrays[-1] = line.arrays[1]
+    main = line.train(3)
+    line.repo.merge("side", strategy="average")
+    merged = line.repo.commit_at(line.repo.resolve("HEAD"))
+    tensors = line.repo.tensors_of(line.repo.manifest_at(merged.manifest), side.manifest.models[0])
+    rows = [row for row in line.repo.store.locate(tensors["embed.weight"].id) if not row.is_leaf_table]
+    assert {row.positions for row in rows} == {line.mask.regions[0].positions.digest}
+    assert main.id in merged.parents
+    assert fsck(line.repo).is_sound
+
+
+def test_storage_reports_name_the_mask(line: Line) -> None:
+    result = line.train(1)
+    shown = {item.name: item for item in encodings(line.repo, result.id)}
+    assert {item.mask for item in shown.values()} == {line.mask_id}
+    assert shown["embed.weight"].codec == "masked"
+    assert "smallest" in shown["embed.weight"].reason
+    assert {row.tensor.mask for row in usage(line.repo, by="tensor").rows if row.tensor and row.tensor.base} == {
+        line.mask_id
+    }
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_fsck_finds_positions_that_are_missing(line: Line, quick: bool) -> None:
+    line.train(1)
+    remove_mask(line.repo, line.mask_id.hex)
+    blob = line.mask.regions[0].positions
+    (row,) = line.repo.store.locate(blob)
+    line.repo.store.close()
+    (line.repo.store.packs_path / row.pack).unlink()
+    line.repo.store.lookup.refresh()
+    findings = fsck(line.repo, quick=quick).findings
+    assert len([item for item in findings if str(blob) in item.problem]) >= 4
+
+
+def test_the_second_reader_agrees(line: Line, second_reader: ModuleType) -> None:
+    line.train(1)
+    line.train(2)
+    repository = second_reader.Repository(line.repo.paths.directory)
+    for result, arrays in zip(line.results, line.arrays, strict=True):
+        found = repository.files(bytes.fromhex(result.id.hex))
+        assert found["bot.safetensors"] == line.files.of_arrays(arrays)
