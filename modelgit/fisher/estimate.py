@@ -23,7 +23,7 @@ from modelgit.fisher.directions import ESTIMATORS, EXACT_CLASSES, Estimator, che
 from modelgit.fisher.hooks import GradientSquares
 from modelgit.fisher.modes import batch_inputs, evaluating, module_device
 from modelgit.fisher.settling import Settling, SettlingState
-from modelgit.models.base import ExampleSet, TaskModel
+from modelgit.models.base import Batch, ExampleSet, TaskModel
 from modelgit.progress import SILENT, Progress
 
 __all__ = ["BLOCK", "ESTIMATORS", "EXACT_CLASSES", "Accumulator", "FisherDiagonal", "PartialFisher", "estimate"]
@@ -128,9 +128,8 @@ class Accumulator:
         self._model, self._examples = task_model, examples
         self._batch_size, self._seed, self._progress = batch_size, seed, progress
         self._squares = GradientSquares(task_model.module, task_model.tensor_of)
-        self._sums = {
-            tensor: np.zeros(tuple(total.shape), np.float64) for tensor, total in self._squares.totals.items()
-        }
+        self._shapes = {tensor: tuple(total.shape) for tensor, total in self._squares.totals.items()}
+        self._sums: dict[str, NDArray[np.float64]] = {}
         sizes = {tensor: total.numel() for tensor, total in self._squares.totals.items()}
         self._settling = None if stop_when_settled is None else Settling(sizes, stop_when_settled)
         self.done = 0
@@ -151,7 +150,7 @@ class Accumulator:
                 # Blocks end at multiples of their size, also when an estimate over fewer examples is continued.
                 end = min(len(self._order), (self.done // BLOCK + 1) * BLOCK)
                 positions = self._order[self.done : end]
-                with evaluating(module), self._squares:
+                with evaluating(module):
                     self._block(positions)
                 self._collect(whole=len(positions) == BLOCK, block=self.done // BLOCK)
                 self.done = end
@@ -167,9 +166,10 @@ class Accumulator:
             # Random numbers belong to the position in the whole set, not in the block.
             here = batch._replace(indices=tuple(positions[index] for index in batch.indices))
 
-            def vectors(outputs: torch.Tensor, batch=here) -> Iterator[torch.Tensor]:  # type: ignore[no-untyped-def]
-                check_outputs(outputs, batch, self._examples, self._model.classes)
-                return directions(self.estimator, self._model.likelihood, outputs, batch, seed=self._seed, scale=_SCALE)
+            def vectors(outputs: torch.Tensor, rows: slice, batch: Batch = here) -> Iterator[torch.Tensor]:
+                part = _rows_of(batch, rows)
+                check_outputs(outputs, part, self._examples, self._model.classes)
+                return directions(self.estimator, self._model.likelihood, outputs, part, seed=self._seed, scale=_SCALE)
 
             self._squares.add(batch_inputs(batch, device), vectors)
             self._progress.advance(_TASK, len(batch.indices))
@@ -179,7 +179,11 @@ class Accumulator:
         if self._settling is not None and whole:
             self._settling.add(block, self._squares.totals)
         for tensor, total in self._squares.totals.items():
-            self._sums[tensor] += total.cpu().numpy()
+            found = total.cpu().numpy()
+            if tensor in self._sums:
+                self._sums[tensor] += found
+            else:
+                self._sums[tensor] = found.astype(np.float64)
             total.zero_()
 
     def state(self) -> PartialFisher:
@@ -198,13 +202,12 @@ class Accumulator:
 
         A state of work with a smaller limit is as good.  Raises UsageError when it belongs to another estimate.
         """
-        ours = (self.estimator, self._seed, self._examples.fingerprint, _shapes(self._sums))
-        theirs = (state.estimator, state.seed, state.data, _shapes(state.sums))
+        ours = (self.estimator, self._seed, self._examples.fingerprint, self._shapes)
+        theirs = (state.estimator, state.seed, state.data, {name: sums.shape for name, sums in state.sums.items()})
         settling = self._settling is None or state.settling is not None
         if ours != theirs or state.scale != _SCALE * _SCALE or state.examples > len(self._order) or not settling:
             raise UsageError("the saved state belongs to another Fisher estimate")
-        for tensor, total in state.sums.items():
-            self._sums[tensor][...] = total
+        self._sums = {tensor: np.array(total, np.float64) for tensor, total in state.sums.items()}
         if self._settling is not None and state.settling is not None:
             self._settling.restore(state.settling)
         self.done = state.examples
@@ -214,13 +217,14 @@ class Accumulator:
         if self.done == 0:
             raise UsageError("a Fisher estimate needs at least one example")
         factor = 1.0 / (_SCALE * _SCALE * self.done)
-        values = {tensor: (total * factor).astype(np.float32) for tensor, total in self._sums.items()}
+        values = {tensor: np.empty(total.shape, np.float32) for tensor, total in self._sums.items()}
         head = frozenset(self._model.tensor_of[name] for name in self._model.head)
         traces, squares = [0.0, 0.0], [0.0, 0.0]
         for tensor, total in self._sums.items():
-            part, scaled = tensor in head, total * factor
-            traces[part] += float(scaled.sum())
-            squares[part] += float(np.square(scaled, out=scaled).sum())
+            np.multiply(total, factor, out=values[tensor], casting="same_kind")
+            flat = total.reshape(-1)
+            traces[tensor in head] += factor * float(flat.sum())
+            squares[tensor in head] += factor * factor * float(np.dot(flat, flat))
         settling = self._settling
         return FisherDiagonal(
             estimator=self.estimator,
@@ -292,5 +296,6 @@ def _check_labels(task_model: TaskModel, examples: ExampleSet, order: list[int])
             )
 
 
-def _shapes(sums: dict[str, NDArray[np.float64]]) -> dict[str, tuple[int, ...]]:
-    return {tensor: total.shape for tensor, total in sums.items()}
+def _rows_of(batch: Batch, rows: slice) -> Batch:
+    counted = None if batch.counted is None else batch.counted[rows]
+    return batch._replace(labels=batch.labels[rows], indices=batch.indices[rows], counted=counted)

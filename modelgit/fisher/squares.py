@@ -12,10 +12,12 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Contribution", "Outer", "Rows", "Vectors", "add_squares", "add_sum"]
+__all__ = ["Contribution", "Grouped", "Outer", "Part", "Rows", "Vectors", "add_one", "add_squares"]
 
-# One buffer per example that stays in the cache beats a batched product; small matrices go in chunks to spare calls.
+# One buffer per example that stays in the cache beats a batched product; small matrices go in chunks to spare calls,
+# and large ones (a vocabulary) by rows, so that neither buffer nor sums leave the cache between two examples.
 _CPU_CHUNK_ELEMENTS = 1 << 17
+_CPU_TILE_ELEMENTS = 1 << 20
 _ACCELERATOR_CHUNK_ELEMENTS = 1 << 26
 
 
@@ -48,7 +50,8 @@ class Vectors:
 class Outer:
     """The weight `[O, I]` of a linear map: the sum over positions t of g_t a_t^T.
 
-    `output` holds the gradients of the outputs, float32 `[B, T, O]`, and `inputs` the inputs, `[B, T, I]`.
+    `output` holds the gradients of the outputs, float32 `[B, T, O]`, and `inputs` the inputs, `[B, T, I]`.  The
+    tensor may have any shape with O rows and I values in each (the kernel of a convolution).
     """
 
     output: torch.Tensor
@@ -56,26 +59,58 @@ class Outer:
 
     def add_example(self, gradient: torch.Tensor, example: int) -> None:
         """Add g^T a of one example."""
-        gradient.addmm_(self.output[example].t(), self.inputs[example])
+        _matrix(gradient).addmm_(self.output[example].t(), self.inputs[example])
 
     def add_squares(self, total: torch.Tensor) -> None:
         """Sum (g^T a)^2 over examples; with one position the square of a product is the product of squares."""
+        total = _matrix(total)
         count, positions, _ = self.output.shape
         if positions == 1:
             total.addmm_(self.output[:, 0].square().t(), self.inputs[:, 0].square())
             return
-        limit = _CPU_CHUNK_ELEMENTS if total.device.type == "cpu" else _ACCELERATOR_CHUNK_ELEMENTS
-        chunk = limit // total.numel()
+        on_cpu = total.device.type == "cpu"
+        chunk = (_CPU_CHUNK_ELEMENTS if on_cpu else _ACCELERATOR_CHUNK_ELEMENTS) // total.numel()
         if chunk > 1:
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 product = torch.bmm(self.output[part].transpose(1, 2), self.inputs[part])
                 total.add_(product.square_().sum(0))
             return
-        buffer = torch.empty_like(total)
-        for example in range(count):
-            torch.mm(self.output[example].t(), self.inputs[example], out=buffer)
-            total.addcmul_(buffer, buffer)
+        tile = max(1, (_CPU_TILE_ELEMENTS if on_cpu else _ACCELERATOR_CHUNK_ELEMENTS) // total.shape[1])
+        buffer = torch.empty_like(total[:tile])
+        for start in range(0, len(total), tile):
+            rows = total[start : start + tile]
+            product = buffer[: len(rows)]
+            for example in range(count):
+                torch.mm(self.output[example, :, start : start + tile].t(), self.inputs[example], out=product)
+                rows.addcmul_(product, product)
+
+    def rows(self, example: int, ids: torch.Tensor) -> torch.Tensor:
+        """The rows `ids` of the gradient of one example, `[len(ids), I]`."""
+        return self.output[example][:, ids].t() @ self.inputs[example]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The kernel of a convolution in groups: for each group an outer product, summed over positions.
+
+    `output` is `[B, G, O / G, T]`, `inputs` `[B, G, T, I]`, for a tensor of O rows of I values, the groups' in turn.
+    """
+
+    output: torch.Tensor
+    inputs: torch.Tensor
+
+    def add_example(self, gradient: torch.Tensor, example: int) -> None:
+        """Add one example."""
+        gradient.add_((self.output[example] @ self.inputs[example]).reshape(gradient.shape))
+
+    def add_squares(self, total: torch.Tensor) -> None:
+        """As many examples at a time as make a small buffer."""
+        chunk = max(1, _CPU_TILE_ELEMENTS // total.numel())
+        for start in range(0, len(self.output), chunk):
+            part = slice(start, start + chunk)
+            product = self.output[part] @ self.inputs[part]
+            total.add_(product.square_().sum(0).reshape(total.shape))
 
 
 @dataclass(frozen=True)
@@ -100,11 +135,39 @@ class Rows:
         sums = total.new_zeros((len(unique), width)).index_add_(0, position, self.output.reshape(-1, width))
         total.index_add_(0, unique % rows, sums.square_())
 
+    def touched(self, example: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distinct rows that one example uses, and their gradients."""
+        unique, position = self.ids[example].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        sums = self.output.new_zeros((len(unique), self.output.shape[-1]))
+        return unique, sums.index_add_(0, position, self.output[example])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A contribution to the rows from `start` to `stop` only (the query part of a joint projection)."""
+
+    inner: Contribution
+    start: int
+    stop: int
+
+    def add_example(self, gradient: torch.Tensor, example: int) -> None:
+        """Add to those rows."""
+        self.inner.add_example(gradient[self.start : self.stop], example)
+
+    def add_squares(self, total: torch.Tensor) -> None:
+        """Add to those rows."""
+        self.inner.add_squares(total[self.start : self.stop])
+
 
 def add_squares(total: torch.Tensor, contributions: Sequence[Contribution], count: int) -> None:
     """Add to `total` the sum over `count` examples of (the sum of `contributions`)^2."""
     if len(contributions) == 1:
         contributions[0].add_squares(total)
+        return
+    outer = [contribution for contribution in contributions if isinstance(contribution, Outer)]
+    rows = [contribution for contribution in contributions if isinstance(contribution, Rows)]
+    if len(contributions) == 2 and len(outer) == 1 and len(rows) == 1:
+        _add_tied(total, outer[0], rows[0], count)
         return
     gradient = torch.empty_like(total)
     for example in range(count):
@@ -114,8 +177,21 @@ def add_squares(total: torch.Tensor, contributions: Sequence[Contribution], coun
         total.addcmul_(gradient, gradient)
 
 
-def add_sum(total: torch.Tensor, contributions: Sequence[Contribution], count: int) -> None:
-    """Add to `total` the plain gradient of the batch: the sum over contributions and `count` examples."""
+def _add_tied(total: torch.Tensor, outer: Outer, rows: Rows, count: int) -> None:
+    """An embedding tied to the output layer: (o + r)^2 = o^2 + (2 o + r) r, and r is zero but for a few rows."""
+    outer.add_squares(total)
+    for example in range(count):
+        ids, gradients = rows.touched(example)
+        total.index_add_(0, ids, (2 * outer.rows(example, ids) + gradients) * gradients)
+    used = rows.ids.unique()  # type: ignore[no-untyped-call]
+    total[used] = total[used].clamp_min(0)  # where o + r vanishes, rounding may leave a little less than nothing
+
+
+def add_one(total: torch.Tensor, contributions: Sequence[Contribution], example: int) -> None:
+    """Add to `total` the plain gradient of one example of the batch."""
     for contribution in contributions:
-        for example in range(count):
-            contribution.add_example(total, example)
+        contribution.add_example(total, example)
+
+
+def _matrix(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(tensor.shape[0], -1)

@@ -76,9 +76,9 @@ def test_bert_equals_the_definition(bert, sentences, estimator: str, weight, cla
 
 def test_bert_takes_the_fast_way_for_every_tensor(bert, sentences) -> None:
     task = bert()
-    with GradientSquares(task.module, task.tensor_of) as squares:
-        for batch in sentences().batches(8):
-            squares.add(batch.inputs, lambda logits: [torch.ones_like(logits)])
+    squares = GradientSquares(task.module, task.tensor_of)
+    for batch in sentences().batches(8):
+        squares.add(batch.inputs, lambda logits, _: [torch.ones_like(logits)])
     assert squares.slow == set()
 
 
@@ -264,7 +264,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None, s
         image_net,
         (2, 6, 6),
         None,
-        {f"layers.{at}" for at in ("0.weight", "0.bias", "1.weight", "1.bias")},
+        set(),
     ),
     "recurrent": (
         lambda: Tokens(Only(nn.GRU(6, 6, batch_first=True))),
@@ -272,7 +272,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None, s
         11,
         {f"body.inner.{part}_l0" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")},
     ),
-    "functional": (TiedDecoder, (4,), 3, {"embed.weight"}),
+    "functional": (TiedDecoder, (4,), 3, set()),
     "twice": (Twice, (3, 5), None, set()),
     "swapped": (Swapped, (4,), 9, {"embed.weight", "inner.weight", "inner.bias"}),
     "branching": (Branching, (5,), None, {"scale"}),
@@ -280,7 +280,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None, s
         Attention,
         (4, 6),
         None,
-        {f"attend.{part}" for part in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")},
+        set(),
     ),
 }
 
@@ -309,8 +309,8 @@ def module_case(name: str, vectors) -> tuple[nn.Module, InputSet, set[str]]:
 def test_any_module_equals_the_definition(name: str, bound, vectors) -> None:
     module, data, slow = module_case(name, vectors)
     task = bound(module)
-    with GradientSquares(module, task.tensor_of) as squares:
-        squares.add(next(data.batches(8)).inputs, lambda logits: [torch.ones_like(logits)])
+    squares = GradientSquares(module, task.tensor_of)
+    squares.add(next(data.batches(8)).inputs, lambda logits, _: [torch.ones_like(logits)])
     assert squares.slow == slow
     module.requires_grad_(True)
     expected = naive(task, data, exact)
