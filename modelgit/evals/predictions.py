@@ -74,6 +74,8 @@ def predict(
     """
     import torch
 
+    if model.likelihood != "categorical":
+        raise UsageError("suites compare classes, and the outputs of this model are numbers")
     rows = np.full((len(examples), model.classes), np.nan, dtype=np.float32)
     seen = np.zeros(len(examples), dtype=bool)
     training = model.module.training

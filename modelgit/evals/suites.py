@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from modelgit.config.schema import EvalSettings, Limit, Settings, TaskSettings
 from modelgit.errors import UsageError
+from modelgit.models.kinds import PER_EXAMPLE_KINDS
 
 __all__ = ["Suite", "load_suites"]
 
@@ -48,6 +49,11 @@ def _suite(settings: Settings, name: str) -> Suite:
             f"suite `{name}` names the task `{suite.task}`, which mgit.toml does not have"
             f"{_near(suite.task, settings.task)}",
             hint=f"add to mgit.toml: {_TASK_EXAMPLE.format(name=suite.task)}",
+        )
+    if task.kind not in PER_EXAMPLE_KINDS:
+        raise UsageError(
+            f"suite `{name}` measures a task of kind `{task.kind}`, and suites compare one class for each example",
+            hint=f"`mgit diff` compares {task.kind} models; take [eval.{name}] out of mgit.toml",
         )
     data = suite.data or task.test
     if data is None:

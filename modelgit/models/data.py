@@ -1,12 +1,10 @@
-"""Labelled texts from JSON-lines and CSV files, checked line by line."""
+"""Examples of a task from a data file, checked record by record."""
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -15,154 +13,218 @@ from blake3 import blake3
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.models.base import Example
+from modelgit.models.images import ImageSource, image_source
 from modelgit.models.kinds import UNLABELLED_KINDS
+from modelgit.models.labels import UNLABELLED, Labels
+from modelgit.models.records import Row, read_rows
 from modelgit.objects.ids import domain
 
 __all__ = ["UNLABELLED", "read_examples"]
 
-UNLABELLED = -1
-_SHOWN_LABELS = 30
+_STRUCTURED = ("token-classification", "question-answering", "image-classification")
+# A token of most tokenizers is some four characters of text: blocks are about as long as what the model is fed.
+_CHARACTERS_PER_TOKEN = 4
 
 
-class _Row(NamedTuple):
-    """One record and the line on which it ends (CSV) or stands (JSON-lines)."""
+class _Content(NamedTuple):
+    """What a record says beside its id."""
 
-    line: int
-    values: Mapping[str, object]
+    text: str
+    label: int = UNLABELLED
+    fields: Mapping[str, object] = MappingProxyType({})
 
 
-def read_examples(path: Path, settings: TaskSettings, *, shown: str) -> tuple[tuple[Example, ...], str]:
-    """The examples of a `.jsonl` or `.csv` file in its order, and the fingerprint of the data.
+def read_examples(
+    path: Path, settings: TaskSettings, *, shown: str, folder: Path | None = None
+) -> tuple[tuple[Example, ...], str]:
+    """The examples of a file in its order, and the fingerprint of the data.
 
-    Each record has the fields `settings.text` and, optionally, `settings.label`: a name among `settings.labels` or an
-    index, absent, null or empty for an example without a label.  A field `id` names the example; otherwise its line
-    does.  The fingerprint is the BLAKE3 of the bytes together with the settings that decide how they are read, in
-    hex.  `shown` is how messages name the file.  Raises UsageError that names file and line.
+    Which fields a record has depends on the kind of the task (docs/models.md).  For texts with one label they are
+    `settings.text`, `settings.pair` where the task has pairs, and, optionally, `settings.label`: a name among
+    `settings.labels` or an index, absent, null or empty for an example without a label.  A field `id` names the
+    example; otherwise its line does.  With an `entry` all other fields come along as `Example.fields`.
+
+    The fingerprint is the BLAKE3 of the bytes (of the images, too) together with the settings that decide how they are
+    read, in hex.  Paths of images are relative to `folder`, by default that of the file.  `shown` is how messages
+    name the file.  Held are the records of the whole file; images are read when they are needed.  Raises UsageError
+    that names file and line.
     """
-    readers = {".jsonl": _json_lines, ".csv": _csv_rows}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"{shown} is neither JSON-lines nor CSV", hint="name the file FILE.jsonl or FILE.csv")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{shown} cannot be read: {error.strerror or error}") from error
-    rows = list(reader(content, shown))
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and settings.kind in _STRUCTURED:
+        raise UsageError(
+            f"{shown} holds texts only, and the task is of kind `{settings.kind}`",
+            hint="put its examples into a file FILE.jsonl, with a JSON object on each line",
+        )
+    blocks = _CHARACTERS_PER_TOKEN * settings.max_length if settings.split == "blocks" else None
+    rows = list(read_rows(path, shown=shown, text=settings.text, columns=_columns(settings), block_characters=blocks))
     if not rows:
         raise UsageError(f"{shown} holds no examples")
-    labels = _Labels(settings, rows)
+    reader = _Reader(settings, rows, folder or path.parent)
     examples: list[Example] = []
     seen: dict[str, int] = {}
-    for row in rows:
+    piece = 1
+    for at, row in enumerate(rows):
         where = f"{shown}:{row.line}"
-        text = row.values.get(settings.text)
-        if not isinstance(text, str) or not text.strip():
-            found = "no field" if settings.text not in row.values else "no text in the field"
-            raise UsageError(
-                f"{where}: {found} `{settings.text}`",
-                hint=f'fields are {_listed(row.values)}; write `text = "FIELD"` under the task in mgit.toml',
-            )
-        name = _name(row, where)
+        piece = piece + 1 if at and row.line == rows[at - 1].line else 1
+        name = _name(row, where, piece)
         if name in seen:
             raise UsageError(f"{where}: the id `{name}` is already that of line {seen[name]}")
         seen[name] = row.line
-        label = UNLABELLED
-        if settings.kind not in UNLABELLED_KINDS:
-            label = labels.index(row.values.get(settings.label), where)
-        examples.append(Example(name, text, label))
-    return tuple(examples), _fingerprint(content, path.suffix.lower(), settings)
+        content = reader.read(row, where)
+        examples.append(Example(name, content.text, content.label, content.fields))
+    return tuple(examples), _fingerprint(path, settings, examples)
 
 
-def _fingerprint(content: bytes, suffix: str, settings: TaskSettings) -> str:
-    reading = msgspec.json.encode((suffix, settings.text, settings.label, settings.labels))
-    return blake3(domain("data") + len(reading).to_bytes(8, "little") + reading + content).hexdigest()
+def _fingerprint(path: Path, settings: TaskSettings, examples: Sequence[Example]) -> str:
+    suffix = path.suffix.lower()
+    choices: tuple[object, ...] = (suffix, settings.text, settings.label, settings.labels)
+    more = _choices(settings, suffix)
+    reading = msgspec.json.encode((*choices, more) if more else choices)
+    hasher = blake3(domain("data") + len(reading).to_bytes(8, "little") + reading)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    for example in examples:
+        image = example.fields.get("image")
+        if isinstance(image, ImageSource):
+            hasher.update(image.digest)
+    return hasher.hexdigest()
 
 
-def _name(row: _Row, where: str) -> str:
+def _choices(settings: TaskSettings, suffix: str) -> dict[str, object]:
+    """Settings beside those of a labelled text that decide how records are read."""
+    more: dict[str, object] = {}
+    if settings.kind not in (None, "sequence-classification"):
+        more["kind"] = settings.kind
+    if settings.pair is not None:
+        more["pair"] = settings.pair
+    if settings.kind == "question-answering":
+        more["fields"] = (settings.question, settings.context, settings.answer, settings.answer_start)
+    if settings.kind == "image-classification":
+        more["fields"] = (settings.image,)
+    if suffix == ".txt" and settings.split == "blocks":
+        more["blocks"] = settings.max_length
+    return more
+
+
+def _columns(settings: TaskSettings) -> frozenset[str] | None:
+    """The fields that are read; None for all of them, which an entry may want."""
+    if settings.entry is not None:
+        return None
+    if settings.kind == "question-answering":
+        return frozenset({"id", settings.question, settings.context, settings.answer, settings.answer_start})
+    if settings.kind == "image-classification":
+        return frozenset({"id", settings.image, settings.label})
+    return frozenset({"id", settings.text, settings.label} | ({settings.pair} if settings.pair else set()))
+
+
+def _name(row: Row, where: str, piece: int) -> str:
     value = row.values.get("id")
     if value is None or value == "":
-        return str(row.line)
+        return str(row.line) if piece == 1 else f"{row.line}.{piece}"
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UsageError(f"{where}: the id is {type(value).__name__}, not a text or a number")
     return str(value)
 
 
-class _Labels:
-    """What a label may be, and the index it stands for."""
+class _Reader:
+    """Records of one task as examples."""
 
-    def __init__(self, settings: TaskSettings, rows: list[_Row]) -> None:
-        self.field = settings.label
-        self.index_of = {name: index for index, name in enumerate(settings.labels)}
-        if len(self.index_of) != len(settings.labels):
-            raise UsageError("the task names one label twice", hint=f"labels are {', '.join(settings.labels)}")
-        self.rows = rows
+    def __init__(self, settings: TaskSettings, rows: Sequence[Row], folder: Path) -> None:
+        self.settings = settings
+        self.labels = Labels(settings, rows)
+        self.folder = folder
 
-    def index(self, value: object, where: str) -> int:
-        if value is None or value == "":
+    def read(self, row: Row, where: str) -> _Content:
+        settings = self.settings
+        if settings.kind == "token-classification":
+            content = self._tagged(row, where)
+        elif settings.kind == "question-answering":
+            content = self._question(row, where)
+        elif settings.kind == "image-classification":
+            content = self._image(row, where)
+        else:
+            content = self._plain(row, where)
+        if settings.entry is None:
+            return content
+        return content._replace(fields=MappingProxyType({**row.values, **content.fields}))
+
+    def _label(self, row: Row, where: str) -> int:
+        if self.settings.kind in UNLABELLED_KINDS:
             return UNLABELLED
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise UsageError(f"{where}: the label is {type(value).__name__}, not a name or an index")
-        if str(value) in self.index_of:  # names come first, so that labels may be called "0" or "5"
-            return self.index_of[str(value)]
-        text = str(value).strip()
-        if not text.removeprefix("-").isdecimal():
-            raise self._unknown(text, where)
-        index = int(text)
-        if index < UNLABELLED or (self.index_of and index >= len(self.index_of)):
-            raise UsageError(
-                f"{where}: label {index} is outside "
-                + (f"0..{len(self.index_of) - 1}" if self.index_of else "the indices from 0"),
-                hint="write `labels = [...]` under the task in mgit.toml, one name per class",
-            )
-        return index
+        return self.labels.index(row.values.get(self.settings.label), where)
 
-    def _unknown(self, text: str, where: str) -> UsageError:
-        if self.index_of:
-            near = difflib.get_close_matches(text, self.index_of, n=1)
-            asked = f"; did you mean `{near[0]}`?" if near else ""
-            return UsageError(
-                f"{where}: `{text}` is not a label of the task{asked}",
-                hint=f"labels are {', '.join(self.index_of)}",
-            )
-        found = sorted(
-            {str(row.values[self.field]) for row in self.rows if row.values.get(self.field) not in (None, "")}
-        )
-        names = msgspec.json.encode(found[:_SHOWN_LABELS]).decode().replace('","', '", "')
+    def _plain(self, row: Row, where: str) -> _Content:
+        settings = self.settings
+        # What an entry's model is fed may be anything: a record without a text is for its `encode` to judge.
+        optional = settings.entry is not None and settings.text not in row.values
+        text = "" if optional else self._text(row, where, "text", settings.text)
+        fields = {} if settings.pair is None else {"pair": self._text(row, where, "pair", settings.pair)}
+        return _Content(text, self._label(row, where), MappingProxyType(fields))
+
+    def _text(self, row: Row, where: str, setting: str, field: str) -> str:
+        text = row.values.get(field)
+        if not isinstance(text, str) or not text.strip():
+            raise self._missing(row, where, setting, field, "text")
+        return text
+
+    def _missing(self, row: Row, where: str, setting: str, field: str, what: str) -> UsageError:
+        found = "no field" if field not in row.values else f"no {what} in the field"
+        other = "" if self.settings.kind else ", or `kind` if its records are no texts with a label,"
         return UsageError(
-            f"{where}: the label `{text}` is a name, and the task lists no labels",
-            hint=f"write `labels = {names}` under the task in mgit.toml, in the order of the head's outputs",
+            f"{where}: {found} `{field}`",
+            hint=f'fields are {_listed(row.values)}; write `{setting} = "FIELD"`{other} under the task in mgit.toml',
         )
 
+    def _tagged(self, row: Row, where: str) -> _Content:
+        settings = self.settings
+        words = row.values.get(settings.text)
+        words = words.split() if isinstance(words, str) else words
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
+            raise self._missing(row, where, "text", settings.text, "list of words")
+        tags = row.values.get(settings.label)
+        tags = tags.split() if isinstance(tags, str) else tags
+        fields: dict[str, object] = {"words": tuple(words)}
+        if tags is not None and tags != []:
+            if not isinstance(tags, list) or len(tags) != len(words):
+                count = len(tags) if isinstance(tags, list) else "no list of"
+                raise UsageError(f"{where}: {count} tags in the field `{settings.label}` for {len(words)} words")
+            fields["tags"] = tuple(self.labels.index(tag, where) for tag in tags)
+        return _Content(" ".join(words), UNLABELLED, MappingProxyType(fields))
 
-def _json_lines(content: bytes, shown: str) -> Iterator[_Row]:
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{shown}:{number}: not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise UsageError(f"{shown}:{number}: a JSON {type(values).__name__}, where an object is expected")
-        yield _Row(number, values)
-
-
-def _csv_rows(content: bytes, shown: str) -> Iterator[_Row]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{shown}:{line}: not UTF-8 text") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for values in reader:
-            if None in values or any(value is None for value in values.values()):
+    def _question(self, row: Row, where: str) -> _Content:
+        settings = self.settings
+        question = self._text(row, where, "question", settings.question)
+        context = self._text(row, where, "context", settings.context)
+        fields: dict[str, object] = {"context": context}
+        answer, start = row.values.get(settings.answer), row.values.get(settings.answer_start)
+        if isinstance(answer, dict):  # SQuAD's record of several answers, of which the first counts
+            texts, starts = answer.get("text"), answer.get("answer_start")
+            answer = texts[0] if isinstance(texts, list) and texts else None
+            start = starts[0] if isinstance(starts, list) and starts else None
+        if answer not in (None, ""):
+            begin = _whole_number(start)
+            if not isinstance(answer, str) or begin is None or context[begin : begin + len(answer)] != answer:
                 raise UsageError(
-                    f"{shown}:{reader.line_num}: not {len(reader.fieldnames or ())} fields, as the first line has"
+                    f"{where}: the answer does not stand in the context at character `{start}` (counted from 0)",
+                    hint=f"the fields are `{settings.answer}` and `{settings.answer_start}`; write "
+                    '`answer = "FIELD"` and `answer_start = "FIELD"` under the task in mgit.toml',
                 )
-            yield _Row(reader.line_num, values)
-    except csv.Error as error:
-        raise UsageError(f"{shown}:{reader.reader.line_num}: not CSV: {error}") from error
+            fields |= {"answer": answer, "answer_start": begin}
+        return _Content(question, UNLABELLED, MappingProxyType(fields))
+
+    def _image(self, row: Row, where: str) -> _Content:
+        value = row.values.get(self.settings.image)
+        if value is None or value == "":
+            raise self._missing(row, where, "image", self.settings.image, "image")
+        fields = {"image": image_source(value, folder=self.folder, where=where)}
+        return _Content("", self._label(row, where), MappingProxyType(fields))
+
+
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _listed(values: Mapping[str, object]) -> str:

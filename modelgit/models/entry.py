@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from blake3 import blake3
 
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
-from modelgit.models.base import Batch, Example, ExampleSet, TaskModel, TensorState
+from modelgit.models.base import Batch, Example, ExampleSet, Likelihood, TaskModel, TensorState
 from modelgit.models.bind import BoundModel, bind
+from modelgit.models.images import image_set
+from modelgit.models.kinds import GAUSSIAN_KINDS, UNLABELLED_KINDS
 from modelgit.models.texts import encode_texts
 from modelgit.models.tokens import bucketed_order
 
@@ -36,7 +39,8 @@ def build_entry(
     """Call `function(state, files)` of `settings.entry` and make a TaskModel of what it returns.
 
     A TaskModel is returned as it is.  An `nn.Module` gets the weights of `state`, by parameter name; parameters that
-    start with `settings.head` and a dot are the head.  `root` is the directory whose `.py` files go before
+    start with `settings.head` and a dot are the head, and its outputs are means where `settings.kind` is "regression"
+    or "sentence-embedding", else logits.  `root` is the directory whose `.py` files go before
     installed packages.  Raises UsageError when the repository is not trusted, when there is no such function, and when
     a parameter has no tensor.
     """
@@ -46,7 +50,9 @@ def build_entry(
     made = function(state, files)
     if not isinstance(made, torch.nn.Module):
         if all(hasattr(made, field) for field in ("module", "tensor_of", "head", "classes")):
-            return cast(TaskModel, made)
+            if hasattr(made, "likelihood"):
+                return cast(TaskModel, made)
+            return BoundModel(made.module, made.tensor_of, made.head, made.classes)
         raise UsageError(f"entry `{settings.entry}` returned {type(made).__name__}, not an nn.Module or a TaskModel")
     tensor_of = {name: name for name, _ in made.named_parameters()}
     buffers = {name for name, _ in made.named_buffers()} & set(made.state_dict())
@@ -60,7 +66,8 @@ def build_entry(
     )
     made.eval()
     head = frozenset(name for name in tensor_of if name.startswith(f"{settings.head}."))
-    return BoundModel(made, tensor_of, head, _classes(settings, made, head))
+    likelihood: Likelihood = "gaussian" if settings.kind in GAUSSIAN_KINDS else "categorical"
+    return BoundModel(made, tensor_of, head, _classes(settings, made, head), likelihood)
 
 
 def encode_entry(
@@ -72,44 +79,73 @@ def encode_entry(
     trusted: bool = False,
     root: Path | None = None,
 ) -> ExampleSet:
-    """Inputs by the function `encode(texts, files)` of the entry's module, or by tokenizer.json when it has none.
+    """Inputs by the function `encode` of the entry's module, or by those of the task's kind when it has none.
 
-    `encode` takes a tuple of texts and returns keyword arguments of the module: tensors whose first axis is the
-    example.  Raises UsageError as `build_entry` does, and when an axis has another length.
+    `encode(texts, files)` gets a tuple of texts, `encode(examples, files)` one of Examples: what its first parameter
+    is called decides.  It returns keyword arguments of the module, tensors whose first axis is the example; a Batch
+    of all examples, whose labels and `counted` are then used; or an ExampleSet.  Without it, texts go through
+    tokenizer.json and images through preprocessor_config.json, for arguments of the names that transformers uses.
+    Raises UsageError as `build_entry` does, and when an axis has another length.
     """
     encode = getattr(load_entry(settings, trusted=trusted, root=root), "encode", None)
     if encode is None:
+        if settings.kind == "image-classification":
+            return image_set(examples, fingerprint, files)
         return encode_texts(settings, examples, fingerprint, files, kind=settings.kind)
-    inputs: Mapping[str, torch.Tensor] = encode(tuple(example.text for example in examples), files)
-    wrong = [name for name, value in inputs.items() if value.ndim == 0 or len(value) != len(examples)]
-    if wrong:
-        raise UsageError(f"`encode` of entry `{settings.entry}` gave `{wrong[0]}` another length than the examples")
-    return InputSet(examples, fingerprint, dict(inputs))
+    wants_examples = next(iter(inspect.signature(encode).parameters), "") == "examples"
+    made = encode(examples if wants_examples else tuple(example.text for example in examples), files)
+    if hasattr(made, "batches"):
+        return cast(ExampleSet, made)
+    batch = made if isinstance(made, Batch) else Batch(made, _labels(examples), ())
+    sized = {**batch.inputs, "labels": batch.labels} | ({} if batch.counted is None else {"counted": batch.counted})
+    for name, value in sized.items():
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != len(examples):
+            raise UsageError(f"`encode` of entry `{settings.entry}` gave `{name}` another length than the examples")
+    return InputSet(examples, fingerprint, dict(batch.inputs), batch.labels, batch.counted)
+
+
+def _labels(examples: tuple[Example, ...]) -> torch.Tensor:
+    return torch.tensor([example.label for example in examples], dtype=torch.int64)
 
 
 @dataclass
 class InputSet:
-    """Inputs of one size per example, kept whole: tensors whose first axis is the example."""
+    """Inputs of one size per example, kept whole: tensors whose first axis is the example.
+
+    `labels` are those of the examples where None is given; `counted` says which outputs exist, as in a Batch.
+    """
 
     examples: tuple[Example, ...]
     fingerprint: str
     inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor | None = None
+    counted: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """Slices of the inputs; only the first `limit` examples take part."""
+        labels = _labels(self.examples) if self.labels is None else self.labels
         for positions in bucketed_order((1,) * len(self.examples[:limit]), size, seed=seed):
             rows = torch.tensor(positions)
-            labels = torch.tensor([self.examples[position].label for position in positions], dtype=torch.int64)
-            yield Batch({name: value[rows] for name, value in self.inputs.items()}, labels, tuple(positions))
+            yield Batch(
+                {name: value[rows] for name, value in self.inputs.items()},
+                labels[rows],
+                tuple(positions),
+                None if self.counted is None else self.counted[rows],
+            )
 
     def select(self, positions: Sequence[int]) -> InputSet:
         """The examples at `positions`; their inputs are copied."""
         rows = torch.tensor(tuple(positions), dtype=torch.int64)
-        chosen = tuple(self.examples[position] for position in positions)
-        return InputSet(chosen, self.fingerprint, {name: value[rows] for name, value in self.inputs.items()})
+        return InputSet(
+            tuple(self.examples[position] for position in positions),
+            self.fingerprint,
+            {name: value[rows] for name, value in self.inputs.items()},
+            None if self.labels is None else self.labels[rows],
+            None if self.counted is None else self.counted[rows],
+        )
 
 
 def _names(settings: TaskSettings) -> tuple[str, str]:
@@ -120,9 +156,13 @@ def _names(settings: TaskSettings) -> tuple[str, str]:
 
 
 def _classes(settings: TaskSettings, module: torch.nn.Module, head: frozenset[str]) -> int:
-    if settings.labels:
+    if settings.kind == "question-answering":
+        return 0
+    if settings.labels and settings.kind not in UNLABELLED_KINDS:
         return len(settings.labels)
     sizes = {parameter.shape[0] for name, parameter in module.named_parameters() if name in head and parameter.ndim}
+    if len(sizes) != 1 and settings.kind in UNLABELLED_KINDS:
+        return 0
     if len(sizes) != 1:
         raise UsageError(
             f"the number of classes of entry `{settings.entry}` is unknown",

@@ -21,7 +21,8 @@ from modelgit.errors import MissingExtraError, UsageError
 from modelgit.models.base import Example, ExampleSet, Likelihood, TaskModel, TensorState
 from modelgit.models.bind import BoundModel, bind
 from modelgit.models.heads import Logits, NextTokens, SentenceEmbedding, Spans
-from modelgit.models.kinds import LANGUAGE_KINDS, check_kind, task_kind
+from modelgit.models.images import image_set
+from modelgit.models.kinds import GAUSSIAN_KINDS, LANGUAGE_KINDS, check_kind, task_kind
 from modelgit.models.texts import TextLimits, encode_texts
 
 __all__ = ["TRANSFORMERS", "TransformersAdapter"]
@@ -70,7 +71,7 @@ class TransformersAdapter:
         head = _head(model, kind)
         wrapped = _wrapped(model, kind, settings)
         wrapped.eval()
-        likelihood: Likelihood = "gaussian" if kind in ("regression", "sentence-embedding") else "categorical"
+        likelihood: Likelihood = "gaussian" if kind in GAUSSIAN_KINDS else "categorical"
         return BoundModel(
             wrapped,
             {f"model.{name}": tensor for name, tensor in tensor_of.items()},
@@ -84,6 +85,8 @@ class TransformersAdapter:
     ) -> ExampleSet:
         """Tokens by tokenizer.json, or pixels; never more tokens than the model has positions for."""
         kind = _kind(settings, files)
+        if kind == "image-classification":
+            return image_set(examples, fingerprint, files)
         config = _config(settings, files)
         limits = TextLimits(
             model_type=config.model_type,

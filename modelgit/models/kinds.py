@@ -9,12 +9,23 @@ import msgspec
 from modelgit.config.schema import TaskKind, TaskSettings
 from modelgit.errors import UsageError
 
-__all__ = ["LANGUAGE_KINDS", "PER_EXAMPLE_KINDS", "UNLABELLED_KINDS", "ModelConfig", "check_kind", "task_kind"]
+__all__ = [
+    "GAUSSIAN_KINDS",
+    "LANGUAGE_KINDS",
+    "PER_EXAMPLE_KINDS",
+    "UNLABELLED_KINDS",
+    "ModelConfig",
+    "check_kind",
+    "task_kind",
+]
 
 LANGUAGE_KINDS: frozenset[TaskKind] = frozenset({"causal-lm", "masked-lm"})
 """Kinds whose classes are the tokens of a vocabulary."""
 
-UNLABELLED_KINDS: frozenset[TaskKind] = LANGUAGE_KINDS | {"sentence-embedding", "regression"}
+GAUSSIAN_KINDS: frozenset[TaskKind] = frozenset({"regression", "sentence-embedding"})
+"""Kinds whose outputs are numbers: means of Gaussian distributions of unit variance."""
+
+UNLABELLED_KINDS: frozenset[TaskKind] = LANGUAGE_KINDS | GAUSSIAN_KINDS
 """Kinds whose records need no label, and whose label is not read: it is in the text, or is no class."""
 
 PER_EXAMPLE_KINDS: frozenset[TaskKind | None] = frozenset({None, "sequence-classification", "image-classification"})

@@ -136,7 +136,8 @@ def _suite_examples(
     with tempfile.TemporaryDirectory(prefix="mgit-") as folder:
         file = Path(folder) / Path(suite.data).name
         file.write_bytes(data)
-        return read_examples(file, suite.task, shown=suite.data)
+        # Images lie beside the file that names them, in the work tree.
+        return read_examples(file, suite.task, shown=suite.data, folder=(repo.worktree / suite.data).parent)
 
 
 def code_version(repo: Repository, settings: TaskSettings) -> str:

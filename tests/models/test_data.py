@@ -108,7 +108,7 @@ def test_the_fingerprint_covers_bytes_and_reading(tmp_path: Path) -> None:
         ("d.csv", "text,label\na,yes\nb\n", r"d\.csv:3: not 2 fields", None),
         ("d.csv", 'text,label\n"a,yes\n', r"d\.csv:2: not CSV", None),
         ("d.csv", b"text,label\na,yes\n\xff,no\n", r"d\.csv:3: not UTF-8", None),
-        ("d.txt", "a", "neither JSON-lines nor CSV", "jsonl"),
+        ("d.xml", "a", "is none of", "jsonl"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, name, content, message, hint) -> None:
