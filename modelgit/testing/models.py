@@ -59,9 +59,8 @@ class TinyModel:
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in self.state.items()}, folder / "model.safetensors"
-        )
+        arrays = {name: np.array(value, order="C") for name, value in self.state.items()}
+        save_file(arrays, folder / "model.safetensors")
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
