@@ -38,6 +38,7 @@ class Model:
     classes: int = 3
     head: frozenset[str] = frozenset()
     tensor_of: dict[str, str] = field(default_factory=dict)
+    likelihood: str = "categorical"
 
 
 @dataclass
