@@ -38,6 +38,9 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "switch": "Change to another branch.",
         "tag": "List, make or delete tags.",
         "merge": "Combine another branch with this one.",
+        "cherry-pick": "Apply the change of a commit to this branch.",
+        "revert": "Take the change of a commit back.",
+        "rebase": "Put the commits of this branch on top of another.",
         "resolve": "Say how a conflict is decided.",
     },
     "Measure": {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.cli._format import plural
 from modelgit.cli._output import Part, blue, columns, dim, red, yellow
+from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from modelgit.objects.merges import Action, Conflict, MergePlan
     from modelgit.repo.repository import Repository
 
-__all__ = ["called", "conflict_lines", "heading", "plan_lines"]
+__all__ = ["ChosenStrategy", "called", "conflict_lines", "heading", "parse_strategies", "plan_lines"]
+
+
+class ChosenStrategy(NamedTuple):
+    """`--strategy` values, read: one for all tensors with its options, and rules for tensors of some names."""
+
+    name: str
+    options: dict[str, str]
+    rules: dict[str, str]
 
 
 def called(repo: Repository, commit: CommitId) -> str:
@@ -87,3 +96,27 @@ def _reason(conflict: Conflict) -> str:
         "binary": "both changed it",
     }
     return reasons.get(conflict.kind, conflict.kind)
+
+
+def parse_strategies(texts: tuple[str, ...], *, default: str) -> ChosenStrategy:
+    """Read `--strategy` values.  Raises UsageError for one that is not NAME or PATTERN=NAME."""
+    name: str | None = None
+    options: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for text in texts:
+        first, *pairs = text.split() or [""]
+        pattern, equals, rule = first.partition("=")
+        if equals:
+            if not pattern or not rule:
+                raise UsageError(f"`{text}` is not PATTERN=NAME", hint="--strategy 'lm_head.*=ours'")
+            rules[pattern] = " ".join([rule, *pairs])
+            continue
+        if name is not None:
+            raise UsageError(f"two strategies for all tensors: {name} and {first}", hint="--strategy 'PATTERN=NAME'")
+        name = first
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UsageError(f"`{pair}` in `{text}` is not option=value", hint="--strategy 'average weights=2,1'")
+            options[key] = value
+    return ChosenStrategy(default if name is None else name, options, rules)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural
-from modelgit.cli._merges import called, conflict_lines, heading, plan_lines
+from modelgit.cli._merges import ChosenStrategy, called, conflict_lines, heading, parse_strategies, plan_lines
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, blue, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["merge", "say_merge", "show_refusal"]
 
 _DEFAULT = "fisher"
-
-
-class _Strategy(NamedTuple):
-    """`--strategy` values, read: one for all tensors with its options, and rules for tensors of some names."""
-
-    name: str
-    options: dict[str, str]
-    rules: dict[str, str]
 
 
 @command("merge", example="mgit merge tone --strategy fisher --strategy 'lm_head.*=ours'")
@@ -82,7 +74,7 @@ def merge(
         raise UsageError("--json goes with --plan", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
     if strategies and (go_on or abort or only_plan):
         raise UsageError("--strategy belongs to a merge that starts", hint="`mgit merge REV --strategy NAME`")
-    chosen = _parse_strategies(strategies)
+    chosen = parse_strategies(strategies, default=_DEFAULT)
     if abort:
         from modelgit.repo.merge import abort_merge
 
@@ -97,7 +89,7 @@ def merge(
 def _merge(
     session: Session,
     revision: str | None,
-    chosen: _Strategy,
+    chosen: ChosenStrategy,
     *,
     message: str | None,
     fast_forward: bool,
@@ -198,29 +190,6 @@ def _plan(session: Session, revision: str, *, as_json: bool) -> None:
     output.line(*heading(revision, repo.resolve(revision), view.branch, head, sides.base_id))
     output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine"))
     output.lines(conflict_lines(plan.conflicts, ours=ours, theirs=revision))
-
-
-def _parse_strategies(texts: tuple[str, ...]) -> _Strategy:
-    name: str | None = None
-    options: dict[str, str] = {}
-    rules: dict[str, str] = {}
-    for text in texts:
-        first, *pairs = text.split() or [""]
-        pattern, equals, rule = first.partition("=")
-        if equals:
-            if not pattern or not rule:
-                raise UsageError(f"`{text}` is not PATTERN=NAME", hint="--strategy 'lm_head.*=ours'")
-            rules[pattern] = " ".join([rule, *pairs])
-            continue
-        if name is not None:
-            raise UsageError(f"two strategies for all tensors: {name} and {first}", hint="--strategy 'PATTERN=NAME'")
-        name = first
-        for pair in pairs:
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise UsageError(f"`{pair}` in `{text}` is not option=value", hint="--strategy 'average weights=2,1'")
-            options[key] = value
-    return _Strategy(_DEFAULT if name is None else name, options, rules)
 
 
 def _list_strategies(session: Session) -> None:

@@ -25,7 +25,8 @@ __all__ = ["resolve"]
 def resolve(session: Session, name: str | None, take: str | None, value: str | None, as_json: bool) -> None:
     """Decide the conflict NAME (a tensor, a file, or FILE:KEY); without NAME, list the open ones.
 
-    The decisions are kept until `mgit merge --continue` commits them or `mgit merge --abort` drops them.
+    The decisions are kept until `mgit merge --continue` commits them or `mgit merge --abort` drops them (or `mgit
+    cherry-pick`, revert or rebase, whichever waits).
     """
     from modelgit.objects.merges import Resolution
     from modelgit.repo.merge import resolve_conflicts
@@ -43,10 +44,10 @@ def resolve(session: Session, name: str | None, take: str | None, value: str | N
             items = [{"id": conflict.id, **plain_data(conflict)} for conflict in state.conflicts]
             output.json("mgit.resolve/1", {"conflicts": items, "resolutions": state.resolutions})
             return
-        output.lines(conflict_lines(state.conflicts, ours=ours, theirs=called(repo, state.theirs)))
+        output.lines(conflict_lines(state.conflicts, ours=ours, theirs=called(repo, state.source or state.theirs)))
         if not state.conflicts:
             output.say("all conflicts are resolved")
-            output.say("hint: `mgit merge --continue` commits the merge")
+            output.say(f"hint: `mgit {state.name} --continue` goes on")
         return
     if as_json or (take is None) == (value is None):
         raise UsageError(f"say how {name} is decided", hint=f"`mgit resolve {name} --take ours`, or --with VALUE")
@@ -54,4 +55,4 @@ def resolve(session: Session, name: str | None, take: str | None, value: str | N
     left = resolve_conflicts(repo, name, resolution)
     output.say(f"Resolved {name}: {resolution}; {plural(len(left), 'conflict')} left")
     if not left:
-        output.say("hint: `mgit merge --continue` commits the merge")
+        output.say(f"hint: `mgit {state.name} --continue` goes on")

@@ -38,9 +38,10 @@ def status(session: Session, verbose: bool, as_json: bool) -> None:
         from modelgit.cli._merges import called
 
         left = f"{plural(found.conflicts, 'conflict')} to resolve" if found.conflicts else "all conflicts resolved"
-        output.line("Merging ", blue(called(session.repository, found.merging)), f": {left}")
-        verb = "`mgit resolve` lists and decides them" if found.conflicts else "`mgit merge --continue` commits it"
-        output.say(f"hint: {verb}; `mgit merge --abort` gives the merge up")
+        words = {"merge": "Merging ", "cherry-pick": "Picking ", "revert": "Taking back ", "rebase": "Rebasing "}
+        output.line(words.get(found.verb, "Merging "), blue(called(session.repository, found.merging)), f": {left}")
+        verb = "`mgit resolve` lists and decides them" if found.conflicts else f"`mgit {found.verb} --continue` goes on"
+        output.say(f"hint: {verb}; `mgit {found.verb} --abort` gives the {found.verb} up")
     if found.left_at is not None:
         output.line("The files are as at ", yellow(found.left_at.short), ": later commits were made without them")
         output.say("hint: `mgit restore .` brings them up to date")

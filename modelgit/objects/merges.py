@@ -18,6 +18,7 @@ __all__ = [
     "Resolution",
     "SideName",
     "TensorDecision",
+    "Verb",
 ]
 
 Action = OneOf["keep", "ours", "theirs", "both-same", "combine", "conflict"]
@@ -119,11 +120,19 @@ class MergePlan(Record, frozen=True, kw_only=True):
         return not self.conflicts and "combine" not in actions
 
 
+Verb = OneOf["merge", "cherry-pick", "revert", "rebase"]
+
+
 class MergeState(Record, frozen=True, kw_only=True):
     """A merge that stopped at conflicts, kept between `merge` and `merge --continue`.
 
     `resolutions` maps a conflict's id to the text of a Resolution; `rules` maps a pattern of tensor names to a
     strategy; `conflicts` holds those that are still open.
+
+    A cherry-pick, revert or rebase (`verb`; "" is a merge) is a merge too, of `ours` and `theirs` with a `base` that it
+    names: to pick a commit is to merge it with its parent as base, to revert one is to merge its parent with the commit
+    as base.  `source` is that commit, `start` the commit at which the work tree is (None: at `ours`), `todo` are the
+    commits that come after `source`, and `author` is who made it.
     """
 
     ours: CommitId
@@ -135,3 +144,18 @@ class MergeState(Record, frozen=True, kw_only=True):
     rules: dict[str, str] = {}
     resolutions: dict[str, str] = {}
     conflicts: tuple[Conflict, ...] = ()
+    verb: str = ""
+    source: CommitId | None = None
+    start: CommitId | None = None
+    todo: tuple[CommitId, ...] = ()
+    author: str = ""
+
+    @property
+    def head(self) -> CommitId:
+        """The commit that the work tree follows while this waits."""
+        return self.start or self.ours
+
+    @property
+    def name(self) -> str:
+        """The verb, as it is typed."""
+        return self.verb or "merge"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
@@ -23,7 +25,17 @@ from modelgit.repo.update import check_clean, move_worktree
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["MergeResult", "abort_merge", "continue_merge", "merge", "plan_merge", "resolve_conflicts"]
+__all__ = [
+    "MergeResult",
+    "StoppedMerge",
+    "abort_merge",
+    "apply_state",
+    "continue_merge",
+    "merge",
+    "plan_merge",
+    "resolve_conflicts",
+    "waiting_state",
+]
 
 DEFAULT_STRATEGY = "fisher"
 
@@ -67,6 +79,18 @@ def open_sides(repo: Repository, ours: CommitId, theirs: CommitId) -> Sides:
         open_side(repo, repo.manifest_of(base), exists=base is not None),
         open_side(repo, repo.manifest_of(ours)),
         open_side(repo, repo.manifest_of(theirs)),
+    )
+
+
+def sides_of(repo: Repository, state: MergeState) -> Sides:
+    """The three commits that a state combines."""
+    if not state.verb:
+        return open_sides(repo, state.ours, state.theirs)
+    return Sides(
+        state.base,
+        open_side(repo, repo.manifest_of(state.base), exists=state.base is not None),
+        open_side(repo, repo.manifest_of(state.ours)),
+        open_side(repo, repo.manifest_of(state.theirs)),
     )
 
 
@@ -148,7 +172,7 @@ def merge(
             options=bound.recipe,
             rules=dict(rules or {}),
         )
-        return _go_on(repo, state, bound, gate, progress)
+        return apply_state(repo, state, bound, gate, progress)
 
 
 def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> list[Conflict]:
@@ -157,8 +181,8 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
     Raises UsageError when there is no such conflict or the resolution does not fit it.
     """
     with repo.writing():
-        state = _state(repo)
-        sides = open_sides(repo, state.ours, state.theirs)
+        state = waiting_state(repo)
+        sides = sides_of(repo, state)
         plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
         # Of all conflicts, those too that are decided already: a decision may be taken back.
         chosen = find_conflicts((*plan.conflicts, *merge_small_files(repo, sides, plan, {})[1]), name)
@@ -166,8 +190,6 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
         _check_resolutions(repo, sides, chosen, resolution)
         _, conflicts = merge_small_files(repo, sides, plan, resolutions)
         open_conflicts = tuple(conflict for conflict in (*plan.conflicts, *conflicts) if conflict.id not in resolutions)
-        import msgspec
-
         write_state(repo, msgspec.structs.replace(state, resolutions=resolutions, conflicts=open_conflicts))
         return list(open_conflicts)
 
@@ -177,22 +199,36 @@ def continue_merge(
 ) -> MergeResult:
     """Finish the merge under way.  Raises MergeConflicts while conflicts are open."""
     with repo.writing():
-        state = _state(repo)
+        state = waiting_state(repo, "merge")
         if message is not None:
-            import msgspec
-
             state = msgspec.structs.replace(state, message=message)
         bound = STRATEGIES.get(state.strategy).bind(state.options)
         source, target = repo.manifest_of(state.ours), repo.manifest_of(state.theirs)
         check_clean(repo, source, target, verb="merging", hint="`mgit restore .` first, or `mgit merge --abort`")
-        return _go_on(repo, state, bound, gate, progress)
+        return apply_state(repo, state, bound, gate, progress)
 
 
-def abort_merge(repo: Repository) -> None:
-    """Give the merge up.  The work tree was never touched.  Raises NothingToDo when there is none."""
+def abort_merge(repo: Repository, *, verb: str = "merge") -> None:
+    """Give the merge (or another verb) up.  The work tree was never touched.  Raises NothingToDo when there is none."""
     with repo.writing():
-        _state(repo)
+        waiting_state(repo, verb)
         clear_state(repo)
+
+
+def waiting_state(repo: Repository, verb: str | None = None) -> MergeState:
+    """What waits for resolutions.
+
+    Raises NothingToDo when nothing does, RepositoryError when it is not a `verb`.
+    """
+    state = read_state(repo)
+    if state is None:
+        raise NothingToDo(f"no {verb or 'merge'} is under way", hint=f"`mgit {verb or 'merge'} REV` starts one")
+    if verb is not None and state.name != verb:
+        raise RepositoryError(
+            f"a {state.name} is under way, not a {verb}",
+            hint=f"`mgit {state.name} --continue` finishes it, `mgit {state.name} --abort` gives it up",
+        )
+    return state
 
 
 def merge_small_files(
@@ -246,8 +282,14 @@ def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict
             )
 
 
-def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str, progress: Progress) -> MergeResult:
-    sides = open_sides(repo, state.ours, state.theirs)
+def apply_state(
+    repo: Repository, state: MergeState, bound: BoundStrategy, gate: str, progress: Progress
+) -> MergeResult:
+    """Do what a state says up to its first commit, or stop at conflicts, which are then kept.
+
+    `commit` of the result is None for a pick that changes nothing.
+    """
+    sides = sides_of(repo, state)
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
     contents, file_conflicts = merge_small_files(repo, sides, plan, state.resolutions)
     full = _with_conflicts(plan, file_conflicts)
@@ -256,15 +298,13 @@ def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str,
         for conflict in full.conflicts
         if conflict.id not in state.resolutions and conflict.path not in state.resolutions
     )
-    import msgspec
-
     if still_open:
         write_state(repo, msgspec.structs.replace(state, base=sides.base_id, conflicts=still_open))
         models = ", ".join(sorted({*sides.ours.side.models})) or "the work tree"
         count = len(still_open)
         raise StoppedMerge(
-            f"merge stopped; {models} is untouched; {count} conflict{'s' if count != 1 else ''} to resolve",
-            hint=f"{_way_out(still_open[0])}, then `mgit merge --continue`",
+            f"{state.name} stopped; {models} is untouched; {count} conflict{'s' if count != 1 else ''} to resolve",
+            hint=f"{_way_out(still_open[0])}, then `mgit {state.name} --continue`",
             conflicts=still_open,
             plan=full,
             sides=sides,
@@ -279,10 +319,10 @@ def _go_on(repo: Repository, state: MergeState, bound: BoundStrategy, gate: str,
         state.theirs,
         full,
         state.strategy,
-        made.result,
-        made.overlap,
-        made.agree,
-        made.notes,
+        made.result if made is not None else None,
+        made.overlap if made is not None else 0,
+        made.agree if made is not None else 0,
+        made.notes if made is not None else (),
         len(state.resolutions),
     )
 
@@ -307,16 +347,7 @@ class StoppedMerge(MergeConflicts):
 
 
 def _with_conflicts(plan: MergePlan, conflicts: Sequence[Conflict]) -> MergePlan:
-    import msgspec
-
     return msgspec.structs.replace(plan, conflicts=(*plan.conflicts, *conflicts))
-
-
-def _state(repo: Repository) -> MergeState:
-    state = read_state(repo)
-    if state is None:
-        raise NothingToDo("no merge is under way", hint="`mgit merge BRANCH` starts one")
-    return state
 
 
 def _head(repo: Repository) -> CommitId:

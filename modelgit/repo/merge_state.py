@@ -23,7 +23,7 @@ def read_state(repo: Repository) -> MergeState | None:
         return None
     state = decode(MergeState, data, what="the state of the merge")
     head: CommitId | None = repo.head()
-    return state if head == state.ours else None
+    return state if head == state.head else None
 
 
 def write_state(repo: Repository, state: MergeState) -> None:
@@ -43,9 +43,10 @@ def clear_state(repo: Repository) -> None:
 
 
 def refuse_during_merge(repo: Repository, verb: str) -> None:
-    """Raise RepositoryError while a merge waits for resolutions."""
-    if repo.paths.merge.exists() and read_state(repo) is not None:
+    """Raise RepositoryError while a merge (or a cherry-pick, revert or rebase) waits for resolutions."""
+    state = read_state(repo) if repo.paths.merge.exists() else None
+    if state is not None:
         raise RepositoryError(
-            f"a merge is under way, and {verb} would lose it",
-            hint="`mgit merge --continue` finishes it, `mgit merge --abort` gives it up",
+            f"a {state.name} is under way, and {verb} would lose it",
+            hint=f"`mgit {state.name} --continue` finishes it, `mgit {state.name} --abort` gives it up",
         )

@@ -14,13 +14,13 @@ from modelgit.merging.plan import StoredTensor
 from modelgit.merging.resolve import Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
-from modelgit.objects import FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
+from modelgit.objects import CommitId, FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.encode import TensorWriter, write_blob
 from modelgit.patching.jobs import StoreJob
-from modelgit.progress import Progress
+from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
 from modelgit.repo.merge_files import merged_weights
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = ["MergedCommit", "make_commit"]
+__all__ = ["MergedCommit", "make_commit", "move_to"]
 
 
 class MergedCommit(NamedTuple):
@@ -73,22 +73,27 @@ def make_commit(
     *,
     gate: str,
     progress: Progress,
-) -> MergedCommit:
-    """Compute, check and record the merge; the work tree moves last.
+) -> MergedCommit | None:
+    """Compute, check and record the merge.  The work tree and the branch move unless more is `todo`.
 
-    Raises GateRefused (nothing recorded, nothing moved) when the merged model breaks a limit.
+    None for a pick that changes nothing.  Raises GateRefused (nothing recorded, nothing moved) when the merged model
+    breaks a limit.
     """
+    start = repo.manifest_of(state.head)
     with repo.session() as session:
         tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
         weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
         files = _merge_files(repo, session, sides, plan, contents)
         manifest = Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
+        before = sides.ours.manifest
+        if state.verb and (manifest.files, manifest.models) == (before.files, before.models):
+            session.abort()
+            return None
         from modelgit.repo.gate import run_gate
 
         evaluations = run_gate(
             repo, session, manifest, state.ours, mode=gate, counted=tensors.counted, progress=progress
         )
-        before = sides.ours.manifest
         result = write_commit(
             repo,
             session,
@@ -96,10 +101,12 @@ def make_commit(
             before,
             compare_manifests(repo, before, manifest, new_store=session),
             message=state.message,
-            parents=(state.ours, state.theirs),
+            parents=(state.ours,) if state.verb else (state.ours, state.theirs),
+            author=state.author or None,
             evaluations=evaluations,
             training=training_of(repo, state.ours),
             encodings=tensors.encodings,
+            trailers={state.verb: str(state.source)} if state.source is not None else None,
             recipe=MergeRecipe(
                 base=sides.base_id,
                 strategy=state.strategy,
@@ -109,20 +116,36 @@ def make_commit(
                 statistics=tensors.statistics,
             ),
         )
-        check_clean(repo, before, manifest, verb="merging", hint="`mgit restore .` first, or `mgit merge --abort`")
+        verb = "merging" if not state.verb else f"the {state.verb}"
+        check_clean(repo, start, manifest, verb=verb, hint=f"`mgit restore .` first, or `mgit {state.name} --abort`")
         session.seal()
+    made = MergedCommit(result, tensors.overlap, tensors.agree, tensors.notes)
+    if state.todo:
+        return made
+    move_to(repo, state, result.id, session=session, progress=progress)
+    return made._replace(result=result._replace(branch=repo.view().branch))
+
+
+def move_to(
+    repo: Repository,
+    state: MergeState,
+    commit: CommitId,
+    *,
+    session: PackSession | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Bring the work tree and the current branch from where `state` began to `commit`."""
     view = repo.view()
     move_worktree(
         repo,
-        before,
-        manifest,
-        description=f"merge: {result.commit.subject}",
+        repo.manifest_of(state.head),
+        repo.manifest_of(commit),
+        description=f"{state.name}: {repo.commit_at(commit).subject}",
         view=view,
-        after=view.with_head(result.id),
+        after=view.with_head(commit),
         session=session,
         progress=progress,
     )
-    return MergedCommit(result._replace(branch=view.branch), tensors.overlap, tensors.agree, tensors.notes)
 
 
 def _merge_tensors(

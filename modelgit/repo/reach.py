@@ -55,7 +55,9 @@ def merge_roots(repo: Repository) -> set[CommitId]:
     from modelgit.repo.merge_state import read_state
 
     state = read_state(repo)
-    return set() if state is None else {state.ours, state.theirs}
+    return (
+        set() if state is None else {*filter(None, (state.base, state.source)), state.ours, state.theirs, *state.todo}
+    )
 
 
 def kept_objects(repo: Repository) -> set[ObjectId]:

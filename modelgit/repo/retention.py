@@ -119,8 +119,9 @@ def _fixed(repo: Repository, view: View) -> dict[CommitId, str]:
         found[view.head] = "current commit"
     state = read_state(repo) if repo.paths.merge.exists() else None
     if state is not None:
-        for commit in (state.ours, state.theirs, *merge_bases(state.ours, state.theirs, repo.parents_of)):
-            found[commit] = "merge under way"
+        bases = [state.base] if state.base else merge_bases(state.ours, state.theirs, repo.parents_of)
+        for commit in (state.ours, state.theirs, *bases, *state.todo):
+            found[commit] = f"{state.name} under way"
     return found
 
 

@@ -37,7 +37,8 @@ class Status(Record, frozen=True, kw_only=True):
     """Where the work tree stands.
 
     `upstream` is the ref that the branch is compared with (the remote branch of that name, else main); `ahead` and
-    `behind` count commits.  `merging` names the commit of an unfinished merge.
+    `behind` count commits.  `merging` names the commit of an unfinished merge, `verb` says whether it is one, or a
+    cherry-pick, revert or rebase.
     `training` are changed files of training state.  `left_at` is the commit that files of the work tree are still of,
     when commits were made without it since.
     """
@@ -50,6 +51,7 @@ class Status(Record, frozen=True, kw_only=True):
     ahead: int = 0
     behind: int = 0
     merging: CommitId | None = None
+    verb: str = ""
     conflicts: int = 0
     tracked: int = 0
     training: tuple[ChangedFile, ...] = ()
@@ -79,7 +81,7 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
     training = _training(repo, view.head, progress)
     repo.index.save()
     upstream, ahead, behind = _upstream(repo)
-    merging, conflicts = _merging(repo)
+    merging, conflicts, verb = _merging(repo)
     return Status(
         branch=view.branch,
         head=view.head,
@@ -89,6 +91,7 @@ def status(repo: Repository, *, progress: Progress = SILENT) -> Status:
         ahead=ahead,
         behind=behind,
         merging=merging,
+        verb=verb,
         conflicts=conflicts,
         tracked=len(files),
         training=training,
@@ -161,10 +164,10 @@ def _upstream(repo: Repository) -> tuple[str | None, int, int]:
     return ref.split("/", 1)[1], ahead, behind
 
 
-def _merging(repo: Repository) -> tuple[CommitId | None, int]:
+def _merging(repo: Repository) -> tuple[CommitId | None, int, str]:
     if not repo.paths.merge.exists():
-        return None, 0
+        return None, 0, ""
     from modelgit.repo.merge_state import read_state
 
     state = read_state(repo)
-    return (state.theirs, len(state.conflicts)) if state is not None else (None, 0)
+    return (None, 0, "") if state is None else (state.source or state.theirs, len(state.conflicts), state.name)
