@@ -242,7 +242,8 @@ def test_what_cannot_be_picked_is_said(world: Bot) -> None:
     assert repo.commit_at(repo.head()).manifest == repo.commit_at(repo.resolve("HEAD~2")).manifest
     with pytest.raises(NothingToDo, match="no commit in"):
         cherry_pick(repo, ["HEAD..HEAD"])
-    (repo.worktree / FILE).write_bytes(b"edited")
+    edited = world.files.of_arrays(world.files.floats(9))
+    (repo.worktree / FILE).write_bytes(edited)
     with pytest.raises(RepositoryError):
         revert(repo, ["HEAD"])
-    assert (repo.worktree / FILE).read_bytes() == b"edited"
+    assert (repo.worktree / FILE).read_bytes() == edited
