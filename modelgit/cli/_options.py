@@ -117,8 +117,9 @@ class Command(click.Command):
 class Group(click.Group):
     """A family of commands (`mgit remote add`) that suggests the nearest name for an unknown one.
 
-    `default` is what it does when nothing follows (`mgit remote` lists remotes); `foreign` holds words of other
-    programs, with what to type instead.
+    `default` is what it does when nothing follows (`mgit remote` lists remotes), and with `implied` also when what
+    follows is no command of the family (`mgit fisher main`); `foreign` holds words of other programs, with what to type
+    instead.
     """
 
     def __init__(
@@ -126,12 +127,14 @@ class Group(click.Group):
         *arguments: Any,
         example: str = "",
         default: str | None = None,
+        implied: bool = False,
         foreign: Mapping[str, str] | None = None,
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
         self.example = example
         self.default = default
+        self.implied = implied
         self.foreign = foreign or {}
         self.common = common_options()
         self.params.extend(self.common)
@@ -148,7 +151,21 @@ class Group(click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Fall back on the default command."""
-        return super().parse_args(context, args or ([self.default] if self.default else []))
+        if self.default and not args:
+            args = [self.default]
+        elif self.default and self.implied:
+            args = self._with_default(context, args, self.default)
+        return super().parse_args(context, args)
+
+    def _with_default(self, context: click.Context, args: list[str], default: str) -> list[str]:
+        """`args` with the default command before the first word that is neither a command nor a common option."""
+        own = {name: option.is_flag for option in self.common for name in option.opts}
+        at = 0
+        while at < len(args) and args[at] in own:
+            at += 1 if own[args[at]] else 2
+        if at < len(args) and args[at] in ("--help", *self.list_commands(context)):
+            return args
+        return [*args[:at], default, *args[at:]]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands, each with the whole first sentence of its help."""

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from modelgit.cli._complete import complete_revision
-from modelgit.cli._format import plural
-from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import Part, columns, dim, plain_data, yellow
+from modelgit.cli._format import plural, size
+from modelgit.cli._options import command, group, json_option, pass_session
+from modelgit.cli._output import Part, blue, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
-from modelgit.errors import UsageError
+from modelgit.reporting.wording import amount, share
+
+if TYPE_CHECKING:
+    from modelgit.repo.fisher import StoredFisher
+    from modelgit.repo.fisher_summary import FisherSummary, Mass
 
 __all__ = ["fisher"]
 
+_SHOWN = 10
 
-@command("fisher", example="mgit fisher main --task intents --examples 512")
-@click.argument("revision", required=False, shell_complete=complete_revision, metavar="[REV]")
+
+@group("fisher", default="make", implied=True, example="mgit fisher main --task intents --examples 512")
+def fisher() -> None:
+    """Estimate the diagonal Fisher information of a task's model: how strongly its outputs depend on each weight.
+
+    Masks, merges and `mgit diff --fisher` use it.  `mgit fisher REV` is short for `mgit fisher make REV`.
+    """
+
+
+@command("make", example="mgit fisher main --task intents --examples 512")
+@click.argument("revision", default="HEAD", shell_complete=complete_revision, metavar="[REV]")
 @click.option("--task", metavar="NAME", help="The task of mgit.toml (the only one).")
 @click.option(
     "--estimator",
@@ -28,68 +44,184 @@ __all__ = ["fisher"]
     "--examples", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="How many examples."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is drawn.")
-@click.option("--list", "only_list", is_flag=True, help="List the estimates that are kept.")
+@click.option("--exact-storage", is_flag=True, help="Keep float32 values in place of one byte a weight.")
 @json_option
 @pass_session
-def fisher(
+def fisher_make(
     session: Session,
-    revision: str | None,
+    revision: str,
     task: str | None,
     estimator: str,
     examples: int,
     seed: int,
-    only_list: bool,
+    exact_storage: bool,
     as_json: bool,
 ) -> None:
-    """Estimate the diagonal Fisher information of a task's model at REV (the current commit), on its training data.
+    """Estimate it at REV (the current commit), on the task's training data, and keep it.
 
-    Masks, merges and `mgit diff --fisher` use it.  It is kept by weights and data: the second time it costs nothing.
+    It is kept by weights and data: the second time it costs nothing.
     """
-    from modelgit.repo.fisher import estimate_fisher, list_estimates
+    from modelgit.repo.fisher import estimate_fisher
 
-    repo, output = session.repository, session.output
-    if only_list:
-        if revision is not None or task is not None:
-            raise UsageError("--list takes neither REV nor --task", hint="`mgit fisher --list`")
-        found = list_estimates(repo)
-        if as_json:
-            items = [{"id": item.id, **_without_tensors(plain_data(item.estimate))} for item in found]
-            output.json("mgit.fisher/1", {"estimates": items})
-            return
-        rows: list[list[Part]] = [
-            [
-                yellow(item.id.short),
-                item.estimate.task,
-                item.estimate.model,
-                item.estimate.estimator,
-                plural(item.estimate.examples, "example"),
-                dim(f"tree {item.estimate.of.short}"),
-            ]
-            for item in found
-        ]
-        output.lines(columns(rows))
-        return
     made = estimate_fisher(
-        repo,
+        session.repository,
         task=task,
-        revision=revision or "HEAD",
+        revision=revision,
         estimator=estimator,
         examples=examples,
         seed=seed,
+        exact_storage=exact_storage,
         progress=session.progress,
     )
+    output = session.output
     if as_json:
-        document = {"id": made.id, "cached": made.cached, **_without_tensors(plain_data(made.estimate))}
-        output.json("mgit.fisher/1", document)
+        output.json("mgit.fisher/1", {**_document(made), "cached": made.cached})
         return
-    estimate = made.estimate
+    output.say(*_heading(made))
+    if made.cached:
+        output.say(f"  {_source(made)}")
+    else:
+        output.say(f"  stored in {size(made.bytes_written)}")
+    output.say_lines([[f"  {line}"] for line in _settled(made)])
+
+
+@command("show", example="mgit fisher show main")
+@click.argument("name", default="HEAD", shell_complete=complete_revision, metavar="[REV|ID]")
+@click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor, not the ten that matter most.")
+@json_option
+@pass_session
+def fisher_show(session: Session, name: str, all_tensors: bool, as_json: bool) -> None:
+    """Show where the mass of an estimate lies: that of the weights at REV (the current commit), or the one called ID.
+
+    ID may be shortened; `latest` is the newest estimate.
+    """
+    from modelgit.repo.fisher import shown_fisher
+    from modelgit.repo.fisher_summary import summarise
+
+    repo, output = session.repository, session.output
+    found = shown_fisher(repo, name)
+    summary = summarise(repo, found.estimate)
+    if as_json:
+        document = {**_document(found), "settled": found.estimate.settled, "summary": plain_data(summary)}
+        output.json("mgit.fisher-summary/1", document)
+        return
+    output.line(*_heading(found))
+    output.line(f"  {_source(found)}; data {found.estimate.data[:12]}, seed {found.estimate.seed}")
+    output.lines([[f"  {line}"] for line in _settled(found)])
+    output.lines([[f"  {line}"] for line in _summary(found, summary)])
+    output.line()
+    output.lines(_masses("layer", summary.layers))
+    output.line()
+    shown = summary.tensors if all_tensors else summary.tensors[:_SHOWN]
+    output.lines(_masses("tensor", shown))
+    if len(shown) < len(summary.tensors):
+        output.line(dim(f"  … and {plural(len(summary.tensors) - len(shown), 'more tensor')} (--tensors lists them)"))
+
+
+@command("list", example="mgit fisher list")
+@json_option
+@pass_session
+def fisher_list(session: Session, as_json: bool) -> None:
+    """List the estimates that this clone keeps, the newest first."""
+    from modelgit.repo.fisher import list_estimates
+
+    found = list_estimates(session.repository)
+    if as_json:
+        session.output.json("mgit.fisher-list/1", {"estimates": [_document(item) for item in found]})
+        return
+    rows: list[list[Part]] = [
+        [
+            yellow(item.id.short),
+            item.estimate.task,
+            item.estimate.model,
+            item.estimate.estimator,
+            plural(item.estimate.examples, "example"),
+            dim(f"from {item.origin}" if item.origin else "made here"),
+        ]
+        for item in found
+    ]
+    session.output.lines(columns(rows))
+
+
+@command("remove", example="mgit fisher remove 5e0a77c1")
+@click.argument("name", metavar="ID")
+@pass_session
+def fisher_remove(session: Session, name: str) -> None:
+    """Forget an estimate; `mgit gc` frees its bytes.  ID may be shortened; `latest` is the newest one."""
+    from modelgit.repo.statistics import find_kept, forget
+
+    kept = find_kept(session.repository, name)
+    forget(session.repository, kept)
+    session.output.say("Forgot Fisher estimate ", yellow(kept.id.short))
+
+
+def _document(stored: StoredFisher) -> dict[str, object]:
+    """The record without its list of tensors, which is as long as the model's."""
+    plain = plain_data(stored.estimate)
+    return {
+        "id": stored.id,
+        "origin": stored.origin,
+        **{name: value for name, value in plain.items() if name not in ("diagonal", "scales")},
+    }
+
+
+def _heading(stored: StoredFisher) -> list[Part]:
+    estimate = stored.estimate
     count = sum(entry.spec.elements for entry in estimate.diagonal)
     how = f"{estimate.estimator}, {plural(estimate.examples, 'example')} of task {estimate.task}"
-    output.say("fisher ", yellow(made.id.short), f"  {plural(count, 'value')} of {estimate.model}, {how}")
-    if made.cached:
-        output.say("  kept from an earlier run")
+    return ["fisher ", yellow(stored.id.short), f"  {plural(count, 'value')} of ", blue(estimate.model), f", {how}"]
 
 
-def _without_tensors(document: dict[str, object]) -> dict[str, object]:
-    """The record without its list of tensors, which is as long as the model's."""
-    return {name: value for name, value in document.items() if name != "diagonal"}
+def _source(stored: StoredFisher) -> str:
+    return f"received from {stored.origin}" if stored.origin else "kept from an earlier run"
+
+
+def _settled(stored: StoredFisher) -> list[str]:
+    """What is known about whether more examples would have changed the ranking."""
+    estimate = stored.estimate
+    if estimate.criterion is None:
+        return []
+    seen = "was not looked at" if estimate.overlap is None else f"overlapped by {share(estimate.overlap, 1)}"
+    asked = share(estimate.criterion, 1)
+    verdict = "settled" if estimate.settled else "not settled"
+    return [f"{verdict}: the top 0.5 % of two halves of the examples {seen} ({asked} asked for)"]
+
+
+def _summary(stored: StoredFisher, summary: FisherSummary) -> list[str]:
+    exact = sum(entry.spec.elements for entry in stored.estimate.diagonal if entry.name not in stored.estimate.scales)
+    how = (
+        "float32"
+        if exact == summary.elements
+        else "one byte a weight" + (f", {plural(exact, 'weight')} in float32" if exact else "")
+    )
+    lines = [
+        f"trace {summary.trace:.4g}: body {share(summary.body_trace, summary.trace)}, "
+        f"head {share(summary.head_trace, summary.trace)}",
+        f"zeros {amount(summary.zeros)} ({share(summary.zeros, summary.elements)}): no output depends on these weights",
+        f"effective number of weights {amount(round(summary.effective))} of {amount(summary.elements)}",
+    ]
+    carried = ", ".join(f"{share(float(part), 1)} carry {share(mass, 1)}" for part, mass in summary.top.items())
+    lines.append(f"of the body's weights the top {carried} of its trace")
+    lines.append(f"stored in {size(summary.stored_bytes)} ({how})")
+    return lines
+
+
+def _masses(what: str, masses: tuple[Mass, ...]) -> list[list[Part]]:
+    rows: list[list[Part]] = [[dim(what), dim("of trace"), dim("weights"), dim("zeros"), dim("effective"), ""]]
+    whole = 1.0
+    rows += [
+        [
+            mass.name,
+            share(mass.share, whole),
+            amount(mass.elements),
+            share(mass.zeros, mass.elements),
+            amount(round(mass.effective)),
+            dim("head") if mass.head else "",
+        ]
+        for mass in masses
+    ]
+    return columns(rows, right=[1, 2, 3, 4], indent=2)
+
+
+for _command in (fisher_make, fisher_show, fisher_list, fisher_remove):
+    fisher.add_command(_command)

@@ -44,6 +44,7 @@ __all__ = [
     "Where",
     "ordered_sum",
     "parse_rule",
+    "rule_text",
     "side_shares",
     "strategy",
 ]
@@ -270,6 +271,11 @@ def parse_rule(text: str) -> BoundStrategy:
             raise UsageError(f"`{pair}` in the rule {text[:80]!r} is not option=value")
         given[key] = value
     return STRATEGIES.get(name).bind(given)
+
+
+def rule_text(bound: BoundStrategy) -> str:
+    """The text that `parse_rule` reads back; options that are empty were not given."""
+    return " ".join([bound.name, *(f"{name}={value}" for name, value in bound.recipe.items() if value != "")])
 
 
 def side_shares(weights: Sequence[float], sides: int) -> tuple[float, ...]:

@@ -12,10 +12,11 @@ import numpy as np
 from modelgit.errors import BugError, UsageError
 from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.merging.combine import element_bytes
-from modelgit.merging.tensors import STEP_BYTES, MergedTensor, TensorParts, read_diagonal
+from modelgit.merging.tensors import STEP_BYTES, MergedTensor, TensorParts
 from modelgit.numerics.floats import to_float64
-from modelgit.objects import FisherEstimate, TensorEntry, TensorId, TensorSpec
+from modelgit.objects import CodedTensor, FisherEstimate, TensorId
 from modelgit.patching.base import TensorReads, windows
+from modelgit.patching.statistics import read_values
 
 __all__ = ["DEFAULT_RULE", "ModelMerge", "matching_rule"]
 
@@ -55,7 +56,7 @@ class ModelMerge:
     ) -> None:
         self._reads = reads
         self._strategies: dict[str, BoundStrategy] = {DEFAULT_RULE: strategy, **(rules or {})}
-        self._diagonals = [_by_name(estimate) for estimate in fishers]
+        self._diagonals = [None if estimate is None else estimate.coded() for estimate in fishers]
         self._split = frozenset(split)
         self._tensors: dict[str, TensorParts] = {}
         self._rule: dict[str, str] = {}
@@ -133,7 +134,7 @@ class _Material:
         self,
         reads: TensorReads,
         tensors: Sequence[TensorParts],
-        diagonals: Sequence[Mapping[str, TensorEntry] | None],
+        diagonals: Sequence[Mapping[str, CodedTensor] | None],
     ) -> None:
         self._reads = reads
         self._tensors = tensors
@@ -160,39 +161,33 @@ class _Material:
         present = [entries for entries in self._estimates if entries is not None]
         shared = set.intersection(*(set(entries) for entries in present)) if present else set()
         for name in sorted(shared):
-            if len({entries[name].spec for entries in present}) > 1:
+            if len({entries[name].shape for entries in present}) > 1:
                 continue  # a resized tensor is not part of the body that the sides share
-            for start, stop in windows(present[0][name].spec.size_bytes, step_bytes=STEP_BYTES):
+            for first, last in windows(present[0][name].elements, step_bytes=STEP_BYTES // 4):
                 yield tuple(
-                    None if entries is None else self._diagonal(entries[name].id, start // 4, stop // 4)
+                    None if entries is None else self._diagonal(entries[name], first, last)
                     for entries in self._estimates
                 )
 
-    def _diagonal(self, tensor: TensorId, first: int, last: int) -> Array:
-        return read_diagonal(self._reads, tensor, first, last).astype(np.float64)
+    def _diagonal(self, tensor: CodedTensor, first: int, last: int) -> Array:
+        return read_values(self._reads, tensor, first, last).astype(np.float64)
 
     def _floats(self, tensor: TensorId, start: int, stop: int, dtype: str) -> Array:
         return to_float64(self._reads.read(tensor, start, stop), dtype)
 
 
-def _by_name(estimate: FisherEstimate | None) -> dict[str, TensorEntry] | None:
-    return None if estimate is None else {entry.name: entry for entry in estimate.diagonal}
-
-
-def _diagonal_for(parts: TensorParts, entries: Mapping[str, TensorEntry] | None) -> TensorId | None:
+def _diagonal_for(parts: TensorParts, entries: Mapping[str, CodedTensor] | None) -> CodedTensor | None:
     """The diagonal of this tensor, if it has the tensor's shape (or more rows of it)."""
-    entry = None if entries is None else entries.get(parts.name)
-    if entry is None or entry.spec.dtype != "F32" or not _covers(entry.spec, parts.spec):
-        return None
-    return entry.id
+    coded = None if entries is None else entries.get(parts.name)
+    return coded if coded is not None and _covers(coded.shape, parts.spec.shape) else None
 
 
-def _covers(larger: TensorSpec, smaller: TensorSpec) -> bool:
-    if larger.shape == smaller.shape:
+def _covers(larger: tuple[int, ...], smaller: tuple[int, ...]) -> bool:
+    if larger == smaller:
         return True
-    if not larger.shape or len(larger.shape) != len(smaller.shape):
+    if not larger or len(larger) != len(smaller):
         return False
-    return larger.shape[1:] == smaller.shape[1:] and larger.shape[0] >= smaller.shape[0]
+    return larger[1:] == smaller[1:] and larger[0] >= smaller[0]
 
 
 def _read_statistics(texts: Mapping[str, str]) -> dict[str, dict[str, float]]:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from modelgit.merging.base import BoundStrategy, Where
 from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
-from modelgit.objects import TensorId, TensorSpec
+from modelgit.objects import CodedTensor, TensorId, TensorSpec
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
+from modelgit.patching.statistics import read_values
 
-__all__ = ["STEP_BYTES", "MergedTensor", "TensorParts", "compare", "read_diagonal"]
+__all__ = ["STEP_BYTES", "MergedTensor", "TensorParts", "compare"]
 
 STEP_BYTES = 4 << 20  # half a window: every side is also held as float64
 
@@ -23,7 +24,7 @@ STEP_BYTES = 4 << 20  # half a window: every side is also held as float64
 class TensorParts:
     """One tensor of a merge: its spec and where its values come from.
 
-    `sides` are two or more, in order; `fisher` names per side a float32 tensor with one value an element, or None.
+    `sides` are two or more, in order; `fisher` names per side the diagonal, with one value an element, or None.
     The stored tensors may be longer than `spec` (more rows): then their beginning is merged.
     """
 
@@ -31,7 +32,7 @@ class TensorParts:
     spec: TensorSpec
     base: TensorId | None
     sides: tuple[TensorId, ...]
-    fisher: tuple[TensorId | None, ...] = ()
+    fisher: tuple[CodedTensor | None, ...] = ()
 
 
 def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
@@ -43,11 +44,6 @@ def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
         base = reads.read(parts.base, start, stop)
         total += compare_window(base, [reads.read(side, start, stop) for side in parts.sides], parts.spec.dtype)
     return total
-
-
-def read_diagonal(reads: TensorReads, tensor: TensorId, first: int, last: int) -> npt.NDArray[np.float32]:
-    """Elements `first` to `last` of a float32 Fisher diagonal."""
-    return np.frombuffer(reads.read(tensor, first * 4, last * 4), dtype="<f4")
 
 
 class MergedTensor:
@@ -119,5 +115,5 @@ class MergedTensor:
         if "fisher" not in self._strategy.strategy.needs:
             return ()
         return [
-            None if tensor is None else read_diagonal(self._reads, tensor, first, last) for tensor in self._parts.fisher
+            None if tensor is None else read_values(self._reads, tensor, first, last) for tensor in self._parts.fisher
         ]

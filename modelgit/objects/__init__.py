@@ -1,9 +1,9 @@
 """Frozen records, typed ids and canonical bytes: everything that is persisted or passed between layers."""
 
 from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
-from modelgit.objects.commits import Commit, MergeRecipe, Signature, Verdict
+from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
-from modelgit.objects.estimates import FisherEstimate
+from modelgit.objects.estimates import CodedTensor, FisherEstimate, KeptEstimate, Statistics
 from modelgit.objects.evaluations import CheckResult, Decision, EvalRecord
 from modelgit.objects.external import External, HubSource, check_external, is_source, parse_source
 from modelgit.objects.ids import (
@@ -18,6 +18,7 @@ from modelgit.objects.ids import (
     OperationId,
     PatchId,
     RetentionId,
+    StatisticsId,
     TensorId,
     domain,
     id_class,
@@ -50,6 +51,7 @@ __all__ = [
     "STORAGE_SUFFIX",
     "BlobId",
     "CheckResult",
+    "CodedTensor",
     "Commit",
     "CommitId",
     "ContentId",
@@ -64,6 +66,7 @@ __all__ = [
     "FisherEstimate",
     "FisherId",
     "HubSource",
+    "KeptEstimate",
     "LeafHasher",
     "Literal",
     "Manifest",
@@ -85,12 +88,15 @@ __all__ = [
     "Root",
     "Segment",
     "Signature",
+    "Statistics",
+    "StatisticsId",
     "TensorChange",
     "TensorEntry",
     "TensorId",
     "TensorRef",
     "TensorSpec",
     "TensorView",
+    "UsedFisher",
     "Verdict",
     "View",
     "blob_id",

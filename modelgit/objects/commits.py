@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelgit.objects.canonical import Record
 from modelgit.objects.evaluations import Decision
-from modelgit.objects.ids import CommitId, EvalRecordId, ManifestId, PatchId
+from modelgit.objects.ids import CommitId, EvalRecordId, FisherId, ManifestId, PatchId
 
-__all__ = ["Commit", "MergeRecipe", "Signature", "Verdict"]
+__all__ = ["Commit", "MergeRecipe", "Signature", "UsedFisher", "Verdict"]
 
 
 class Signature(Record, frozen=True, kw_only=True):
@@ -21,8 +21,24 @@ class Signature(Record, frozen=True, kw_only=True):
         return f"{self.name} <{self.mail}>"
 
 
+class UsedFisher(Record, frozen=True, kw_only=True):
+    """Where the Fisher information of one side of a merged model came from.
+
+    `how` is `kept`, `received` (from a remote), `made` (for this merge) or `none`; `words` say more, for people.
+    """
+
+    model: str
+    side: str
+    how: str
+    words: str
+    estimate: FisherId | None = None
+
+
 class MergeRecipe(Record, frozen=True, kw_only=True):
-    """How a merge commit was made: enough to make it again, bit for bit."""
+    """How a merge commit was made: enough to make it again, bit for bit.
+
+    `strategy` and `rules` are those that ran: `average` where `fisher` was asked for and no side had an estimate.
+    """
 
     base: CommitId | None
     strategy: str
@@ -30,6 +46,7 @@ class MergeRecipe(Record, frozen=True, kw_only=True):
     rules: dict[str, str] = {}
     resolutions: dict[str, str] = {}
     statistics: dict[str, str] = {}
+    fishers: tuple[UsedFisher, ...] = ()
 
 
 class Verdict(Record, frozen=True, kw_only=True):

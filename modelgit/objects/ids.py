@@ -21,6 +21,7 @@ __all__ = [
     "OperationId",
     "PatchId",
     "RetentionId",
+    "StatisticsId",
     "TensorId",
     "domain",
     "id_class",
@@ -154,6 +155,13 @@ class OperationId(ObjectId):
     KIND = "operation"
 
 
+class StatisticsId(ObjectId):
+    """Which statistics (Fisher estimates) a repository keeps."""
+
+    __slots__ = ()
+    KIND = "statistics"
+
+
 class RetentionId(ObjectId):
     """Which commits were pruned, and when."""
 
@@ -175,6 +183,7 @@ _CLASSES: dict[str, type[ObjectId]] = {
         EvalRecordId,
         OperationId,
         RetentionId,
+        StatisticsId,
     )
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelgit.objects.canonical import Record
-from modelgit.objects.ids import CommitId, OperationId, RetentionId
+from modelgit.objects.ids import CommitId, OperationId, RetentionId, StatisticsId
 
 __all__ = ["Operation", "Pruning", "Retention", "Root", "View"]
 
@@ -74,7 +74,7 @@ class Root(Record, frozen=True, kw_only=True):
 
     `epoch` counts garbage collections; `condemned` names packs that may vanish; `write_id` and `recent` let a
     writer whose acknowledgement was lost find out that its swap landed.  `retention` names the record of the commits
-    whose weights were pruned, None where none were.
+    whose weights were pruned, None where none were; `statistics` the record of the estimates that are kept.
     """
 
     format: int
@@ -84,3 +84,4 @@ class Root(Record, frozen=True, kw_only=True):
     write_id: str = ""
     recent: tuple[str, ...] = ()
     retention: RetentionId | None = None
+    statistics: StatisticsId | None = None

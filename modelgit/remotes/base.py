@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modelgit.environment import Environment
-from modelgit.objects import CommitId, ObjectId, Pruning, TensorSpec, View
+from modelgit.objects import CommitId, KeptEstimate, ObjectId, Pruning, Statistics, TensorSpec, View
 from modelgit.progress import Progress
 from modelgit.registry import Registry
 from modelgit.remotes.url import RemoteUrl, parse_url
@@ -107,6 +107,12 @@ class Transport(Protocol):
     def root(self) -> RemoteRoot:
         """The current state."""
 
+    def statistics(self, state: RemoteRoot) -> Statistics:
+        """The statistics that the remote keeps besides its commits, as of `state`.
+
+        Raises IntegrityError when the list is damaged.
+        """
+
     def missing(self, ids: Collection[ObjectId], *, upload: Upload | None = None) -> set[ObjectId]:
         """Those of `ids` that the remote does not hold whole.
 
@@ -130,10 +136,11 @@ class Transport(Protocol):
         description: str,
         author: str,
         prunings: Sequence[Pruning] = (),
+        estimates: Sequence[KeptEstimate] = (),
     ) -> View:
         """Move all refs together, or none; the last step of a push.
 
-        `prunings` list commits of the upload that come without their weights.
+        `prunings` list commits of the upload that come without their weights; `estimates` join the kept ones.
 
         Each ref must be at its update's `expected` in the very root that is replaced.  Raises ConflictError when one
         is not, or when a garbage collection ran since `upload` began.

@@ -14,7 +14,7 @@ import msgspec
 
 from modelgit.environment import Environment
 from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
-from modelgit.objects import BlobId, ObjectId, Pruning, View
+from modelgit.objects import BlobId, KeptEstimate, ObjectId, Pruning, Statistics, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
 from modelgit.remotes.receive import verify_objects
@@ -24,8 +24,8 @@ from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
-from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT_LINE, FileRoot
+from modelgit.store.side_records import retention_records, statistics_records, with_estimates
 
 __all__ = ["DirectoryTransport", "initialise_bare", "open_directory"]
 
@@ -94,9 +94,14 @@ class DirectoryTransport:
             side.condemned = frozenset(root.root.condemned)
             side.store.lookup.refresh()  # packs may have been collected since we looked last
             view = side.operations.read(root.root.operation).view
-            prunings = RetentionLog(side.store.path).read(root.root.retention).prunings
+            prunings = retention_records(side.store.path).read(root.root.retention).prunings
         checked_out = f"heads/{view.branch}" if side.has_worktree and view.branch is not None else None
         return RemoteRoot(root, view, checked_out, prunings)
+
+    def statistics(self, state: RemoteRoot) -> Statistics:
+        """The record that the root names."""
+        with _translated(self.url):
+            return statistics_records(self._side().store.path).read(state.root.root.statistics)
 
     def missing(self, ids: Collection[ObjectId], *, upload: Upload | None = None) -> set[ObjectId]:
         """Objects that are not there whole, in packs that will stay."""
@@ -148,6 +153,7 @@ class DirectoryTransport:
         description: str,
         author: str,
         prunings: Sequence[Pruning] = (),
+        estimates: Sequence[KeptEstimate] = (),
     ) -> View:
         """Move the refs by moving the directory's root."""
         moves = list(updates)
@@ -170,6 +176,7 @@ class DirectoryTransport:
                 author=author,
                 session=session,
                 prunings=prunings,
+                keep=(lambda record: with_estimates(record, estimates)) if estimates else None,
             )
 
     def close(self) -> None:

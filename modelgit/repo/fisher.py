@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,38 +12,113 @@ from numpy.typing import NDArray
 
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import MgitError, UsageError
-from modelgit.objects import FisherEstimate, FisherId, Manifest, TensorEntry, TensorId, TensorSpec
+from modelgit.objects import CodedTensor, FisherEstimate, FisherId, KeptEstimate, Manifest
 from modelgit.objects.manifest import manifest_id
-from modelgit.patching.encode import TensorWriter
-from modelgit.patching.jobs import BlobSource, StoreJob
+from modelgit.patching.base import TensorReads
+from modelgit.patching.statistics import read_values, store_values
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import find_model, view_entries
+from modelgit.repo.load import find_model
+from modelgit.repo.statistics import find_kept, keep, kept_estimates, weights_key
 from modelgit.repo.tasks import code_version, encoded, open_task, task_examples, task_settings
-from modelgit.store.durable import write_durably
 from modelgit.store.metadata import read_record, write_record
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["StoredFisher", "diagonal_of", "estimate_fisher", "estimate_for_merge", "list_estimates", "weights_key"]
+__all__ = [
+    "DEFAULT_EXAMPLES",
+    "Diagonal",
+    "FisherOrigin",
+    "FoundFisher",
+    "PassOptions",
+    "StoredFisher",
+    "diagonal_of",
+    "estimate_fisher",
+    "fisher_for",
+    "fisher_for_merge",
+    "list_estimates",
+    "shown_fisher",
+    "stored_fisher",
+]
 
 DEFAULT_EXAMPLES = 512
 
+FisherOrigin = Literal["kept", "received", "made", "none"]
+
+
+class PassOptions(NamedTuple):
+    """How a pass is made: see `estimate_fisher`."""
+
+    estimator: str = "auto"
+    examples: int = DEFAULT_EXAMPLES
+    seed: int = 0
+    exact_storage: bool = False
+
+
+_USUAL = PassOptions()
+
 
 class StoredFisher(NamedTuple):
-    """An estimate of the repository; `cached` says that it was there already."""
+    """An estimate of the repository; `cached` says that it was there already, `origin` from which remote ("": none).
+
+    `bytes_written` is what storing it cost.
+    """
 
     id: FisherId
     estimate: FisherEstimate
     cached: bool
+    origin: str = ""
+    bytes_written: int = 0
+
+    @property
+    def words(self) -> str:
+        """Where it comes from, for people: what a report says beside a number that rests on it."""
+        estimate = self.estimate
+        what = f"{estimate.examples} examples of task {estimate.task} ({estimate.estimator})"
+        if not self.cached:
+            return f"Fisher estimated now on {what}"
+        if self.origin:
+            return f"Fisher received from {self.origin}, estimated on {what}"
+        return f"Fisher kept from an earlier pass over {what}"
 
 
-def weights_key(repo: Repository, manifest: Manifest, model: str) -> str:
-    """The name of a model's weights: equal for equal tensors, whatever else the commits hold."""
-    entry = find_model(manifest, model)
-    tensors = sorted((name, tensor.id.hex) for name, tensor in repo.tensors_of(manifest, entry).items())
-    tensors += sorted((view.name, view.id.hex) for view in view_entries(repo.views_of(manifest, entry)))
-    return blake3(msgspec.json.encode(tensors)).hexdigest()[:24]
+class FoundFisher(NamedTuple):
+    """The answer to "which Fisher?": an estimate, or None, and in `words` where it comes from or why there is none."""
+
+    how: FisherOrigin
+    words: str
+    stored: StoredFisher | None = None
+
+    @property
+    def estimate(self) -> FisherEstimate | None:
+        """The estimate, if there is one."""
+        return None if self.stored is None else self.stored.estimate
+
+
+class Diagonal(Mapping[str, NDArray[np.float32]]):
+    """A stored diagonal by tensor name: each array is read when it is asked for, and not kept."""
+
+    def __init__(self, reads: TensorReads, tensors: Mapping[str, CodedTensor]) -> None:
+        self._reads = reads
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        tensor = self._tensors[name]
+        return read_values(self._reads, tensor, 0, tensor.elements).reshape(tensor.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+
+def diagonal_of(repo: Repository, estimate: FisherEstimate) -> Diagonal:
+    """The diagonal as float32 arrays by tensor name, read one at a time."""
+    return Diagonal(repo.reader(), estimate.coded())
 
 
 def estimate_fisher(
@@ -54,27 +129,22 @@ def estimate_fisher(
     estimator: str = "auto",
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
+    exact_storage: bool = False,
     progress: Progress = SILENT,
 ) -> StoredFisher:
     """The Fisher diagonal of a task's model at `revision`, on the first `examples` of its training data.
 
-    Cached by weights, task, data, estimator, number of examples and seed.  Raises UsageError that says what to write in
-    mgit.toml when model or data cannot be found.
+    Cached by weights, task, data, estimator, number of examples and seed.  `exact_storage` keeps float32 values in
+    place of one-byte codes.  Raises UsageError that says what to write in mgit.toml when model or data cannot be found.
     """
+    options = PassOptions(estimator, examples, seed, exact_storage)
     name, settings = task_settings(repo, task)
     manifest = repo.manifest_of(repo.resolve(revision))
-    return _estimate(repo, manifest, name, settings, estimator, examples, seed, progress)
+    return _estimate(repo, manifest, name, settings, options, progress)
 
 
 def _estimate(
-    repo: Repository,
-    manifest: Manifest,
-    name: str,
-    settings: TaskSettings,
-    estimator: str,
-    examples: int,
-    seed: int,
-    progress: Progress,
+    repo: Repository, manifest: Manifest, name: str, settings: TaskSettings, options: PassOptions, progress: Progress
 ) -> StoredFisher:
     data = settings.train or settings.test
     if data is None:
@@ -85,115 +155,142 @@ def _estimate(
     choice = (
         msgspec.to_builtins(settings_only),
         fingerprint,
-        estimator,
-        min(examples, len(rows)),
-        seed,
+        options.estimator,
+        min(options.examples, len(rows)),
+        options.seed,
         code_version(repo, settings),
     )
-    key = f"{weights_key(repo, manifest, settings.model)}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
-    file = repo.paths.estimates / key
-    known = _read(repo, file.read_text(encoding="ascii").strip()) if file.exists() else None
-    if known is not None:
-        return known
+    weights = weights_key(repo, manifest, settings.model)
+    key = f"{weights}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
+    for kept in kept_estimates(repo, weights=weights):
+        known = _read(repo, kept) if kept.key == key else None
+        if known is not None and not (options.exact_storage and known.estimate.scales):
+            return known
     from modelgit.fisher.estimate import estimate
 
     model = open_task(repo, manifest, settings)
     inputs = encoded(repo, manifest, settings, rows, fingerprint)
-    diagonal = estimate(model, inputs, estimator=estimator, limit=examples, seed=seed, progress=progress)
-    with repo.lock:
-        with repo.session() as session:
-            writer = repo.writer(session)
-            entries = list(_store(writer, diagonal.values))
-            record = FisherEstimate(
-                of=manifest_id(manifest),
-                model=settings.model,
-                task=name,
-                estimator=diagonal.estimator,
-                data=diagonal.data,
-                examples=diagonal.examples,
-                seed=seed,
-                diagonal=tuple(entries),
-            )
-            object_id = write_record(session, FisherId, record)
-            session.seal()
-        repo.paths.estimates.mkdir(parents=True, exist_ok=True)
-        write_durably(file, f"{object_id}\n".encode())
-    return StoredFisher(object_id, record, False)
-
-
-def _store(writer: TensorWriter, values: Mapping[str, NDArray[np.float32]]) -> Iterator[TensorEntry]:
-    jobs = [
-        StoreJob(
-            name,
-            BlobSource(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data),
-            TensorSpec(dtype="F32", shape=tuple(array.shape)),
-            array.nbytes,
+    diagonal = estimate(
+        model, inputs, estimator=options.estimator, limit=options.examples, seed=options.seed, progress=progress
+    )
+    with repo.session() as session:
+        stored = store_values(
+            repo.writer(session, progress=progress), diagonal.values, exact=options.exact_storage, progress=progress
         )
-        for name, array in sorted(values.items())
-    ]
-    for job, stored in zip(jobs, writer.store(jobs, task="keep"), strict=True):
-        if job.spec is not None and isinstance(stored.id, TensorId):
-            yield TensorEntry(name=job.name, spec=job.spec, id=stored.id)
+        record = FisherEstimate(
+            of=manifest_id(manifest),
+            model=settings.model,
+            task=name,
+            estimator=diagonal.estimator,
+            data=diagonal.data,
+            examples=diagonal.examples,
+            seed=options.seed,
+            diagonal=stored.tensors,
+            weights=weights,
+            scales=stored.scales,
+            head=tuple(sorted({model.tensor_of[parameter] for parameter in model.head})),
+            requested=options.examples,
+        )
+        object_id = write_record(session, FisherId, record)
+        session.seal()
+        keep(repo, [(key, object_id)], f"fisher: {name}", session=session)
+    return StoredFisher(object_id, record, False, "", stored.bytes_written)
 
 
-def _read(repo: Repository, text: str) -> StoredFisher | None:
-    """An estimate by its id; None when the store no longer has all of it (then it is simply made again)."""
+def _read(repo: Repository, kept: KeptEstimate) -> StoredFisher | None:
+    """A kept estimate; None when the store no longer has all of it (then it is simply made again)."""
     try:
-        object_id = FisherId.parse(text)
-        record = read_record(repo.store, object_id, FisherEstimate)
+        record = read_record(repo.store, kept.id, FisherEstimate)
     except MgitError:
         return None
     if not all(repo.store.has(entry.id) for entry in record.diagonal):
         return None
-    return StoredFisher(object_id, record, True)
+    return StoredFisher(kept.id, record, True, kept.origin)
+
+
+def stored_fisher(repo: Repository, name: str) -> StoredFisher:
+    """The kept estimate whose id begins with `name`, or the "latest".  Raises UsageError when there is none."""
+    kept = find_kept(repo, name)
+    found = _read(repo, kept)
+    if found is None:
+        raise UsageError(
+            f"the Fisher estimate {kept.id.short} is not whole here", hint=f"`mgit fisher remove {kept.id.short}`"
+        )
+    return found
+
+
+def shown_fisher(repo: Repository, name: str) -> StoredFisher:
+    """The newest estimate of the weights at the revision `name`, or the one whose id `name` begins.
+
+    Raises UsageError when there is neither.
+    """
+    try:
+        manifest = repo.manifest_of(repo.resolve(name))
+    except MgitError:
+        return stored_fisher(repo, name)
+    for model in manifest.models:
+        for stored in list_estimates(repo, weights=weights_key(repo, manifest, model.path)):
+            return stored
+    raise UsageError(f"no Fisher estimate is kept of the weights at {name}", hint=f"`mgit fisher {name}` makes one")
 
 
 def list_estimates(repo: Repository, *, weights: str = "") -> list[StoredFisher]:
     """All estimates that are kept, or those of certain weights, the newest first."""
-    if not repo.paths.estimates.is_dir():
-        return []
-    files = [
-        file for file in repo.paths.estimates.iterdir() if file.name.startswith(weights) and "tmp" not in file.name
-    ]
-    found = []
-    for file in sorted(files, key=lambda file: (-file.stat().st_mtime_ns, file.name)):
-        stored = _read(repo, file.read_text(encoding="ascii", errors="replace").strip())
-        if stored is not None:
-            found.append(stored)
-    return found
+    found = (_read(repo, kept) for kept in kept_estimates(repo, weights=weights))
+    return [stored for stored in found if stored is not None]
 
 
-def diagonal_of(repo: Repository, estimate: FisherEstimate) -> dict[str, NDArray[np.float32]]:
-    """The diagonal as arrays by tensor name."""
-    reader = repo.reader()
-    return {
-        entry.name: np.frombuffer(reader.read(entry.id, 0, entry.spec.size_bytes), "<f4").reshape(entry.spec.shape)
-        for entry in estimate.diagonal
-    }
+def fisher_for(
+    repo: Repository,
+    manifest: Manifest,
+    settings: TaskSettings,
+    task: str,
+    *,
+    options: PassOptions | None = _USUAL,
+    progress: Progress = SILENT,
+) -> FoundFisher:
+    """The Fisher of a task's model in `manifest`: one that is kept for that task, or one that is made now.
 
-
-def estimate_for_merge(
-    repo: Repository, manifest: Manifest, base: Manifest, model: str, *, progress: Progress = SILENT
-) -> tuple[FisherEstimate | None, str | None]:
-    """The estimate of one side of a merge, and a sentence about how it was come by, if there is something to say.
-
-    One that is kept for these weights is used.  Otherwise the task whose head this side changed is what the side was
-    trained for, and a pass over its data is made; without such a task, or without data, there is none.
+    Without `options` none is made.  What cannot be had is no error: `words` say why.
     """
-    kept = list_estimates(repo, weights=weights_key(repo, manifest, model))
-    if kept:
-        return kept[0].estimate, None
+    weights = weights_key(repo, manifest, settings.model)
+    for stored in list_estimates(repo, weights=weights):
+        if stored.estimate.task == task:
+            return _found(stored)
+    if options is None:
+        return FoundFisher(
+            "none", f"no Fisher estimate of task {task} is kept (`mgit fisher REV --task {task}` makes one)"
+        )
+    try:
+        return _found(_estimate(repo, manifest, task, settings, options, progress))
+    except MgitError as error:
+        return FoundFisher("none", f"no Fisher estimate: {error.message}")
+
+
+def _found(stored: StoredFisher) -> FoundFisher:
+    how: FisherOrigin = "made" if not stored.cached else "received" if stored.origin else "kept"
+    return FoundFisher(how, stored.words, stored)
+
+
+def fisher_for_merge(
+    repo: Repository, manifest: Manifest, base: Manifest, model: str, *, progress: Progress = SILENT
+) -> FoundFisher:
+    """The Fisher of one side of a merge.
+
+    One that is kept for these weights is used, whatever its task.  Otherwise the task whose head this side changed is
+    what the side was trained for, and a pass over its data is made; without such a task, or without data, there is
+    none.
+    """
     tasks = {name: task for name, task in repo.settings.task.items() if task.model == model}
     trained = _tasks_trained(repo, manifest, base, model, tasks)
     chosen = trained[0] if len(trained) == 1 else next(iter(tasks)) if len(tasks) == 1 else None
+    kept = list_estimates(repo, weights=weights_key(repo, manifest, model))
+    if kept:
+        return _found(next((item for item in kept if item.estimate.task == chosen), kept[0]))
     if chosen is None:
         why = "no task of mgit.toml computes with it" if not tasks else "which task it was trained for is not clear"
-        return None, f"no Fisher estimate, and {why} (`mgit fisher REV --task NAME` makes one)"
-    try:
-        stored = _estimate(repo, manifest, chosen, tasks[chosen], "auto", DEFAULT_EXAMPLES, 0, progress)
-    except MgitError as error:
-        return None, f"no Fisher estimate: {error.message}"
-    return stored.estimate, f"Fisher estimated on {stored.estimate.examples} examples of task {chosen}"
+        return FoundFisher("none", f"no Fisher estimate, and {why} (`mgit fisher REV --task NAME` makes one)")
+    return fisher_for(repo, manifest, tasks[chosen], chosen, progress=progress)
 
 
 def _tasks_trained(

@@ -191,7 +191,11 @@ def _roots(repo: Repository, findings: list[Finding]) -> set[ObjectId]:
         findings.append(Finding(subject="operations", problem=error.message))
         with contextlib.suppress(MgitError):  # then the packs are all that can be checked
             roots |= set(repo.view().refs.values())
-    return roots | kept_objects(repo)
+    try:
+        return roots | kept_objects(repo)
+    except MgitError as error:
+        findings.append(Finding(subject="statistics", problem=error.message))
+        return roots
 
 
 def _count_operations(repo: Repository) -> int:

@@ -114,8 +114,8 @@ def finish_collection(
             order = sorted(condemned, key=lambda name: name not in urgent)
             record = None
             if retention is not None:  # with what others recorded since it was made
-                known = repo.retention_log.read(marking.root.root.retention).prunings
-                record = repo.retention_log.write(joined(retention, known, repo.store))
+                known = repo.retention_records.read(marking.root.root.retention).prunings
+                record = repo.retention_records.write(joined(retention, known, repo.store))
             # A writer's operation is there before its root is: "not in the history" does not mean "not needed".  But
             # what was listed before the root that our swap replaces can no longer be published: its writer lost to us.
             # What lies behind that root has been published: nobody is about to.
@@ -199,7 +199,9 @@ def _swap(
 def tidy(repo: Repository) -> None:
     """Leftovers of commands that were killed, expired rescues, and caches that point at nothing."""
     now = time.time()
-    repo.retention_log.remove(repo.retention_log.listed() - {repo.roots.read().root.retention})
+    root = repo.roots.read().root
+    repo.retention_records.remove(repo.retention_records.listed() - {root.retention})
+    repo.statistics_records.remove(repo.statistics_records.listed() - {root.statistics})
     with contextlib.suppress(FileNotFoundError):
         for folder in repo.store.incoming_path.iterdir():
             _, pid, _, space = [*folder.name.split("-"), "", "", ""][:4]
@@ -213,7 +215,8 @@ def tidy(repo: Repository) -> None:
             if now - folder.stat().st_mtime > RESCUE_DAYS * 86400:
                 shutil.rmtree(folder, ignore_errors=True)
     SnapshotCache(repo.paths.snapshots).tidy()
-    with contextlib.suppress(FileNotFoundError):
-        for file in repo.paths.contents.iterdir():
-            if now - file.stat().st_mtime > RESCUE_DAYS * 86400:
-                file.unlink(missing_ok=True)
+    for directory in (repo.paths.contents, repo.paths.passes):
+        with contextlib.suppress(FileNotFoundError):
+            for file in directory.iterdir():
+                if now - file.stat().st_mtime > RESCUE_DAYS * 86400:
+                    file.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ class RepositoryPaths:
         self.predictions = self.cache / "predictions"
         self.contents = self.cache / "contents"
         self.repacked = self.cache / "repacked"
+        self.passes = self.cache / "passes"
         self.snapshots = self.cache / "snapshots"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
@@ -33,7 +34,6 @@ class RepositoryPaths:
         self.stale = directory / "worktree" / "at"
         self.rescue = directory / "rescue"
         self.masks = directory / "masks"
-        self.estimates = directory / "estimates"
 
 
 def discover(start: Path) -> Path:

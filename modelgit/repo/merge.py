@@ -318,7 +318,7 @@ def apply_state(
         state.ours,
         state.theirs,
         full,
-        state.strategy,
+        made.strategy if made is not None else state.strategy,
         made.result if made is not None else None,
         made.overlap if made is not None else 0,
         made.agree if made is not None else 0,

@@ -7,14 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import BugError
-from modelgit.merging.base import BoundStrategy, parse_rule
+from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
 from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.resolve import Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
-from modelgit.objects import CommitId, FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
+from modelgit.objects import (
+    CommitId,
+    FileEntry,
+    FisherEstimate,
+    Literal,
+    Manifest,
+    MergeRecipe,
+    TensorId,
+    UsedFisher,
+)
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
@@ -37,15 +46,27 @@ __all__ = ["MergedCommit", "make_commit", "move_to"]
 
 
 class MergedCommit(NamedTuple):
-    """The commit of a merge, with what there is to say about it."""
+    """The commit of a merge, with what there is to say about it; `strategy` is the one that ran."""
 
     result: CommitResult
+    strategy: str
     overlap: int
     agree: int
     notes: tuple[str, ...]
 
 
+class _Strategies(NamedTuple):
+    """What makes the values: the strategy, those of patterns of names, and the Fisher information that they use."""
+
+    bound: BoundStrategy
+    rules: Mapping[str, BoundStrategy]
+    rule_texts: dict[str, str]
+    fishers: Mapping[str, Sequence[FisherEstimate | None]]
+    used: tuple[UsedFisher, ...]
+
+
 class _Tensors(NamedTuple):
+    ran: _Strategies
     final: dict[str, dict[str, StoredTensor]]
     statistics: dict[str, str]
     notes: tuple[str, ...]
@@ -109,17 +130,18 @@ def make_commit(
             trailers={state.verb: str(state.source)} if state.source is not None else None,
             recipe=MergeRecipe(
                 base=sides.base_id,
-                strategy=state.strategy,
-                options=state.options,
-                rules=state.rules,
+                strategy=tensors.ran.bound.name,
+                options=tensors.ran.bound.recipe,
+                rules=tensors.ran.rule_texts,
                 resolutions=state.resolutions,
                 statistics=tensors.statistics,
+                fishers=tensors.ran.used,
             ),
         )
         verb = "merging" if not state.verb else f"the {state.verb}"
         check_clean(repo, start, manifest, verb=verb, hint=f"`mgit restore .` first, or `mgit {state.name} --abort`")
         session.seal()
-    made = MergedCommit(result, tensors.overlap, tensors.agree, tensors.notes)
+    made = MergedCommit(result, tensors.ran.bound.name, tensors.overlap, tensors.agree, tensors.notes)
     if state.todo:
         return made
     move_to(repo, state, result.id, session=session, progress=progress)
@@ -164,19 +186,23 @@ def _merge_tensors(
     counted: dict[TensorId, ValueCounts] = {}
     total = Comparison(changed=(0, 0))
     reads = repo.reader(session)
-    rules = {pattern: parse_rule(text) for pattern, text in state.rules.items()}
     decisions: dict[str, list[TensorDecision]] = {}
     for decision in plan.tensors:
         decisions.setdefault(decision.model, []).append(decision)
+    works = {}
     for model, decided in sorted(decisions.items()):
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
-        work = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
+        works[model] = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
+    combined = [model for model, work in works.items() if work.parts]
+    ran = _strategies(repo, state, sides, combined, bound, notes, progress)
+    for model, work in works.items():
+        base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
         if work.parts:
             found, split = _compare_all(reads, work.parts, progress)
             total += found
-            fishers = _fishers(repo, sides, model, bound, rules, notes, progress)
-            run = ModelMerge(reads, work.parts, bound, rules=rules, fishers=fishers, split=split)
+            fishers = ran.fishers.get(model, ())
+            run = ModelMerge(reads, work.parts, ran.bound, rules=ran.rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
             writer = repo.writer(session, progress=progress)
@@ -185,7 +211,7 @@ def _merge_tensors(
         order = dict.fromkeys([*ours, *theirs, *base])
         chosen = {name: made.get(name) or work.settled.get(name) for name in order}
         final[model] = {name: tensor for name, tensor in chosen.items() if tensor is not None}
-    return _Tensors(final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings), counted)
+    return _Tensors(ran, final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings), counted)
 
 
 def _divide(
@@ -279,26 +305,52 @@ def _store_all(
     return made
 
 
-def _fishers(
+def _strategies(
     repo: Repository,
+    state: MergeState,
     sides: Sides,
-    model: str,
+    models: Sequence[str],
     bound: BoundStrategy,
-    rules: Mapping[str, BoundStrategy],
     notes: list[str],
     progress: Progress,
-) -> list[FisherEstimate | None]:
-    if not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
-        return []
-    from modelgit.repo.fisher import estimate_for_merge
+) -> _Strategies:
+    """The strategies of a merge with the Fisher information that they need for `models`; `notes` say where it is from.
 
-    found = []
-    for label, side in (("ours", sides.ours), ("theirs", sides.theirs)):
-        estimate, note = estimate_for_merge(repo, side.manifest, sides.base.manifest, model, progress=progress)
-        found.append(estimate)
-        if note:
-            notes.append(f"{label}: {note}")
-    return found
+    Where no side of any model has any, `fisher` is an average, and is called so.
+    """
+    rules = {pattern: parse_rule(text) for pattern, text in state.rules.items()}
+    if not models or not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
+        return _Strategies(bound, rules, state.rules, {}, ())
+    from modelgit.repo.fisher import fisher_for_merge
+
+    fishers: dict[str, list[FisherEstimate | None]] = {}
+    used = []
+    for model in models:
+        for label, side in (("ours", sides.ours), ("theirs", sides.theirs)):
+            found = fisher_for_merge(repo, side.manifest, sides.base.manifest, model, progress=progress)
+            fishers.setdefault(model, []).append(found.estimate)
+            object_id = None if found.stored is None else found.stored.id
+            used.append(UsedFisher(model=model, side=label, how=found.how, words=found.words, estimate=object_id))
+            note = f"{label}: {found.words}" if len(models) == 1 else f"{label}, {model}: {found.words}"
+            if note not in notes:
+                notes.append(note)
+    if any(estimate is not None for found in fishers.values() for estimate in found):
+        return _Strategies(bound, rules, state.rules, fishers, tuple(used))
+    if any(item.name == "fisher" for item in (bound, *rules.values())):
+        notes.append("no side has a Fisher estimate: the values were averaged instead, and the recipe says so")
+    texts = {
+        pattern: rule_text(_averaging(rules[pattern])) if rules[pattern].name == "fisher" else text
+        for pattern, text in state.rules.items()
+    }
+    averaged = {pattern: _averaging(rule) for pattern, rule in rules.items()}
+    return _Strategies(_averaging(bound), averaged, texts, {}, tuple(used))
+
+
+def _averaging(bound: BoundStrategy) -> BoundStrategy:
+    """What `fisher` is without any estimate: the average by the same weights.  Other strategies as they are."""
+    if bound.name != "fisher":
+        return bound
+    return STRATEGIES.get("average").bind({"weights": bound.recipe["weights"]})
 
 
 def _merge_files(

@@ -19,12 +19,12 @@ def pruned_commits(repo: Repository) -> dict[CommitId, Pruning]:
     """The commits whose weights were pruned, each with the pruning that took them."""
     current = repo.roots.read().root.retention
     try:
-        retention = repo.retention_log.read(current)
+        retention = repo.retention_records.read(current)
     except IntegrityError:
         newer = repo.roots.read().root.retention  # a pruning may have put another list in its place meanwhile
         if newer == current:
             raise
-        retention = repo.retention_log.read(newer)
+        retention = repo.retention_records.read(newer)
     return {commit: pruning for pruning in retention.prunings for commit in pruning.commits}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError
@@ -13,7 +12,6 @@ from modelgit.objects import (
     CommitId,
     FileContent,
     FisherEstimate,
-    FisherId,
     Literal,
     Manifest,
     ManifestId,
@@ -24,6 +22,7 @@ from modelgit.objects import (
     TensorId,
     TensorSpec,
 )
+from modelgit.repo.statistics import kept_estimates
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
@@ -61,15 +60,16 @@ def merge_roots(repo: Repository) -> set[CommitId]:
 
 
 def kept_objects(repo: Repository) -> set[ObjectId]:
-    """Masks and Fisher estimates that this clone keeps by name."""
+    """The masks that this clone keeps by name, and the Fisher estimates that the root lists.
+
+    Raises IntegrityError when the list of estimates is missing or damaged.
+    """
     kept: set[ObjectId] = set()
-    kinds: tuple[tuple[Path, type[ObjectId]], ...] = ((repo.paths.masks, MaskId), (repo.paths.estimates, FisherId))
-    for folder, kind in kinds:
-        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            text = file.read_text(encoding="ascii", errors="replace").strip()
-            if text.startswith("b3:") and len(text) == 67:
-                kept.add(kind.parse(text))
-    return kept
+    for file in sorted(repo.paths.masks.iterdir()) if repo.paths.masks.is_dir() else ():
+        text = file.read_text(encoding="ascii", errors="replace").strip()
+        if text.startswith("b3:") and len(text) == 67:
+            kept.add(MaskId.parse(text))
+    return kept | {item.id for item in kept_estimates(repo)}
 
 
 def needed_objects(

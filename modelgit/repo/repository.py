@@ -29,6 +29,7 @@ from modelgit.objects import (
     Patch,
     Pruning,
     Signature,
+    Statistics,
     TensorEntry,
     TensorView,
     View,
@@ -41,8 +42,8 @@ from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
-from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT_LINE, FileRoot
+from modelgit.store.side_records import retention_records, statistics_records
 from modelgit.worktree.index import StatIndex
 from modelgit.worktree.journal import Journal
 from modelgit.worktree.lockfile import LockFile
@@ -78,7 +79,8 @@ class Repository:
         self.records = RecordCache()
         self.roots = FileRoot(paths.directory)
         self.operations = OperationLog(paths.directory)
-        self.retention_log = RetentionLog(paths.directory)
+        self.retention_records = retention_records(paths.directory)
+        self.statistics_records = statistics_records(paths.directory)
         self.index = StatIndex(paths.stat_index)
         self.journal = Journal(paths.journal)
         self.lock = LockFile(paths.lock, host=environment.host)
@@ -325,6 +327,7 @@ class Repository:
         redo: tuple[OperationId, ...] = (),
         author: str | None = None,
         prunings: Sequence[Pruning] = (),
+        keep: Callable[[Statistics], Statistics] | None = None,
     ) -> View:
         """Move the root (see `store.publish`)."""
         return publish(
@@ -339,6 +342,7 @@ class Repository:
             restores=restores,
             redo=redo,
             prunings=prunings,
+            keep=keep,
         )
 
     @contextlib.contextmanager

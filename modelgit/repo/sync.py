@@ -167,7 +167,7 @@ def push(
             author=str(repo.signature()),
             remote=remote,
             branch=view.branch or "main",
-            prunings=repo.retention_log.read(repo.roots.read().root.retention).prunings,
+            prunings=repo.retention_records.read(repo.roots.read().root.retention).prunings,
             threads=repo.threads,
             progress=progress,
         )

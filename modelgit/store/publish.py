@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from modelgit.errors import ConflictError, IntegrityError, RootMoved
-from modelgit.objects import ObjectId, Operation, OperationId, Pruning, Root, View
+from modelgit.objects import ObjectId, Operation, OperationId, Pruning, Root, Statistics, View
 from modelgit.store.base import RootStore
 from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
-from modelgit.store.retention import RetentionLog
 from modelgit.store.root import FORMAT, RECENT_WRITES
+from modelgit.store.side_records import retention_records, statistics_records, with_prunings
 
 __all__ = ["initialise", "publish"]
 
@@ -46,45 +46,54 @@ def publish(
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
     prunings: Sequence[Pruning] = (),
+    keep: Callable[[Statistics], Statistics] | None = None,
 ) -> View:
     """Apply `change` to the current view and publish the result; returns the new view.
 
-    `prunings` say of commits that become reachable which of them come without their weights.
+    `prunings` say of commits that become reachable which of them come without their weights.  `keep` makes the new list
+    of kept statistics of the current one; where nothing else changes, this is no operation that could be undone.
 
     `change` is called again when another writer was first, and raises ConflictError itself when a ref that it moves
     is not where it was.  Packs of `session` must be sealed; what they rely on is checked against garbage collection.
     """
     write_id = os.urandom(16).hex()
-    log = RetentionLog(store.path)
+    pruned_log, kept_log = retention_records(store.path), statistics_records(store.path)
     for _ in range(_TRIES):
         current = roots.read()
         if session is not None and session.epoch != current.root.epoch:
             _check_survival(store, session, set(current.root.condemned))
         before = operations.read(current.root.operation)
         after = change(before.view)
+        retention, statistics = current.root.retention, current.root.statistics
+        kept = None if keep is None else keep(kept_log.read(statistics))
+        if kept is not None:
+            statistics = kept_log.write(kept)
+        operation = current.root.operation
         if after == before.view and restores is None:
-            return after
-        operation = operations.write(
-            Operation(
-                view=after,
-                parent=current.root.operation,
-                description=description,
-                author=author,
-                time_ms=time.time_ns() // 1_000_000,
-                moves_files=moves_files,
-                restores=restores,
-                redo=redo,
-                nonce=os.urandom(8).hex(),
+            if statistics == current.root.statistics:
+                return after
+        else:
+            operation = operations.write(
+                Operation(
+                    view=after,
+                    parent=current.root.operation,
+                    description=description,
+                    author=author,
+                    time_ms=time.time_ns() // 1_000_000,
+                    moves_files=moves_files,
+                    restores=restores,
+                    redo=redo,
+                    nonce=os.urandom(8).hex(),
+                )
             )
-        )
-        retention, record = current.root.retention, None
-        if prunings:
-            record = log.extended(retention, prunings)
-            retention = retention if record is None else log.write(record)
+        pruned = with_prunings(pruned_log.read(retention), prunings) if prunings else None
+        if pruned is not None:
+            retention = pruned_log.write(pruned)
         root = msgspec.structs.replace(
             current.root,
             format=FORMAT,
             retention=retention,
+            statistics=statistics,
             operation=operation,
             write_id=write_id,
             recent=(*current.root.recent, write_id)[-RECENT_WRITES:],
@@ -94,8 +103,11 @@ def publish(
         except RootMoved:
             if write_id not in roots.read().root.recent:
                 continue  # else it landed, only the answer was lost
-        if record is not None:
-            log.write(record)  # a collection may have tidied it away before the root named it
+        # A collection may have tidied them away before the root named them.
+        if pruned is not None:
+            pruned_log.write(pruned)
+        if kept is not None:
+            kept_log.write(kept)
         return after
     raise ConflictError("the repository is being changed too often to get a word in", hint="run the command again")
 

@@ -152,7 +152,7 @@ def test_merge_strategies_suggest_the_nearest(bot: Any, files: Any) -> None:
         (["diff", "--no-index", "a"], 2),
         (["diff", "--no-index", "a", "b"], 2),
         (["fisher"], 2),
-        (["fisher", "--list", "main"], 2),
+        (["fisher", "remove", "abcdef"], 2),
         (["mask", "create", "--density", "0"], 2),
         (["mask", "create", "--density", "120%"], 2),
         (["mask", "create", "--density", "many"], 2),

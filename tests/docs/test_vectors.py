@@ -16,6 +16,7 @@ from modelgit import objects
 from modelgit.codecs.base import CODECS, Codec, Layout, word_dtype
 from modelgit.codecs.lowrank import decode_factors, encode_factors
 from modelgit.codecs.masked import MaskedCodec
+from modelgit.numerics.logquant import decode as decode_codes
 from modelgit.numerics.lowrank import predict
 from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
@@ -35,6 +36,7 @@ RECORDS = {
     "fisher": objects.FisherEstimate,
     "eval": objects.EvalRecord,
     "operation": objects.Operation,
+    "statistics": objects.Statistics,
 }
 
 
@@ -158,6 +160,13 @@ def test_sections(vector: dict[str, Any], second_reader: ModuleType) -> None:
     assert decode_section(data, n, max_count=len(vector["positions"])).tolist() == vector["positions"]
     assert encode_section(np.array(vector["positions"], np.int64), n) == data
     assert second_reader.read_section(data, n) == vector["positions"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["log_codes"], ids=lambda v: f"scale {v['scale']}")
+def test_codes_of_statistics(vector: dict[str, Any], second_reader: ModuleType) -> None:
+    codes, values = bytes.fromhex(vector["codes"]), np.frombuffer(bytes.fromhex(vector["values"]), "<f4")
+    assert np.array_equal(decode_codes(np.frombuffer(codes, np.uint8), vector["scale"]), values)
+    assert [second_reader.log_value(code, vector["scale"]) for code in codes] == values.tolist()
 
 
 @pytest.mark.parametrize("vector", VECTORS["headers"], ids=lambda v: v["codec"])

@@ -14,7 +14,7 @@ from modelgit.merging.model import ModelMerge, matching_rule
 from modelgit.merging.resolve import Combined, Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import MergedTensor, TensorParts, compare
 from modelgit.numerics.floats import from_float64, to_float64
-from modelgit.objects import FisherEstimate, ManifestId, TensorEntry, TensorId, TensorSpec
+from modelgit.objects import CodedTensor, FisherEstimate, ManifestId, TensorEntry, TensorId, TensorSpec
 from modelgit.objects.merges import Resolution
 from modelgit.patching.base import windows
 
@@ -56,7 +56,7 @@ def parts(name, base, *sides, fisher=()):
         spec=sides[0][0],
         base=None if base is None else base[1],
         sides=tuple(side[1] for side in sides),
-        fisher=tuple(None if f is None else f[1] for f in fisher),
+        fisher=tuple(None if f is None else CodedTensor(f[1], f[0].shape, None) for f in fisher),
     )
 
 
