@@ -44,6 +44,15 @@ def fisher() -> None:
     "--examples", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="How many examples."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is drawn.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.8,
+    show_default=True,
+    metavar="SHARE",
+    help="End early when the top 0.5 % by two halves of the examples overlap by SHARE, twice in a row.",
+)
+@click.option("--no-early-stop", is_flag=True, help="Look at all N examples, whether or not the ranking has settled.")
 @click.option("--exact-storage", is_flag=True, help="Keep float32 values in place of one byte a weight.")
 @json_option
 @pass_session
@@ -54,12 +63,14 @@ def fisher_make(
     estimator: str,
     examples: int,
     seed: int,
+    settle: float,
+    no_early_stop: bool,
     exact_storage: bool,
     as_json: bool,
 ) -> None:
     """Estimate it at REV (the current commit), on the task's training data, and keep it.
 
-    It is kept by weights and data: the second time it costs nothing.
+    It is kept by weights and data: the second time it costs nothing.  A pass that was interrupted goes on where it was.
     """
     from modelgit.repo.fisher import estimate_fisher
 
@@ -71,17 +82,20 @@ def fisher_make(
         examples=examples,
         seed=seed,
         exact_storage=exact_storage,
+        settle=None if no_early_stop else settle,
         progress=session.progress,
     )
     output = session.output
     if as_json:
-        output.json("mgit.fisher/1", {**_document(made), "cached": made.cached})
+        document = {**_document(made), "cached": made.cached, "resumed": made.resumed}
+        output.json("mgit.fisher/1", document)
         return
     output.say(*_heading(made))
     if made.cached:
         output.say(f"  {_source(made)}")
     else:
-        output.say(f"  stored in {size(made.bytes_written)}")
+        went_on = f"; went on from {plural(made.resumed, 'example')} of an interrupted pass" if made.resumed else ""
+        output.say(f"  stored in {size(made.bytes_written)}{went_on}")
     output.say_lines([[f"  {line}"] for line in _settled(made)])
 
 
@@ -181,10 +195,13 @@ def _settled(stored: StoredFisher) -> list[str]:
     estimate = stored.estimate
     if estimate.criterion is None:
         return []
-    seen = "was not looked at" if estimate.overlap is None else f"overlapped by {share(estimate.overlap, 1)}"
     asked = share(estimate.criterion, 1)
-    verdict = "settled" if estimate.settled else "not settled"
-    return [f"{verdict}: the top 0.5 % of two halves of the examples {seen} ({asked} asked for)"]
+    if estimate.overlap is None:
+        return [f"too few examples to say whether the ranking has settled (asked for: two halves agree by {asked})"]
+    early = f", stopped before {estimate.requested}" if estimate.examples < estimate.requested else ""
+    verdict = "ranking settled" if estimate.settled else "ranking not settled"
+    seen = f"the top 0.5 % by two halves overlap by {share(estimate.overlap, 1)} ({asked} asked for)"
+    return [f"{verdict} after {plural(estimate.examples, 'example')}{early}: {seen}"]
 
 
 def _summary(stored: StoredFisher, summary: FisherSummary) -> list[str]:

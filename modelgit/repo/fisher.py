@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_EXAMPLES",
+    "DEFAULT_SETTLE",
     "Diagonal",
     "FisherOrigin",
     "FoundFisher",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 DEFAULT_EXAMPLES = 512
+DEFAULT_SETTLE = 0.8
+"""`fisher.settling.SETTLED`, which is not imported here: it would bring torch."""
 
 FisherOrigin = Literal["kept", "received", "made", "none"]
 
@@ -53,6 +56,7 @@ class PassOptions(NamedTuple):
     examples: int = DEFAULT_EXAMPLES
     seed: int = 0
     exact_storage: bool = False
+    settle: float | None = DEFAULT_SETTLE
 
 
 _USUAL = PassOptions()
@@ -61,7 +65,7 @@ _USUAL = PassOptions()
 class StoredFisher(NamedTuple):
     """An estimate of the repository; `cached` says that it was there already, `origin` from which remote ("": none).
 
-    `bytes_written` is what storing it cost.
+    `bytes_written` is what storing it cost, `resumed` how many of its examples an interrupted pass had seen.
     """
 
     id: FisherId
@@ -69,6 +73,7 @@ class StoredFisher(NamedTuple):
     cached: bool
     origin: str = ""
     bytes_written: int = 0
+    resumed: int = 0
 
     @property
     def words(self) -> str:
@@ -130,14 +135,17 @@ def estimate_fisher(
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
     exact_storage: bool = False,
+    settle: float | None = DEFAULT_SETTLE,
     progress: Progress = SILENT,
 ) -> StoredFisher:
-    """The Fisher diagonal of a task's model at `revision`, on the first `examples` of its training data.
+    """The Fisher diagonal of a task's model at `revision`, on at most `examples` of its training data.
 
-    Cached by weights, task, data, estimator, number of examples and seed.  `exact_storage` keeps float32 values in
-    place of one-byte codes.  Raises UsageError that says what to write in mgit.toml when model or data cannot be found.
+    The pass ends early when the ranking has settled: when the top 0.5 % by two halves of the examples overlap by the
+    share `settle` twice in a row (None: never).  Cached by weights, task, data and all arguments; an interrupted pass
+    is continued.  `exact_storage` keeps float32 values in place of one-byte codes.  Raises UsageError that says what to
+    write in mgit.toml when model or data cannot be found.
     """
-    options = PassOptions(estimator, examples, seed, exact_storage)
+    options = PassOptions(estimator, examples, seed, exact_storage, settle)
     name, settings = task_settings(repo, task)
     manifest = repo.manifest_of(repo.resolve(revision))
     return _estimate(repo, manifest, name, settings, options, progress)
@@ -152,31 +160,37 @@ def _estimate(
     rows, fingerprint = task_examples(repo, settings, data)
     # Where the data lie and how they are called do not matter; what they hold does.
     settings_only = msgspec.structs.replace(settings, train=None, test=None)
-    choice = (
-        msgspec.to_builtins(settings_only),
-        fingerprint,
-        options.estimator,
-        min(options.examples, len(rows)),
-        options.seed,
-        code_version(repo, settings),
-    )
+    code = code_version(repo, settings)
+    pass_of = (msgspec.to_builtins(settings_only), fingerprint, options.estimator, options.seed, code)
+    choice = (*pass_of, min(options.examples, len(rows)), options.settle)
     weights = weights_key(repo, manifest, settings.model)
-    key = f"{weights}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
+    key = _key(weights, choice)
     for kept in kept_estimates(repo, weights=weights):
         known = _read(repo, kept) if kept.key == key else None
         if known is not None and not (options.exact_storage and known.estimate.scales):
             return known
-    from modelgit.fisher.estimate import estimate
+    from modelgit.fisher.estimate import Accumulator
+    from modelgit.repo.fisher_passes import run_pass
 
     model = open_task(repo, manifest, settings)
     inputs = encoded(repo, manifest, settings, rows, fingerprint)
-    diagonal = estimate(
-        model, inputs, estimator=options.estimator, limit=options.examples, seed=options.seed, progress=progress
-    )
+    # More examples of the same pass begin with the same ones: what is saved is good for any number.
+    saved = repo.paths.passes / _key(weights, pass_of)
+    with Accumulator(
+        model,
+        inputs,
+        estimator=options.estimator,
+        limit=options.examples,
+        seed=options.seed,
+        stop_when_settled=options.settle,
+        progress=progress,
+    ) as work:
+        resumed = run_pass(work, saved)
+        diagonal = work.result()
+    del work
     with repo.session() as session:
-        stored = store_values(
-            repo.writer(session, progress=progress), diagonal.values, exact=options.exact_storage, progress=progress
-        )
+        writer = repo.writer(session, progress=progress)
+        stored = store_values(writer, diagonal.values, exact=options.exact_storage, progress=progress)
         record = FisherEstimate(
             of=manifest_id(manifest),
             model=settings.model,
@@ -188,13 +202,20 @@ def _estimate(
             diagonal=stored.tensors,
             weights=weights,
             scales=stored.scales,
-            head=tuple(sorted({model.tensor_of[parameter] for parameter in model.head})),
+            head=tuple(sorted(diagonal.head)),
             requested=options.examples,
+            criterion=diagonal.criterion,
+            overlap=diagonal.overlap,
         )
         object_id = write_record(session, FisherId, record)
         session.seal()
         keep(repo, [(key, object_id)], f"fisher: {name}", session=session)
-    return StoredFisher(object_id, record, False, "", stored.bytes_written)
+    saved.unlink(missing_ok=True)
+    return StoredFisher(object_id, record, False, "", stored.bytes_written, resumed)
+
+
+def _key(weights: str, choice: tuple[object, ...]) -> str:
+    return f"{weights}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
 
 
 def _read(repo: Repository, kept: KeptEstimate) -> StoredFisher | None:

@@ -1,4 +1,4 @@
-"""One byte a value on a logarithmic scale: how far values move, that sums do not, and what lies outside of the range."""
+"""One byte a value on a logarithmic scale: how far values move, that sums do not, what lies outside of the range."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from modelgit.cli._commands import COMMANDS
+from modelgit.cli._options import Group
 from modelgit.cli.main import mgit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +45,9 @@ def problem(line: str) -> str | None:
     context = click.Context(mgit, info_name="mgit")
     command = mgit.get_command(context, name)
     assert command is not None
-    if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        command = command.get_command(context, rest[0])
+    implied = command.default if isinstance(command, Group) and command.implied else None
+    if isinstance(command, click.Group) and rest and (implied or not rest[0].startswith("-")):
+        command = command.get_command(context, rest[0]) or (command.get_command(context, implied) if implied else None)
         if command is None:
             return f"no command {name} {rest[0]}"
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
