@@ -25,7 +25,7 @@ _MAX_TEXT = 160
 
 
 class KnownFisher:
-    """The Fisher diagonal of the old side, or a sentence about why there is none."""
+    """The Fisher diagonal of the old side, and in `words` where it comes from, or why there is none."""
 
     def __init__(self, estimate: FisherEstimate | None, words: str) -> None:
         self.estimate = estimate
@@ -43,7 +43,7 @@ def known_fisher(
         stored = estimate_fisher(repo, task=name, revision=revision, examples=examples, progress=progress)
     except MgitError as error:
         return KnownFisher(None, f"no Fisher estimate: {error.message}")
-    return KnownFisher(stored.estimate, "")
+    return KnownFisher(stored.estimate, stored.words)
 
 
 def compare_behaviour(
