@@ -61,7 +61,7 @@ class TransformersAdapter:
         this kind, and when a tensor is missing or has another shape.
         """
         kind = _kind(settings, files)
-        config = _config(settings, files)
+        config = _config(settings, kind, files)
         model = _empty(config, kind, settings)
         tensors = _Names(model, state, settings)
         tensor_of = {name: tensors.find(name) for name, _ in model.named_parameters()}
@@ -87,7 +87,7 @@ class TransformersAdapter:
         kind = _kind(settings, files)
         if kind == "image-classification":
             return image_set(examples, fingerprint, files)
-        config = _config(settings, files)
+        config = _config(settings, kind, files)
         limits = TextLimits(
             model_type=config.model_type,
             vocab_size=getattr(config, "vocab_size", None) or 0,
@@ -122,7 +122,7 @@ def _library() -> ModuleType:
     return transformers
 
 
-def _config(settings: TaskSettings, files: Mapping[str, bytes]) -> Any:
+def _config(settings: TaskSettings, kind: TaskKind, files: Mapping[str, bytes]) -> Any:
     """The configuration as transformers reads it, with the task's number of classes."""
     if "config.json" not in files:
         raise UsageError(
@@ -157,8 +157,9 @@ def _config(settings: TaskSettings, files: Mapping[str, bytes]) -> Any:
         )
     for key in _LEFT_OUT:
         values.pop(key, None)
-    if settings.labels and settings.kind != "regression":
-        values["num_labels"] = len(settings.labels)
+    outputs = 2 if kind == "question-answering" else len(settings.labels) if kind in _LABELLED else 0
+    if outputs:
+        values["num_labels"] = outputs
         for key in ("id2label", "label2id"):
             values.pop(key, None)
     try:

@@ -10,7 +10,7 @@ from modelgit.errors import UsageError
 from modelgit.models.base import ADAPTERS, Adapter, Example, ExampleSet, TaskModel, TensorState
 from modelgit.models.kinds import LANGUAGE_KINDS, ModelConfig
 
-__all__ = ["build_task", "encode_examples"]
+__all__ = ["adapter_of", "build_task", "encode_examples"]
 
 
 def build_task(
@@ -30,7 +30,7 @@ def build_task(
         from modelgit.models.entry import build_entry
 
         return build_entry(settings, state, files, trusted=trusted, root=root)
-    return _adapter(settings, files).build(settings, state, files)
+    return adapter_of(settings, files).build(settings, state, files)
 
 
 def encode_examples(
@@ -47,10 +47,10 @@ def encode_examples(
         from modelgit.models.entry import encode_entry
 
         return encode_entry(settings, examples, fingerprint, files, trusted=trusted, root=root)
-    return _adapter(settings, files).encode(settings, examples, fingerprint, files)
+    return adapter_of(settings, files).encode(settings, examples, fingerprint, files)
 
 
-def _adapter(settings: TaskSettings, files: Mapping[str, bytes]) -> Adapter:
+def adapter_of(settings: TaskSettings, files: Mapping[str, bytes]) -> Adapter:
     """The adapter that the settings name, or the one that config.json calls for.
 
     A bare BERT encoder is the plain torch classifier's, as is one with a language model's head where the task lists

@@ -37,19 +37,16 @@ def read_rows(
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_rows(path, shown, columns)
-        return
-    reader = _READERS.get(suffix)
-    if reader is None:
+    elif suffix == ".txt":
+        for line, stretch in _stretches(_decoded(_content(path, shown), shown), block_characters):
+            yield Row(line, {text: stretch})
+    elif suffix in _READERS:
+        yield from _READERS[suffix](_content(path, shown), shown)
+    else:
         raise UsageError(
             f"{shown} is none of {', '.join(SUFFIXES)}",
             hint="name the file FILE.jsonl, with a JSON object on each line",
         )
-    content = _content(path, shown)
-    if suffix != ".txt":
-        yield from reader(content, shown)
-        return
-    for line, stretch in _stretches(_decoded(content, shown), block_characters):
-        yield Row(line, {text: stretch})
 
 
 def _content(path: Path, shown: str) -> bytes:
