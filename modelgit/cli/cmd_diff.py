@@ -17,6 +17,7 @@ from modelgit.reporting.wording import amount, change, share
 
 if TYPE_CHECKING:
     from modelgit.objects.diffs import ModelDiff
+    from modelgit.repo.samples import Prompts
 
 __all__ = ["diff"]
 
@@ -26,7 +27,7 @@ __all__ = ["diff"]
 @click.argument("new", required=False, shell_complete=complete_revision, metavar="[B]")
 @click.option("--stat", is_flag=True, help="One line for each tensor, in place of the map.")
 @click.option("--fisher", is_flag=True, help="Say what the change does to the outputs: KL divergence, Fisher mass.")
-@click.option("--task", metavar="NAME", help="With --fisher: the task of mgit.toml to measure on (the only one).")
+@click.option("--task", metavar="NAME", help="With --fisher, --samples: the task of mgit.toml (the only one).")
 @click.option(
     "--examples",
     type=click.IntRange(min=1),
@@ -34,6 +35,30 @@ __all__ = ["diff"]
     show_default=True,
     metavar="N",
     help="With --fisher: how many examples.",
+)
+@click.option(
+    "--samples",
+    metavar="FILE",
+    help="Show what both sides answer to the prompts of a .jsonl file: generated text, or predictions.",
+)
+@click.option(
+    "--n-tokens",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    metavar="N",
+    help="With --samples: tokens of a language model at most.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="With --samples: the seed, the same for both sides."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.7,
+    show_default=True,
+    metavar="T",
+    help="With --samples: how freely tokens are drawn; 0 takes the most likely one.",
 )
 @click.option("--html", metavar="FILE", help="Write the report as one self-contained file, too.")
 @click.option("--no-index", is_flag=True, help="A and B are checkpoint files or directories; no repository is needed.")
@@ -48,6 +73,10 @@ def diff(
     fisher: bool,
     task: str | None,
     examples: int,
+    samples: str | None,
+    n_tokens: int,
+    seed: int,
+    temperature: float,
     html: str | None,
     no_index: bool,
     exit_code: bool,
@@ -57,17 +86,26 @@ def diff(
 
     Only tensors whose ids differ are read.  The map shows where in the model the change lies; a block is as high as
     the change.  `A..B` is A and B.
+
+    --fisher runs both sides on a task's test data: how far the outputs move (KL divergence), which layers and tensors
+    carry it, which predictions change.  --samples puts their answers next to each other; both are drawn with the same
+    random numbers, so that what differs is the model.
     """
     if old is not None and new is None and ".." in old and not no_index:
         if "..." in old:
             raise UsageError("`A...B` is not supported", hint="`mgit diff A B` compares the two")
         old, _, new = (part or "HEAD" for part in old.partition(".."))
-    if task is not None and not fisher:
-        raise UsageError("--task goes with --fisher", hint="`mgit diff --fisher --task NAME`")
+    if task is not None and not fisher and samples is None:
+        raise UsageError("--task goes with --fisher or --samples", hint="`mgit diff --fisher --task NAME`")
     if no_index:
-        found = _compare_paths(session, old, new, fisher=fisher)
+        found = _compare_paths(session, old, new, computes=fisher or samples is not None)
     else:
-        found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples)
+        from modelgit.repo.samples import Prompts
+
+        asked = None
+        if samples is not None:
+            asked = Prompts(session.path(samples), samples, n_tokens, temperature, seed)
+        found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples, prompts=asked)
     output = session.output
     if as_json:
         output.json("mgit.diff/1", _document(found))
@@ -85,13 +123,29 @@ def diff(
 
 
 def _compare_revisions(
-    session: Session, old: str | None, new: str | None, *, fisher: bool, task: str | None, examples: int
+    session: Session,
+    old: str | None,
+    new: str | None,
+    *,
+    fisher: bool,
+    task: str | None,
+    examples: int,
+    prompts: Prompts | None,
 ) -> ModelDiff:
     from modelgit.repo.diff import diff as compare
 
     repo = session.repository
     try:
-        return compare(repo, old, new, fisher=fisher, task=task, examples=examples, progress=session.progress)
+        return compare(
+            repo,
+            old,
+            new,
+            fisher=fisher,
+            task=task,
+            examples=examples,
+            prompts=prompts,
+            progress=session.progress,
+        )
     except UnknownRevision as error:
         if any(text is not None and session.path(text).exists() for text in (old, new)):
             raise UnknownRevision(
@@ -101,19 +155,20 @@ def _compare_revisions(
         raise
 
 
-def _compare_paths(session: Session, old: str | None, new: str | None, *, fisher: bool) -> ModelDiff:
+def _compare_paths(session: Session, old: str | None, new: str | None, *, computes: bool) -> ModelDiff:
     from modelgit.repo.diff import diff_files
 
     if old is None or new is None:
         raise UsageError("--no-index compares two paths", hint="`mgit diff --no-index A B`")
-    if fisher:
-        raise UsageError("--fisher needs a task of a repository", hint="leave out --no-index, or --fisher")
+    if computes:
+        raise UsageError("--fisher and --samples need a task of a repository", hint="leave out --no-index, or these")
     return diff_files(Path(old), Path(new), cwd=session.environment.cwd, progress=session.progress)
 
 
 def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
     from modelgit.reporting.behaviour_text import behaviour_lines
     from modelgit.reporting.diff_text import diff_lines, summary_line
+    from modelgit.reporting.samples import sample_lines
 
     if not stat:
         for line in diff_lines(found, width=output.width):
@@ -125,6 +180,9 @@ def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
     output.lines([[f"{file.path}  ", dim(file.kind)] for file in found.files])
     if found.behaviour is not None:
         for line in behaviour_lines(found, found.behaviour, width=output.width):
+            output.line(line)
+    if found.samples is not None:
+        for line in sample_lines(found, found.samples, width=output.width):
             output.line(line)
 
 

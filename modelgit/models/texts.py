@@ -15,7 +15,7 @@ from modelgit.models.base import Example
 from modelgit.models.kinds import LANGUAGE_KINDS
 from modelgit.models.tokens import TOKENS_PER_BATCH, TokenSet
 
-__all__ = ["TextLimits", "encode_texts"]
+__all__ = ["TextLimits", "encode_texts", "load_tokenizer"]
 
 MASKED_FRACTION = 0.15
 """Share of the tokens that a masked language model has to fill in, as in BERT's training (Devlin et al. 2019)."""
@@ -94,7 +94,7 @@ def encode_texts(
     when a text has too few tokens.
     """
     limits = limits or TextLimits.read(files)
-    tokenizer = _tokenizer(settings, files)
+    tokenizer = load_tokenizer(settings, files)
     length = min(settings.max_length, limits.positions or settings.max_length)
     tokenizer.no_padding()
     tokenizer.enable_truncation(length, strategy="only_second" if kind == "question-answering" else "longest_first")
@@ -224,7 +224,8 @@ def _texts(example: Example, field: str) -> tuple[str, ...]:
     return value
 
 
-def _tokenizer(settings: TaskSettings, files: Mapping[str, bytes]) -> Any:
+def load_tokenizer(settings: TaskSettings, files: Mapping[str, bytes]) -> Any:
+    """The tokenizer of a task's model.  Raises as `encode_texts` does when there is none."""
     name = PurePosixPath(settings.tokenizer).name if settings.tokenizer else "tokenizer.json"
     if name not in files:
         raise UsageError(

@@ -99,7 +99,7 @@ class OutputFlip(Record, frozen=True, kw_only=True):
 
 
 class BehaviourDiff(Record, frozen=True, kw_only=True):
-    """What a change does to the outputs on a task's `data`.
+    """What a change does to the outputs on a task's `data`; `kind` is what the task computes ("causal-lm"), if known.
 
     Divergences are KL(old || new) in nats per example, over `examples` with `outputs` outputs (tokens) in all.
     `measured_kl` is what a forward pass of both sides gives, `directional_kl` the quadratic form 1/2 d^T F d at the
@@ -114,6 +114,7 @@ class BehaviourDiff(Record, frozen=True, kw_only=True):
 
     task: str
     data: str = ""
+    kind: str = ""
     likelihood: str = "categorical"
     examples: int = 0
     outputs: int = 0
@@ -158,21 +159,21 @@ class Sample(Record, frozen=True, kw_only=True):
     ended: bool = False
     classes: tuple[tuple[str, float], ...] = ()
 
+    def says_as(self, other: Sample) -> bool:
+        """Whether another answer has the same text, or the same most likely class."""
+        if self.classes and other.classes:
+            return self.classes[0][0] == other.classes[0][0]
+        return self == other
+
 
 class SamplePair(Record, frozen=True, kw_only=True):
-    """A prompt and both answers."""
+    """A prompt and both answers; `same` where the texts, or the most likely classes, are the same."""
 
     id: str
     prompt: str
     old: Sample
     new: Sample
-
-    @property
-    def same(self) -> bool:
-        """Whether the answers read alike."""
-        if self.old.classes or self.new.classes:
-            return bool(self.old.classes and self.new.classes and self.old.classes[0][0] == self.new.classes[0][0])
-        return (self.old.text, self.old.tokens, self.old.ended) == (self.new.text, self.new.tokens, self.new.ended)
+    same: bool
 
 
 class SamplesDiff(Record, frozen=True, kw_only=True):

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from modelgit.errors import MgitError, UsageError
+from modelgit.models.kinds import task_kind
 from modelgit.objects import FisherEstimate, Manifest
 from modelgit.objects.diffs import BehaviourDiff, OutputFlip, TensorBehaviour
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import find_model, model_state
+from modelgit.repo.load import find_model, model_files, model_state
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 from modelgit.store.base import ObjectStore
 
@@ -87,7 +88,10 @@ def compare_behaviour(
         limit=examples,
         progress=progress,
     )
-    return _record(name, data, settings.labels, inputs.examples, found, mass, (*notes, *found.notes), fisher.words)
+    kind = task_kind(settings, model_files(repo, after, settings.model, store=store)) or ""
+    return _record(
+        name, data, kind, settings.labels, inputs.examples, found, mass, (*notes, *found.notes), fisher.words
+    )
 
 
 def _mass(
@@ -115,6 +119,7 @@ def _mass(
 def _record(
     task: str,
     data: str,
+    kind: str,
     labels: tuple[str, ...],
     examples: tuple[Example, ...],
     found: Behaviour,
@@ -131,6 +136,7 @@ def _record(
     return BehaviourDiff(
         task=task,
         data=data,
+        kind=kind,
         likelihood=found.likelihood,
         examples=found.examples,
         outputs=measured.outputs if measured else 0,

@@ -19,6 +19,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.behaviour import KnownFisher, compare_behaviour, known_fisher
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.record import record_worktree
+from modelgit.repo.samples import Prompts, compare_samples
 from modelgit.reporting.html import ShownDiff
 from modelgit.store.base import ObjectStore
 from modelgit.worktree.content import FileRange
@@ -39,16 +40,17 @@ def diff(
     fisher: bool = False,
     task: str | None = None,
     examples: int = 512,
+    prompts: Prompts | None = None,
     progress: Progress = SILENT,
 ) -> ShownDiff:
     """Compare two revisions; `new` None is the work tree, `old` None the current commit.
 
     Manifests are compared first; only tensors that differ are read.  With `fisher` both models run on the first
     `examples` of a task's test data: how far the outputs move, which tensors carry it, which predictions change, and
-    the share of the Fisher mass that lies on changed values.  Raises UsageError that says what to write in mgit.toml
-    when there is no such task.
+    the share of the Fisher mass that lies on changed values.  With `prompts` both answer every prompt of a file.
+    Raises UsageError that says what to write in mgit.toml when there is no such task.
     """
-    run = _Run(repo, task, examples, progress)
+    run = _Run(repo, task, examples, prompts, progress)
     if fisher:
         # Before anything is locked: an estimate is kept, for this and for the next time.
         run.fisher = known_fisher(repo, old or "HEAD", task, examples=examples, progress=progress)
@@ -73,6 +75,7 @@ class _Run:
     repo: Repository
     task: str | None
     examples: int
+    prompts: Prompts | None
     progress: Progress
     fisher: KnownFisher | None = None
 
@@ -122,12 +125,16 @@ def _diff(
         found = compare_behaviour(
             repo, before, after, store, run.fisher, task=run.task, examples=run.examples, progress=progress
         )
+    samples = None
+    if run.prompts is not None:
+        samples = compare_samples(repo, before, after, store, run.prompts, task=run.task, progress=progress)
     return ShownDiff(
         old=old_label,
         new=new_label,
         tensors=tuple(tensors),
         files=files,
         behaviour=found,
+        samples=samples,
         sizes={
             model: {name: entry.spec.elements for name, entry in entries.items()}
             for model, entries in new_models.items()

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from modelgit.repo.commit import CommitResult
     from modelgit.repo.load import ModelState
     from modelgit.repo.merge import MergeResult
+    from modelgit.repo.samples import Prompts
     from modelgit.repo.status import Status
     from modelgit.reporting.html import ShownDiff
 
@@ -430,12 +431,13 @@ class Repository:
         fisher: bool = False,
         task: str | None = None,
         examples: int = 512,
+        prompts: Prompts | None = None,
         progress: Progress = SILENT,
     ) -> ShownDiff:
         """Compare two revisions; `new` None is the work tree, `old` None the current commit (see `repo.diff`)."""
         from modelgit.repo.diff import diff
 
-        return diff(self, old, new, fisher=fisher, task=task, examples=examples, progress=progress)
+        return diff(self, old, new, fisher=fisher, task=task, examples=examples, prompts=prompts, progress=progress)
 
     def switch(
         self,

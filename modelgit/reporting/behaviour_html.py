@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 
 from modelgit.objects.diffs import BehaviourDiff, ModelDiff
 from modelgit.reporting.behaviour_text import divergence_parts, flip_words, headlines, mass_line, signed_share
 from modelgit.reporting.heatmap import layer_sums
-from modelgit.reporting.wording import change, printable, share
+from modelgit.reporting.markup import text
+from modelgit.reporting.wording import change, share
 
-__all__ = ["behaviour_parts", "text"]
+__all__ = ["behaviour_parts"]
 
 _MAX_TENSORS = 200
 _LABEL, _WIDTH, _STEP, _NUMBERS = 190, 320, 20, 150
-
-
-def text(value: str) -> str:
-    """A foreign text for a page: control characters written out, markup escaped."""
-    return escape(printable(value))
 
 
 def behaviour_parts(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
@@ -44,7 +39,7 @@ def _flips(behaviour: BehaviourDiff) -> Iterator[str]:
     if not behaviour.flips:
         return
     rows = "".join(
-        f"<tr><td><code>{text(flip.id)}</code></td><td>{text(flip_words(flip))}</td>"
+        f"<tr><td><code>{text(flip.id)}</code></td><td>{text(flip_words(behaviour, flip))}</td>"
         f'<td class="n">{change(flip.kl)}</td><td class="text">{text(flip.text)}</td></tr>'
         for flip in behaviour.flips
     )

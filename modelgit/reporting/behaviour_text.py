@@ -15,6 +15,7 @@ _MAX_LAYERS = 48
 _MAX_FLIPS = 8
 _MAX_TENSORS = 5
 _BAR = 20
+_LANGUAGE = ("causal-lm", "masked-lm")
 _METHODS = {"jvp": "one Jacobian-vector product", "central differences": "central differences"}
 
 
@@ -44,7 +45,7 @@ def headlines(behaviour: BehaviourDiff) -> Iterator[str]:
         parts.append(f"{_kl(behaviour, behaviour.diagonal_kl)} by the diagonal one")
     if parts:
         yield f"KL(old‖new) {', '.join(parts)}"
-    if behaviour.old_loss is not None and behaviour.new_loss is not None and behaviour.sequential:
+    if behaviour.old_loss is not None and behaviour.new_loss is not None and behaviour.kind in _LANGUAGE:
         sides = [change(math.exp(min(loss, 700.0))) for loss in (behaviour.old_loss, behaviour.new_loss)]
         yield f"perplexity {sides[0]} → {sides[1]} on {amount(behaviour.labelled)} tokens"
     elif behaviour.labelled:
@@ -54,7 +55,7 @@ def headlines(behaviour: BehaviourDiff) -> Iterator[str]:
             f"{behaviour.negative_flips:,} became wrong, {behaviour.positive_flips:,} right"
         )
     if behaviour.agreement is not None:
-        what = "most likely token" if behaviour.sequential else "prediction"
+        what = f"most likely {_unit(behaviour)}" if behaviour.sequential else "prediction"
         yield (
             f"agreement {rate(behaviour.agreement)}: {behaviour.flipped:,} of {behaviour.examples:,} examples have "
             f"another {what}"
@@ -71,14 +72,19 @@ def mass_line(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
 
 def _kl(behaviour: BehaviourDiff, value: float) -> str:
     if behaviour.sequential:
-        return f"{change(value)} nats per example, {change(behaviour.per_output(value))} per token,"
+        return f"{change(value)} nats per example, {change(behaviour.per_output(value))} per {_unit(behaviour)},"
     return f"{change(value)} nats"
+
+
+def _unit(behaviour: BehaviourDiff) -> str:
+    """What one output of an example is called."""
+    return "token" if behaviour.kind in (*_LANGUAGE, "token-classification") else "output"
 
 
 def _flips(behaviour: BehaviourDiff, width: int) -> Iterator[str]:
     shown = behaviour.flips[:_MAX_FLIPS]
     for flip in shown:
-        head = f"  {shortened(printable(flip.id), 16)}  {flip_words(flip)}"
+        head = f"  {shortened(printable(flip.id), 16)}  {flip_words(behaviour, flip)}"
         room = width - len(head) - 4
         text = printable(flip.text)
         yield f"{head}  “{_cut(text, room)}”" if text and room >= 12 else head
@@ -87,10 +93,10 @@ def _flips(behaviour: BehaviourDiff, width: int) -> Iterator[str]:
         yield f"  … and {more:,} more example{'' if more == 1 else 's'}"
 
 
-def flip_words(flip: OutputFlip) -> str:
+def flip_words(behaviour: BehaviourDiff, flip: OutputFlip) -> str:
     """`place → person (margin 0.31 → 0.12, right: place)`, or how many tokens of how many."""
     if not flip.old:
-        return f"{flip.changed:,} of {flip.outputs:,} tokens, KL {change(flip.kl)}"
+        return f"{flip.changed:,} of {flip.outputs:,} {_unit(behaviour)}s, KL {change(flip.kl)}"
     sides = [f"{margin:.2f}" for margin in (flip.old_margin, flip.new_margin) if margin is not None]
     right = f", label {printable(flip.label)}" if flip.label else ""
     return f"{printable(flip.old)} → {printable(flip.new)} (margin {' → '.join(sides)}{right})"

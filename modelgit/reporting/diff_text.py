@@ -8,6 +8,7 @@ from modelgit.objects import TensorSpec
 from modelgit.objects.diffs import FileDiff, ModelDiff, TensorDiff
 from modelgit.reporting.behaviour_text import behaviour_lines
 from modelgit.reporting.heatmap import heat_map
+from modelgit.reporting.samples import sample_lines
 from modelgit.reporting.wording import amount, change, printable, share, shortened
 
 __all__ = ["diff_lines", "summary_line"]
@@ -29,6 +30,8 @@ def diff_lines(diff: ModelDiff, *, width: int = 100) -> list[str]:
     lines += _files(diff.files)
     if diff.behaviour is not None:
         lines += behaviour_lines(diff, diff.behaviour, width=width)
+    if diff.samples is not None:
+        lines += sample_lines(diff, diff.samples, width=width)
     return lines
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from html import escape
 
 from modelgit.objects.diffs import ModelDiff, TensorDiff
-from modelgit.reporting.behaviour_html import behaviour_parts, text
+from modelgit.reporting.behaviour_html import behaviour_parts
 from modelgit.reporting.diff_text import diff_lines, summary_line
 from modelgit.reporting.heatmap import HeatMap, heat_map
+from modelgit.reporting.markup import text
+from modelgit.reporting.samples import sample_parts
 from modelgit.reporting.wording import amount, change, printable, share
 
 __all__ = ["ShownDiff", "diff_fragment", "diff_html"]
@@ -67,6 +69,8 @@ def diff_fragment(diff: ModelDiff) -> str:
         parts.append("</table>")
     if diff.behaviour is not None:
         parts += behaviour_parts(diff, diff.behaviour)
+    if diff.samples is not None:
+        parts += sample_parts(diff, diff.samples)
     parts.append("</div>")
     return "".join(parts)
 

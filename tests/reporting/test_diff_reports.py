@@ -157,6 +157,7 @@ def test_text_of_a_diff() -> None:
 def test_tokens_are_counted_apart_from_sequences() -> None:
     found = BehaviourDiff(
         task="lm",
+        kind="causal-lm",
         examples=10,
         outputs=200,
         measured_kl=2.0,
