@@ -33,21 +33,10 @@ def headlines(behaviour: BehaviourDiff) -> Iterator[str]:
     """The numbers, one sentence a line."""
     where = f" of {printable(behaviour.data)}" if behaviour.data else ""
     yield f"task {printable(behaviour.task)}, {behaviour.examples:,} examples{where}:"
-    parts = []
-    if behaviour.measured_kl is not None:
-        parts.append(f"{_kl(behaviour, behaviour.measured_kl)} measured")
-    if behaviour.directional_kl is not None:
-        how = _METHODS.get(behaviour.method, "")
-        parts.append(
-            f"{_kl(behaviour, behaviour.directional_kl)} by the directional form" + (f" ({how})" if how else "")
-        )
-    if behaviour.diagonal_kl is not None:
-        parts.append(f"{_kl(behaviour, behaviour.diagonal_kl)} by the diagonal one")
-    if parts:
-        yield f"KL(old‖new) {', '.join(parts)}"
+    yield from _divergences(behaviour)
     if behaviour.old_loss is not None and behaviour.new_loss is not None and behaviour.kind in _LANGUAGE:
-        sides = [change(math.exp(min(loss, 700.0))) for loss in (behaviour.old_loss, behaviour.new_loss)]
-        yield f"perplexity {sides[0]} → {sides[1]} on {amount(behaviour.labelled)} tokens"
+        sides = " → ".join(map(_perplexity, (behaviour.old_loss, behaviour.new_loss)))
+        yield f"perplexity {sides} on {amount(behaviour.labelled)} tokens"
     elif behaviour.labelled:
         old, new = (count / behaviour.labelled for count in (behaviour.old_correct, behaviour.new_correct))
         yield (
@@ -70,10 +59,31 @@ def mass_line(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
         yield f"the {changed} of values that changed carry {mass} of the diagonal Fisher mass of {printable(diff.old)}"
 
 
-def _kl(behaviour: BehaviourDiff, value: float) -> str:
+def _divergences(behaviour: BehaviourDiff) -> Iterator[str]:
+    """By output where examples have several, and by example."""
+    how = _METHODS.get(behaviour.method, "")
+    known = [
+        (value, words)
+        for value, words in (
+            (behaviour.measured_kl, "measured"),
+            (behaviour.directional_kl, "by the directional form" + (f" ({how})" if how else "")),
+            (behaviour.diagonal_kl, "by the diagonal one"),
+        )
+        if value is not None
+    ]
+    if not known:
+        return
     if behaviour.sequential:
-        return f"{change(value)} nats per example, {change(behaviour.per_output(value))} per {_unit(behaviour)},"
-    return f"{change(value)} nats"
+        shown = ", ".join(f"{change(behaviour.per_output(value))} {words}" for value, words in known)
+        yield f"KL(old‖new) in nats per {_unit(behaviour)}: {shown}"
+        yield f"  over all {_unit(behaviour)}s of an example: {', '.join(change(value) for value, _ in known)}"
+    else:
+        yield f"KL(old‖new) {', '.join(f'{change(value)} nats {words}' for value, words in known)}"
+
+
+def _perplexity(loss: float) -> str:
+    value = math.exp(min(loss, 700.0))
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" if value < 1e9 else change(value)
 
 
 def _unit(behaviour: BehaviourDiff) -> str:

@@ -98,7 +98,7 @@ def test_a_language_model_is_measured_by_token(writer: Any) -> None:
     assert sum(parts) == pytest.approx(found["directional_kl"], rel=1e-3)
     assert found["labelled"] == found["outputs"]
     text = writer("diff", "--fisher").out
-    assert "nats per example" in text and " per token, measured" in text
+    assert "KL(old‖new) in nats per token: " in text
     assert "perplexity " in text and "h.0" in text
 
 

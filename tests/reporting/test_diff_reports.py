@@ -170,8 +170,9 @@ def test_tokens_are_counted_apart_from_sequences() -> None:
     )
     lines = diff_lines(ModelDiff(old="a", new="b", behaviour=found))
     assert lines[1:] == [
-        "KL(old‖new) 2 nats per example, 0.1 per token, measured",
-        "perplexity 7.4 → 2.7 on 200 tokens",
+        "KL(old‖new) in nats per token: 0.1 measured",
+        "  over all tokens of an example: 2",
+        "perplexity 7.389 → 2.718 on 200 tokens",
         "agreement 90.0 %: 1 of 10 examples have another most likely token",
         "  3  7 of 20 tokens, KL 4",
     ]
