@@ -100,10 +100,10 @@ def diff(
     if no_index:
         found = _compare_paths(session, old, new, computes=fisher or samples is not None)
     else:
-        from modelgit.repo.samples import Prompts
-
         asked = None
         if samples is not None:
+            from modelgit.repo.samples import Prompts
+
             asked = Prompts(session.path(samples), samples, n_tokens, temperature, seed)
         found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples, prompts=asked)
     output = session.output

@@ -16,16 +16,16 @@ from modelgit.objects.patches import ChangeKind
 from modelgit.patching.base import TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.behaviour import KnownFisher, compare_behaviour, known_fisher
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.record import record_worktree
-from modelgit.repo.samples import Prompts, compare_samples
 from modelgit.reporting.html import ShownDiff
 from modelgit.store.base import ObjectStore
 from modelgit.worktree.content import FileRange
 
 if TYPE_CHECKING:
+    from modelgit.repo.behaviour import KnownFisher
     from modelgit.repo.repository import Repository
+    from modelgit.repo.samples import Prompts
 
 __all__ = ["diff", "diff_files"]
 
@@ -52,6 +52,8 @@ def diff(
     """
     run = _Run(repo, task, examples, prompts, progress)
     if fisher:
+        from modelgit.repo.behaviour import known_fisher
+
         # Before anything is locked: an estimate is kept, for this and for the next time.
         run.fisher = known_fisher(repo, old or "HEAD", task, examples=examples, progress=progress)
     old_commit = repo.resolve(old or "HEAD")
@@ -122,11 +124,15 @@ def _diff(
     files = tuple(_file_diff(repo, before, after, store, item.path, item.kind) for item in changes.files)
     found = None
     if run.fisher is not None:
+        from modelgit.repo.behaviour import compare_behaviour
+
         found = compare_behaviour(
             repo, before, after, store, run.fisher, task=run.task, examples=run.examples, progress=progress
         )
     samples = None
     if run.prompts is not None:
+        from modelgit.repo.samples import compare_samples
+
         samples = compare_samples(repo, before, after, store, run.prompts, task=run.task, progress=progress)
     return ShownDiff(
         old=old_label,
