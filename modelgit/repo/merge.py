@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -69,23 +69,37 @@ class Sides(NamedTuple):
     theirs: OpenSide
 
 
-def open_sides(repo: Repository, ours: CommitId, theirs: CommitId) -> Sides:
-    """Find the merge base and open the three manifests."""
+def open_sides(
+    repo: Repository,
+    ours: CommitId,
+    theirs: CommitId,
+    *,
+    virtual: Callable[[Sequence[CommitId]], Manifest] | None = None,
+) -> Sides:
+    """Find the merge base and open the three manifests.
+
+    Of several best common ancestors (a criss-cross) `virtual` makes one; without it the newest is taken, which is the
+    closest to both sides.
+    """
     bases = merge_bases(ours, theirs, repo.parents_of)
-    # Of several best common ancestors (a criss-cross) the newest is the closest to both sides.
-    base = max(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit)) if bases else None
+    newest = max(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit)) if bases else None
+    base = virtual(bases) if virtual is not None and len(bases) > 1 else repo.manifest_of(newest)
     return Sides(
-        base,
-        open_side(repo, repo.manifest_of(base), exists=base is not None),
+        newest,
+        open_side(repo, base, exists=newest is not None),
         open_side(repo, repo.manifest_of(ours)),
         open_side(repo, repo.manifest_of(theirs)),
     )
 
 
-def sides_of(repo: Repository, state: MergeState) -> Sides:
+def sides_of(repo: Repository, state: MergeState, *, progress: Progress = SILENT) -> Sides:
     """The three commits that a state combines."""
     if not state.verb:
-        return open_sides(repo, state.ours, state.theirs)
+        from modelgit.repo.merge_tensors import virtual_base
+
+        return open_sides(
+            repo, state.ours, state.theirs, virtual=lambda bases: virtual_base(repo, bases, state, progress=progress)
+        )
     return Sides(
         state.base,
         open_side(repo, repo.manifest_of(state.base), exists=state.base is not None),
@@ -289,7 +303,7 @@ def apply_state(
 
     `commit` of the result is None for a pick that changes nothing.
     """
-    sides = sides_of(repo, state)
+    sides = sides_of(repo, state, progress=progress)
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
     contents, file_conflicts = merge_small_files(repo, sides, plan, state.resolutions)
     full = _with_conflicts(plan, file_conflicts)

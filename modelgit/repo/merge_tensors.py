@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from modelgit.errors import BugError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
 from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
+from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import Grown, Taken, resolve_tensor
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
@@ -32,7 +35,7 @@ from modelgit.patching.jobs import StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
-from modelgit.repo.merge_files import merged_weights
+from modelgit.repo.merge_files import merged_weights, open_side
 from modelgit.repo.record import write_content_record
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean, move_worktree
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = ["MergedCommit", "make_commit", "move_to"]
+__all__ = ["MergedCommit", "make_commit", "move_to", "virtual_base"]
 
 
 class MergedCommit(NamedTuple):
@@ -103,10 +106,7 @@ def make_commit(
     start = repo.manifest_of(state.head)
     with repo.session() as session:
         tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
-        weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
-        files = _merge_files(repo, session, sides, plan, contents)
-        manifest = Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
-        before = sides.ours.manifest
+        manifest, before = _manifest_of(repo, session, sides, plan, contents, tensors)
         if state.verb and (manifest.files, manifest.models) == (before.files, before.models):
             session.abort()
             return None
@@ -168,6 +168,50 @@ def move_to(
         session=session,
         progress=progress,
     )
+
+
+def virtual_base(
+    repo: Repository, bases: Sequence[CommitId], state: MergeState, *, progress: Progress = SILENT
+) -> Manifest:
+    """One common ancestor made of several, each merged with the next as `state` says, oldest first.
+
+    So histories that merged each other meet at what these merges made, and a change that came over either way counts
+    once.  What conflicts is the newer base's.  The result is in no commit; garbage collection takes it.
+    """
+    from modelgit.repo.merge import merge_small_files, open_sides
+
+    ordered = sorted(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit))
+    bound = STRATEGIES.get(state.strategy).bind(state.options)
+    merged, manifest = ordered[0], repo.manifest_of(ordered[0])
+    for commit in ordered[1:]:
+        sides = open_sides(repo, merged, commit, virtual=lambda found: virtual_base(repo, found, state))
+        sides = sides._replace(ours=open_side(repo, manifest))
+        plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+        contents, conflicts = merge_small_files(repo, sides, plan, {})
+        taken = {conflict.id: "take theirs" for conflict in (*plan.conflicts, *conflicts)}
+        contents, _ = merge_small_files(repo, sides, plan, taken)
+        with repo.session() as session:
+            inner = msgspec.structs.replace(state, resolutions=taken)
+            tensors = _merge_tensors(repo, session, inner, sides, plan, bound, progress)
+            manifest, _ = _manifest_of(repo, session, sides, plan, contents, tensors)
+            session.seal()
+        merged = commit
+    return manifest
+
+
+def _manifest_of(
+    repo: Repository,
+    session: PackSession,
+    sides: Sides,
+    plan: MergePlan,
+    contents: Mapping[str, bytes | None],
+    tensors: _Tensors,
+) -> tuple[Manifest, Manifest]:
+    """The merged manifest, and that of ours."""
+    weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
+    files = _merge_files(repo, session, sides, plan, contents)
+    merged = Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
+    return merged, sides.ours.manifest
 
 
 def _merge_tensors(

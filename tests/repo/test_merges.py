@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modelgit.errors import MergeConflicts, RepositoryError
+from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Resolution
 from modelgit.repo import Repository
 from modelgit.repo.merge import continue_merge, merge, resolve_conflicts
@@ -52,3 +54,39 @@ def test_a_resolution_can_be_changed(bot: Repository) -> None:
     assert resolve_conflicts(bot, "t", Resolution.parse("take theirs")) == []
     continue_merge(bot)
     assert json.loads(config.read_text()) == {"t": 2}
+
+
+def test_histories_that_merged_each_other_meet_at_what_these_merges_made(bot: Repository, files) -> None:
+    """A criss-cross has two merge bases; against either of them one change would count twice."""
+
+    def change(seed: int, *names: str) -> None:
+        state = bot.load()
+        arrays = {name: np.array(state[name].numpy()) for name in state}
+        for name in names:
+            step = 0.01 * np.random.default_rng(seed).standard_normal(arrays[name].shape)
+            arrays[name] += step.astype(np.float32)
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(arrays))
+        bot.commit(f"change {seed}")
+
+    first, second = "layers.0.weight", "layers.1.weight"
+    bot.switch("side", create=True)
+    change(1, first)
+    side = bot.head()
+    bot.switch("main")
+    change(2, first)
+    main = bot.head()
+    merge(bot, str(side), strategy="average")
+    bot.switch("side")
+    merge(bot, str(main), strategy="average")
+    change(3, second)
+    bot.switch("main")
+    change(4, first, second)
+    assert sorted(merge_bases(bot.head(), bot.resolve("side"), bot.parents_of)) == sorted([main, side])
+    ours, theirs = (
+        {name: np.array(bot.load(rev)[name].numpy()) for name in (first, second)} for rev in ("main", "side")
+    )
+    merge(bot, "side", strategy="average")
+    merged = bot.load()
+    assert np.array_equal(np.array(merged[first].numpy()), ours[first])  # side changed it no more than main knows
+    mean = (ours[second].astype(np.float64) + theirs[second]) / 2
+    assert np.array_equal(np.array(merged[second].numpy()), mean.astype(np.float32))
