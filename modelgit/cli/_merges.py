@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from modelgit.cli._format import plural
 from modelgit.cli._output import Part, blue, columns, dim, red, yellow
 from modelgit.errors import UsageError
+from modelgit.merging.options import split_rule
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["ChosenStrategy", "called", "conflict_lines", "heading", "parse_strat
 class ChosenStrategy(NamedTuple):
     """`--strategy` values, read: one for all tensors with its options, and rules for tensors of some names."""
 
-    name: str
+    name: str | None
     options: dict[str, str]
     rules: dict[str, str]
 
@@ -98,19 +99,17 @@ def _reason(conflict: Conflict) -> str:
     return reasons.get(conflict.kind, conflict.kind)
 
 
-def parse_strategies(texts: tuple[str, ...], *, default: str) -> ChosenStrategy:
+def parse_strategies(texts: tuple[str, ...]) -> ChosenStrategy:
     """Read `--strategy` values.  Raises UsageError for one that is not NAME or PATTERN=NAME."""
     name: str | None = None
     options: dict[str, str] = {}
     rules: dict[str, str] = {}
     for text in texts:
-        first, *pairs = text.split() or [""]
-        pattern, equals, rule = first.partition("=")
-        if equals:
-            if not pattern or not rule:
-                raise UsageError(f"`{text}` is not PATTERN=NAME", hint="--strategy 'lm_head.*=ours'")
-            rules[pattern] = " ".join([rule, *pairs])
+        rule = split_rule(text)
+        if rule is not None:
+            rules[rule[0]] = rule[1]
             continue
+        first, *pairs = text.split() or [""]
         if name is not None:
             raise UsageError(f"two strategies for all tensors: {name} and {first}", hint="--strategy 'PATTERN=NAME'")
         name = first
@@ -119,4 +118,4 @@ def parse_strategies(texts: tuple[str, ...], *, default: str) -> ChosenStrategy:
             if not equals:
                 raise UsageError(f"`{pair}` in `{text}` is not option=value", hint="--strategy 'average weights=2,1'")
             options[key] = value
-    return ChosenStrategy(default if name is None else name, options, rules)
+    return ChosenStrategy(name, options, rules)

@@ -77,7 +77,7 @@ def run_picks(
         if start is None:
             done = continue_picks(repo, verb, gate=gate, skip=skip, progress=session.progress)
         else:
-            done = start(parse_strategies(strategies, default=_DEFAULT))
+            done = start(parse_strategies(strategies))
     except NegativeAnswer as refusal:
         _show_refusal(session, refusal)
         raise

@@ -34,6 +34,7 @@ def cherry_pick(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit cherry-pick --continue`.
     """
+    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import cherry_pick as start
 
     run_picks(
@@ -44,7 +45,7 @@ def cherry_pick(
         else lambda chosen: start(
             session.repository,
             revisions,
-            strategy=chosen.name,
+            strategy=chosen.name or DEFAULT_STRATEGY,
             options=chosen.options,
             rules=chosen.rules,
             mainline=mainline,

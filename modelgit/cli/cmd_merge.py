@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["merge", "say_merge", "show_refusal"]
 
-_DEFAULT = "fisher"
-
 
 @command("merge", example="mgit merge tone --strategy fisher --strategy 'lm_head.*=ours'")
 @click.argument("revision", required=False, shell_complete=complete_revision, metavar="[REV]")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be merged how; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Compute and gate the merge, say what it would be, and keep nothing.")
 @click.option("--continue", "go_on", is_flag=True, help="Finish the merge that waits for resolutions.")
 @click.option("--abort", is_flag=True, help="Give up the merge that waits.")
 @click.option(
@@ -34,7 +33,8 @@ _DEFAULT = "fisher"
     "strategies",
     multiple=True,
     metavar="NAME|PATTERN=NAME",
-    help=f"How values that both sides changed are combined ({_DEFAULT}), or those of tensors that match PATTERN; "
+    help="How values that both sides changed are combined (fisher, or what `[merge]` of mgit.toml says), or those of "
+    "tensors that match PATTERN; "
     "options follow a space: 'average weights=2,1'.",
 )
 @click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")
@@ -48,6 +48,7 @@ def merge(
     session: Session,
     revision: str | None,
     only_plan: bool,
+    dry_run: bool,
     go_on: bool,
     abort: bool,
     strategies: tuple[str, ...],
@@ -72,9 +73,11 @@ def merge(
         )
     if as_json and not only_plan:
         raise UsageError("--json goes with --plan", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
+    if dry_run and (go_on or abort or only_plan):
+        raise UsageError("--dry-run belongs to a merge that starts", hint="`mgit merge REV --dry-run`")
     if strategies and (go_on or abort or only_plan):
         raise UsageError("--strategy belongs to a merge that starts", hint="`mgit merge REV --strategy NAME`")
-    chosen = parse_strategies(strategies, default=_DEFAULT)
+    chosen = parse_strategies(strategies)
     if abort:
         from modelgit.repo.merge import abort_merge
 
@@ -83,7 +86,16 @@ def merge(
     elif only_plan and revision is not None:
         _plan(session, revision, as_json=as_json)
     else:
-        _merge(session, revision, chosen, message=message, fast_forward=not no_ff, unrelated=allow_unrelated, gate=gate)
+        _merge(
+            session,
+            revision,
+            chosen,
+            message=message,
+            fast_forward=not no_ff,
+            unrelated=allow_unrelated,
+            gate=gate,
+            dry_run=dry_run,
+        )
 
 
 def _merge(
@@ -95,6 +107,7 @@ def _merge(
     fast_forward: bool,
     unrelated: bool,
     gate: str,
+    dry_run: bool,
 ) -> None:
     from modelgit.repo.merge import continue_merge
     from modelgit.repo.merge import merge as start_merge
@@ -118,10 +131,11 @@ def _merge(
                 fast_forward=fast_forward,
                 unrelated=unrelated,
                 gate=gate,
+                dry_run=dry_run,
                 progress=session.progress,
             )
     except NegativeAnswer as refusal:
-        show_refusal(session, refusal, revision=revision, ours=ours, theirs=theirs, strategy=chosen.name)
+        show_refusal(session, refusal, revision=revision, ours=ours, theirs=theirs, strategy=chosen.name or "")
         raise
     say_merge(output, result, ours=ours, theirs=theirs)
 
@@ -143,7 +157,8 @@ def show_refusal(
         if revision is not None:
             base = refusal.sides.base_id
             output.say(*heading(revision, repo.resolve(revision), ours, repo.resolve("HEAD"), base))
-        output.say_lines(plan_lines(refusal.plan, ours=ours, theirs=theirs, strategy=strategy))
+        used = strategy or repo.settings.merge.strategy.partition(" ")[0]
+        output.say_lines(plan_lines(refusal.plan, ours=ours, theirs=theirs, strategy=used))
         output.say_lines(conflict_lines(refusal.plan.conflicts, ours=ours, theirs=theirs))
 
 
@@ -174,6 +189,8 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
         words += [f"{result.resolved} resolved by hand"] if result.resolved else []
         note = f"   ({result.strategy}; {', '.join(words)})" if words else ""
         say_commit(output, result.commit, note=note)
+    if result.kind == "dry-run":
+        output.say("Dry run: the merge was computed and gated, and nothing was kept.")
 
 
 def _plan(session: Session, revision: str, *, as_json: bool) -> None:

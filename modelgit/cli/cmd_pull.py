@@ -30,7 +30,7 @@ def pull(session: Session, remote: str, branch: str | None, strategy: str | None
     try:
         result = bring(repo, remote, branch, strategy=strategy, progress=session.progress)
     except NegativeAnswer as refusal:
-        show_refusal(session, refusal, revision=theirs, ours=name, theirs=theirs, strategy=strategy or "fisher")
+        show_refusal(session, refusal, revision=theirs, ours=name, theirs=theirs, strategy=strategy or "")
         raise
     say_fetched(output, result.fetched)
     if result.merged is not None:

@@ -30,6 +30,7 @@ def rebase(
     Each change is added to what UPSTREAM has; what does not overlap stays exact.  The branch moves once, at the end,
     and `mgit undo` takes that back.  Conflicts stop it with the work tree untouched.
     """
+    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import rebase as start
 
     run_picks(
@@ -40,7 +41,7 @@ def rebase(
         else lambda chosen: start(
             session.repository,
             upstream,
-            strategy=chosen.name,
+            strategy=chosen.name or DEFAULT_STRATEGY,
             options=chosen.options,
             rules=chosen.rules,
             gate=gate,

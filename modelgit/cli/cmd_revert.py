@@ -34,6 +34,7 @@ def revert(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit revert --continue`.
     """
+    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import revert as start
 
     run_picks(
@@ -44,7 +45,7 @@ def revert(
         else lambda chosen: start(
             session.repository,
             revisions,
-            strategy=chosen.name,
+            strategy=chosen.name or DEFAULT_STRATEGY,
             options=chosen.options,
             rules=chosen.rules,
             mainline=mainline,

@@ -15,6 +15,7 @@ __all__ = [
     "TRAINING_NAMES",
     "EvalSettings",
     "Limit",
+    "MergeSettings",
     "RemoteSettings",
     "RetentionSettings",
     "Settings",
@@ -207,6 +208,17 @@ class RetentionSettings(Table, frozen=True, kw_only=True):
     goal: OneOf["max", "min"] = "max"
 
 
+class MergeSettings(Table, frozen=True, kw_only=True):
+    """How values that both sides of a merge changed are combined.
+
+    `strategy` is a strategy with its options, as after `mgit merge --strategy` ("ties density=0.3"); `rules` are
+    other ones for tensors of some names, "PATTERN=STRATEGY".
+    """
+
+    strategy: str = "fisher"
+    rules: tuple[str, ...] = ()
+
+
 class RemoteSettings(Table, frozen=True, kw_only=True):
     """A remote repository."""
 
@@ -221,5 +233,6 @@ class Settings(Table, frozen=True, kw_only=True):
     storage: StorageSettings = StorageSettings()
     task: dict[str, TaskSettings] = {}
     eval: dict[str, EvalSettings] = {}
+    merge: MergeSettings = MergeSettings()
     remote: dict[str, RemoteSettings] = {}
     retention: dict[str, RetentionSettings] = {}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from modelgit.errors import BugError, UsageError
 
-__all__ = ["Between", "Option", "Scalar", "options_of", "recipe_form", "resolve_options"]
+__all__ = ["Between", "Option", "Scalar", "options_of", "recipe_form", "resolve_options", "split_rule"]
 
 Scalar = float | int | str | bool
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -138,3 +138,17 @@ def recipe_form(value: Any) -> Scalar:
     if isinstance(value, tuple):
         return ",".join(repr(float(number)) for number in value)
     return typing.cast(Scalar, value)
+
+
+def split_rule(text: str) -> tuple[str, str] | None:
+    """Pattern and strategy of `PATTERN=NAME option=value`; None for a strategy without a pattern.
+
+    Raises UsageError where one of the two is missing.
+    """
+    first, _, options = text.strip().partition(" ")
+    pattern, equals, name = first.partition("=")
+    if not equals:
+        return None
+    if not pattern or not name:
+        raise UsageError(f"`{text}` is not PATTERN=NAME", hint="--strategy 'lm_head.*=ours'")
+    return pattern, f"{name} {options}".strip()

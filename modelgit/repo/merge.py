@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError
+from modelgit.config.schema import MergeSettings
+from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
+from modelgit.merging.options import split_rule
 from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import find_conflicts
 from modelgit.objects import CommitId, Manifest
@@ -37,11 +39,9 @@ __all__ = [
     "waiting_state",
 ]
 
-DEFAULT_STRATEGY = "fisher"
-
 
 class MergeResult(NamedTuple):
-    """What a merge did: "up-to-date", "fast-forward" or "merged".
+    """What a merge did: "up-to-date", "fast-forward", "merged", or "dry-run", whose `commit` is nowhere.
 
     `overlap` and `agree` count values that both sides changed, and those of them that moved in the same direction;
     `notes` are sentences about fall-backs that were taken; `resolved` counts conflicts decided by hand.
@@ -121,27 +121,31 @@ def merge(
     repo: Repository,
     revision: str,
     *,
-    strategy: str = DEFAULT_STRATEGY,
+    strategy: str | None = None,
     options: Mapping[str, str] | None = None,
     rules: Mapping[str, str] | None = None,
     message: str | None = None,
     fast_forward: bool = True,
     unrelated: bool = False,
     gate: str = "block",
+    dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> MergeResult:
     """Merge `revision` into the current branch; with `unrelated`, one that has no commit in common with it too.
 
-    `strategy` makes the values that both sides changed; `rules` maps patterns of tensor names to other strategies
-    ("ours", "average weights=1,2").  Raises MergeConflicts, with the work tree untouched, when somebody has to decide;
-    `resolve_conflicts` and `continue_merge` go on from there.
+    `strategy` makes the values that both sides changed (None: what `[merge]` of the settings says); `rules` maps
+    patterns of tensor names to other strategies ("ours", "average weights=1,2") and goes before the rules of the
+    settings.  With `dry_run` everything is computed and gated, and nothing is kept.  Raises MergeConflicts, with the
+    work tree untouched, when somebody has to decide; `resolve_conflicts` and `continue_merge` go on from there.
     """
     with repo.writing():
         refuse_during_merge(repo, "another merge")
         ours = _head(repo)
         theirs = repo.resolve(revision)
-        bound = STRATEGIES.get(strategy).bind(options or {})
-        for rule in (rules or {}).values():
+        configured = repo.settings.merge
+        bound = parse_rule(configured.strategy) if strategy is None else STRATEGIES.get(strategy).bind(options or {})
+        rules = {**_configured_rules(configured), **(rules or {})}
+        for rule in rules.values():
             parse_rule(rule)
         bases = merge_bases(ours, theirs, repo.parents_of)
         if bases == [theirs]:
@@ -164,6 +168,8 @@ def merge(
             verb="merging",
             hint="`mgit commit -m …` or `mgit restore .` first",
         )
+        if forward and dry_run:
+            return MergeResult("fast-forward", ours, ours, theirs)
         if forward:
             view = repo.view()
             move_worktree(
@@ -182,11 +188,23 @@ def merge(
             theirs=theirs,
             base=None,
             message=message or f"Merge {_called(repo, revision)}",
-            strategy=strategy,
+            strategy=bound.name,
             options=bound.recipe,
-            rules=dict(rules or {}),
+            rules=rules,
         )
-        return apply_state(repo, state, bound, gate, progress)
+        return apply_state(repo, state, bound, gate, progress, dry_run=dry_run)
+
+
+def _configured_rules(settings: MergeSettings) -> dict[str, str]:
+    found = {}
+    for text in settings.rules:
+        rule = split_rule(text)
+        if rule is None:
+            raise UsageError(
+                f"`{text}` in merge.rules names no tensors", hint='write `rules = ["lm_head.*=ours"]` under [merge]'
+            )
+        found[rule[0]] = rule[1]
+    return found
 
 
 def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> list[Conflict]:
@@ -297,9 +315,15 @@ def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict
 
 
 def apply_state(
-    repo: Repository, state: MergeState, bound: BoundStrategy, gate: str, progress: Progress
+    repo: Repository,
+    state: MergeState,
+    bound: BoundStrategy,
+    gate: str,
+    progress: Progress,
+    *,
+    dry_run: bool = False,
 ) -> MergeResult:
-    """Do what a state says up to its first commit, or stop at conflicts, which are then kept.
+    """Do what a state says up to its first commit, or stop at conflicts, which are then kept (unless `dry_run`).
 
     `commit` of the result is None for a pick that changes nothing.
     """
@@ -313,7 +337,8 @@ def apply_state(
         if conflict.id not in state.resolutions and conflict.path not in state.resolutions
     )
     if still_open:
-        write_state(repo, msgspec.structs.replace(state, base=sides.base_id, conflicts=still_open))
+        if not dry_run:
+            write_state(repo, msgspec.structs.replace(state, base=sides.base_id, conflicts=still_open))
         models = ", ".join(sorted({*sides.ours.side.models})) or "the work tree"
         count = len(still_open)
         raise StoppedMerge(
@@ -325,9 +350,9 @@ def apply_state(
         )
     from modelgit.repo.merge_tensors import make_commit
 
-    made = make_commit(repo, state, sides, plan, contents, bound, gate=gate, progress=progress)
+    made = make_commit(repo, state, sides, plan, contents, bound, gate=gate, keep=not dry_run, progress=progress)
     return MergeResult(
-        "merged",
+        "dry-run" if dry_run else "merged",
         sides.base_id,
         state.ours,
         state.theirs,

@@ -96,9 +96,12 @@ def make_commit(
     bound: BoundStrategy,
     *,
     gate: str,
+    keep: bool = True,
     progress: Progress,
 ) -> MergedCommit | None:
-    """Compute, check and record the merge.  The work tree and the branch move unless more is `todo`.
+    """Compute, check and record the merge.
+
+    The work tree and the branch move unless more is `todo`, or nothing is to be kept.
 
     None for a pick that changes nothing.  Raises GateRefused (nothing recorded, nothing moved) when the merged model
     breaks a limit.
@@ -138,10 +141,13 @@ def make_commit(
                 fishers=tensors.ran.used,
             ),
         )
+        made = MergedCommit(result, tensors.ran.bound.name, tensors.overlap, tensors.agree, tensors.notes)
+        if not keep:
+            session.abort()
+            return made
         verb = "merging" if not state.verb else f"the {state.verb}"
         check_clean(repo, start, manifest, verb=verb, hint=f"`mgit restore .` first, or `mgit {state.name} --abort`")
         session.seal()
-    made = MergedCommit(result, tensors.ran.bound.name, tensors.overlap, tensors.agree, tensors.notes)
     if state.todo:
         return made
     move_to(repo, state, result.id, session=session, progress=progress)

@@ -458,7 +458,7 @@ class Repository:
         self,
         revision: str,
         *,
-        strategy: str = "fisher",
+        strategy: str | None = None,
         options: Mapping[str, str] | None = None,
         message: str | None = None,
         progress: Progress = SILENT,

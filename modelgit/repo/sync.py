@@ -272,9 +272,9 @@ def pull(
     if before is None:
         _adopt(repo, tip, f"pull: {remote}/{name}", progress)
         return PullResult(fetched, None, None, tip)
-    from modelgit.repo.merge import DEFAULT_STRATEGY, merge
+    from modelgit.repo.merge import merge
 
-    merged = merge(repo, f"{remote}/{name}", strategy=strategy or DEFAULT_STRATEGY, progress=progress)
+    merged = merge(repo, f"{remote}/{name}", strategy=strategy, progress=progress)
     return PullResult(fetched, merged, before, repo.head())
 
 

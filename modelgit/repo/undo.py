@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from modelgit.errors import ConflictError, NothingToDo
 from modelgit.objects import Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.dense_weights import bring_back_dense, kept_dense
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.training import joined, training_of
 from modelgit.repo.update import check_clean, move_worktree
@@ -31,6 +30,8 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
     in the rescue area); what a switch, merge or pull brought is taken out again.
     Raises NothingToDo at the beginning of the log, RepositoryError when files would be lost.
     """
+    from modelgit.repo.dense_weights import bring_back_dense, kept_dense  # numpy, which `op log` does without
+
     with repo.writing():
         refuse_during_merge(repo, "undo")
         current_id = repo.roots.read().root.operation

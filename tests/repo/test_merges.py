@@ -90,3 +90,36 @@ def test_histories_that_merged_each_other_meet_at_what_these_merges_made(bot: Re
     assert np.array_equal(np.array(merged[first].numpy()), ours[first])  # side changed it no more than main knows
     mean = (ours[second].astype(np.float64) + theirs[second]) / 2
     assert np.array_equal(np.array(merged[second].numpy()), mean.astype(np.float32))
+
+
+def test_the_settings_name_the_strategy_and_a_dry_run_keeps_nothing(bot: Repository, files) -> None:
+    def change(seed: int) -> None:
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(seed)))
+        bot.commit(f"seed {seed}")
+
+    bot.switch("side", create=True)
+    change(1)
+    bot.switch("main")
+    change(2)
+    text = '[merge]\nstrategy = "task-arithmetic scale=0.5"\nrules = ["layers.2.*=theirs"]\n'
+    project = bot.worktree / "mgit.toml"
+    project.write_text(project.read_text() + text)
+    bot.forget_settings()
+    bot.commit("how we merge")
+    before, digests = bot.head(), files.digests(bot.worktree)
+    tried = merge(bot, "side", dry_run=True)
+    assert (tried.kind, tried.strategy) == ("dry-run", "task-arithmetic")
+    assert (bot.head(), files.digests(bot.worktree), bot.status().merging) == (before, digests, None)
+    done = merge(bot, "side", rules={"layers.1.*": "ours"})
+    recipe = done.commit.commit.recipe
+    assert recipe.options["scale"] == 0.5
+    assert recipe.rules == {"layers.1.*": "ours", "layers.2.*": "theirs"}
+    base, one, two, now = (
+        {name: np.array(state[name].numpy()) for name in state}
+        for state in (bot.load("main~2"), bot.load("side"), bot.load("main~1"), bot.load())
+    )
+    wide = base["layers.0.weight"].astype(np.float64)
+    wide = wide + 0.5 * ((two["layers.0.weight"] - wide) + (one["layers.0.weight"] - wide))
+    assert np.allclose(now["layers.0.weight"], wide, rtol=1e-6)
+    assert np.array_equal(now["layers.1.weight"], two["layers.1.weight"])
+    assert np.array_equal(now["layers.2.weight"], one["layers.2.weight"])
