@@ -244,9 +244,10 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return output
-        for tensor, view in view_of(func, args, self._find, output):
+        views = view_of(func, args, self._find, output)
+        for tensor, view in views:
             self._views[id(tensor)] = (tensor, view)
-        if not isinstance(output, torch.Tensor):
+        if views or not isinstance(output, torch.Tensor):
             return output
         uses = [use for use in uses_of(func, args, kwargs, self._find) if use.view.tensor not in self._slow]
         return self._hooked(func, uses, output) if uses else output
