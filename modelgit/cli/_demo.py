@@ -110,17 +110,15 @@ def make_demo(
 
 def _branch(repo: Repository, task: str, progress: Progress) -> str:
     """Train `task` on a branch of its own, under a FISH mask."""
-    from modelgit.repo.masks import create_mask, mask_positions
-
     repo.switch("main", progress=progress)
     repo.switch(task, create=True, progress=progress)
-    made = create_mask(repo, density=DENSITY, task=task, progress=progress)
-    train_task(repo, task, mask=mask_positions(repo, made.mask), progress=progress)
+    mask = repo.create_mask(density=DENSITY, task=task, progress=progress).mask
+    train_task(repo, task, mask=mask.positions(), progress=progress)
     result = repo.commit(
-        f"{task}: train {DENSITY:.0%} of the weights under a FISH mask", masks=[made.id.hex], progress=progress
+        f"{task}: train {DENSITY:.0%} of the weights under a FISH mask", masks=[mask.id.hex], progress=progress
     )
     changed = sum(change.values_changed or 0 for change in result.patch.tensors)
-    return f"{task:<6} {result.id.short}  trained under mask {made.id.short}: {changed:,} values changed"
+    return f"{task:<6} {result.id.short}  trained under mask {mask.id.short}: {changed:,} values changed"
 
 
 def train_base(repo: Repository, *, progress: Progress = SILENT) -> None:

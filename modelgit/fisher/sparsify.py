@@ -175,7 +175,10 @@ class Survey:
         def whole(name: str) -> NDArray[np.float32]:
             return np.concatenate([window.score for window in windows(body[name], self.scale, self.fisher, SILENT)])
 
-        found = top_mask(Scores(body, whole), density=min(1.0, budget / total))
+        found = top_mask(
+            Scores({name: (delta.spec.elements,) for name, delta in body.items()}, whole),
+            density=min(1.0, budget / total),
+        )
         return {
             name: np.arange(body[name].spec.elements, dtype=np.int64) if at is None else at
             for name, at in found.items()

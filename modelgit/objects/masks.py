@@ -27,11 +27,15 @@ class MaskRegion(Record, frozen=True, kw_only=True):
 
 
 class Mask(Record, frozen=True, kw_only=True):
-    """Positions by tensor of the model at `model`, and where they came from (a line for people)."""
+    """Positions by tensor of the model at `model`, and where they came from (a line for people).
+
+    `total` counts the values of the whole model, of which the positions are a share; 0 where that is not known.
+    """
 
     model: str
     regions: tuple[MaskRegion, ...]
     origin: str
+    total: int = 0
 
     @property
     def count(self) -> int:

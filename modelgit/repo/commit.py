@@ -17,7 +17,6 @@ from modelgit.objects import (
     EvalRecordId,
     Manifest,
     ManifestId,
-    Mask,
     MaskId,
     MergeRecipe,
     Patch,
@@ -42,6 +41,7 @@ from modelgit.store.metadata import write_metadata, write_record
 
 if TYPE_CHECKING:
     from modelgit.patching.adapters import AdapterSet
+    from modelgit.repo.masks import StoredMask
     from modelgit.repo.repository import Repository
 
 __all__ = [
@@ -153,7 +153,7 @@ def commit(
                     only=selected,
                     outside=outside,
                     adapters=opened,
-                    masks=[mask for _, mask in named_masks],
+                    masks=[mask.record for mask in named_masks],
                     progress=progress,
                 )
                 names = _tensor_names(repo, session, tree.manifest) if opened else set()
@@ -500,7 +500,7 @@ def count_encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
-def _find_masks(repo: Repository, names: Sequence[str]) -> list[tuple[MaskId, Mask]]:
+def _find_masks(repo: Repository, names: Sequence[str]) -> list[StoredMask]:
     if not names:
         return []
     from modelgit.repo.masks import find_mask
@@ -509,20 +509,19 @@ def _find_masks(repo: Repository, names: Sequence[str]) -> list[tuple[MaskId, Ma
 
 
 def _check_masks(
-    repo: Repository, session: PackSession, manifest: Manifest, before: Manifest, masks: Sequence[tuple[MaskId, Mask]]
+    repo: Repository, session: PackSession, manifest: Manifest, before: Manifest, masks: Sequence[StoredMask]
 ) -> tuple[MaskId, ...]:
     if not masks:
         return ()
-    from modelgit.repo.masks import outside_mask
+    from modelgit.repo.masks import outside_mask, strayed_words
 
     ids = []
-    for mask_id, mask in masks:
-        strayed = outside_mask(repo, mask, before, manifest, new_store=session)
+    for mask in masks:
+        strayed = outside_mask(repo, mask.record, before, manifest, new_store=session)
         if strayed:
-            tensor, count = next(iter(strayed.items()))
             raise RepositoryError(
-                f"{sum(strayed.values())} values outside of mask {mask_id.short} changed ({count} of them in {tensor})",
-                hint="commit without `--mask`, or train again with `integrations.torch.freeze_outside`",
+                f"{strayed_words(strayed)} changed outside of mask {mask.label}",
+                hint=f"`mgit mask apply {mask.label}` puts them back, `mgit commit` without `--mask` records them",
             )
-        ids.append(mask_id)
+        ids.append(mask.id)
     return tuple(ids)

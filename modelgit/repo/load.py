@@ -330,6 +330,11 @@ class ModelState(Mapping[str, LazyTensor]):
         self._reader = reader
         self._threads = threads
 
+    @property
+    def views(self) -> frozenset[str]:
+        """The names that are views of a stored tensor."""
+        return frozenset(self._views)
+
     def __getitem__(self, name: str) -> LazyTensor:
         entry, reader = self.entries[name], self._reader
         if name not in self._views:

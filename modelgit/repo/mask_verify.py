@@ -26,7 +26,7 @@ from modelgit.objects.graph import ancestors, topological
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import find_model
-from modelgit.repo.masks import find_mask, mask_positions, outside_mask
+from modelgit.repo.masks import find_mask, outside_mask, strayed_values
 from modelgit.worktree.content import FileRange
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class _Work:
     def __init__(self, repo: Repository, name: str, base: str, progress: Progress) -> None:
         self.repo = repo
         self.progress = progress
-        self.mask_id, self.mask = find_mask(repo, name)
-        self.positions = mask_positions(repo, self.mask)
+        found = find_mask(repo, name)
+        self.mask_id, self.mask, self.positions = found.id, found.record, found.positions()
         self.base = repo.resolve(base)
         self.manifest = repo.manifest_of(self.base)
         self.tensors = repo.tensors_of(self.manifest, find_model(self.manifest, self.mask.model))
@@ -219,15 +219,10 @@ def _check_checkpoint(work: _Work, shown: str) -> None:
 
 
 def _differences(reader: TensorReads, old: TensorEntry, new: TensorSource, allowed: NDArray[np.int64]) -> int:
-    unit = max(1, old.spec.kind.bits // 8)
-    word = np.dtype(f"<u{unit}")
-    count = 0
-    for start, stop in windows(old.spec.size_bytes):
-        changed = np.frombuffer(reader.read(old.id, start, stop), word) != np.frombuffer(new.read(start, stop), word)
-        low, high = np.searchsorted(allowed, (start // unit, stop // unit))
-        changed[allowed[low:high] - start // unit] = False
-        count += int(np.count_nonzero(changed))
-    return count
+    return sum(
+        strayed_values(reader.read(old.id, start, stop), new.read(start, stop), start, old, allowed)[0]
+        for start, stop in windows(old.spec.size_bytes)
+    )
 
 
 # -- journals

@@ -1,23 +1,35 @@
-"""FISH masks of a repository: made from a Fisher pass, kept by id, checked at commit."""
+"""Masks of a repository: kept by id or name, found in the history, compared, and checked against a change."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.errors import UsageError
+from modelgit.errors import IntegrityError, UsageError
 from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
-from modelgit.objects import Manifest, Mask, MaskId, MaskRegion, TensorEntry, TensorSpec
+from modelgit.objects import (
+    BlobId,
+    CommitId,
+    Manifest,
+    Mask,
+    MaskId,
+    MaskRegion,
+    TensorEntry,
+    TensorSpec,
+    TensorView,
+    row_major,
+)
+from modelgit.objects.graph import topological
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
-from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import ModelState, find_model
-from modelgit.repo.tasks import open_task, task_settings
+from modelgit.repo.load import find_model
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.metadata import read_record, write_record
@@ -26,160 +38,258 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
 __all__ = [
-    "CreatedMask",
-    "create_mask",
+    "MaskOverlap",
+    "StoredMask",
+    "check_name",
+    "commits_under",
+    "compare_masks",
     "find_mask",
     "keep_mask",
     "list_masks",
     "mask_positions",
     "mask_sections",
+    "model_sizes",
+    "name_mask",
     "outside_mask",
+    "over_stored",
     "remove_mask",
+    "strayed_values",
+    "strayed_words",
 ]
 
 Positions = Mapping[str, NDArray[np.int64] | None]
-SCORES = ("fisher", "magnitude", "random", "bias")
+Bytes = bytes | bytearray | memoryview
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\Z")
+_LIKE_AN_ID = re.compile(r"[0-9a-f]{4,64}\Z")
+_ID_DIGITS = 64
 
 
-class CreatedMask(NamedTuple):
-    """A mask that was made; `cached_fisher` says that no Fisher pass was needed for it."""
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask of a repository; `integrations.torch.freeze_outside` takes it as it is.
+
+    `names` are those that this clone gave it; `kept` is False for one that only commits keep.
+    """
 
     id: MaskId
-    mask: Mask
-    examples: int
-    cached_fisher: bool
+    record: Mask
+    names: tuple[str, ...] = ()
+    kept: bool = True
+    repo: Repository | None = field(default=None, repr=False, compare=False)
+
+    def positions(self) -> dict[str, NDArray[np.int64] | None]:
+        """Ascending element indices by tensor name, int64; None means every element.  Reads them when called."""
+        if self.repo is None:
+            raise UsageError(f"mask {self.id.short} is not bound to a repository")
+        return mask_positions(self.repo, self.record)
+
+    @property
+    def label(self) -> str:
+        """What to call it in a command: its name, or else its short id."""
+        return self.names[0] if self.names else self.id.short
 
 
-def create_mask(
-    repo: Repository,
-    *,
-    density: float,
-    task: str | None = None,
-    revision: str = "HEAD",
-    score: str = "fisher",
-    budget: str = "global",
-    examples: int = 512,
-    seed: int = 0,
-    progress: Progress = SILENT,
-) -> CreatedMask:
-    """Choose the values to train: the `density` share of a task's model with the highest scores (FISH).
+class MaskOverlap(NamedTuple):
+    """How much two masks have in common, in values; `jaccard` is shared / either, 1 for two empty masks."""
 
-    The task's head is taken whole and counted; other heads of the checkpoint are no part of the model.  Sung, Nair and
-    Raffel, "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021.
-    """
-    if score not in SCORES:
-        raise UsageError(f"no score `{score}`", hint=f"known: {', '.join(SCORES)}")
-    from modelgit.fisher.mask import bias_mask, top_mask
-    from modelgit.fisher.scores import fisher_scores, magnitude_scores, random_scores
-    from modelgit.repo.fisher import diagonal_of, estimate_fisher
+    first: int
+    second: int
+    shared: int
 
-    name, settings = task_settings(repo, task)
-    manifest = repo.manifest_of(repo.resolve(revision))
-    entry = find_model(manifest, settings.model)
-    tensors = repo.tensors_of(manifest, entry)
-    used, cached = 0, True
-    if score == "fisher":
-        stored = estimate_fisher(repo, task=name, revision=revision, examples=examples, seed=seed, progress=progress)
-        used, cached = stored.estimate.examples, stored.cached
-        diagonal = diagonal_of(repo, stored.estimate)
-        head = {tensor for tensor in diagonal if tensor.startswith(settings.head + ".")}
-        positions = top_mask(fisher_scores(diagonal), density=density, head=head, budget=budget)
-        origin = f"FISH, density {density:g}, task {name}, {used} examples, {stored.estimate.estimator}, {budget}"
-    else:
-        model = open_task(repo, manifest, settings)
-        names = sorted(set(model.tensor_of.values()))
-        head = {model.tensor_of[parameter] for parameter in model.head}
-        shapes = {tensor: tensors[tensor].spec.shape for tensor in names}
-        if score == "bias":
-            positions = bias_mask(shapes, head=head)
-        elif score == "random":
-            positions = top_mask(random_scores(shapes, seed=seed), density=density, head=head, budget=budget)
-        else:
-            state = ModelState(entry.path, tensors, repo.reader()).arrays()
-            weights = {tensor: np.asarray(state[tensor], np.float32) for tensor in names}
-            positions = top_mask(magnitude_scores(weights), density=density, head=head, budget=budget)
-        origin = f"{score}, density {density:g}, task {name}, seed {seed}, {budget}"
-    mask_id, mask = keep_mask(repo, settings.model, positions, tensors, origin)
-    return CreatedMask(mask_id, mask, used, cached)
+    @property
+    def jaccard(self) -> float:
+        """The intersection over the union."""
+        union = self.first + self.second - self.shared
+        return self.shared / union if union else 1.0
+
+
+# -- keeping
+
+
+def check_name(repo: Repository, name: str) -> None:
+    """Refuse a name that could be taken for something else, or that another mask has."""
+    if _NAME.match(name) is None or _LIKE_AN_ID.match(name) or name == "latest" or name.endswith(".tmp"):
+        raise UsageError(
+            f"a mask cannot be called {name[:64]!a}",
+            hint="letters, digits and `._+-`, not `latest`, and nothing that could be an id",
+        )
+    if (repo.paths.masks / name).exists():
+        raise UsageError(f"there is a mask called `{name}` already", hint=f"`mgit mask remove {name}` frees the name")
 
 
 def keep_mask(
-    repo: Repository, model: str, positions: Positions, tensors: Mapping[str, TensorEntry], origin: str
-) -> tuple[MaskId, Mask]:
-    """Store a mask of `positions` by tensor name (None: all) of the model at `model`, and keep it in this clone."""
+    repo: Repository,
+    model: str,
+    positions: Positions,
+    tensors: Mapping[str, TensorEntry],
+    *,
+    origin: str,
+    total: int = 0,
+    name: str | None = None,
+) -> StoredMask:
+    """Store a mask over `tensors` of the model at path `model`, and keep it, as `name` if that is given.
+
+    `total` counts the values of the whole model.  Positions are ascending element indices, None for every element.
+    """
     with repo.lock:
+        if name is not None:
+            check_name(repo, name)
         with repo.session() as session:
-            chosen = {name: at for name, at in sorted(positions.items()) if at is None or at.size}
             coded = {
-                name: encode_section(at, tensors[name].spec.elements) for name, at in chosen.items() if at is not None
+                name: encode_section(at, tensors[name].spec.elements)
+                for name, at in sorted(positions.items())
+                if at is not None and 0 < at.size < tensors[name].spec.elements
             }
             # One blob for all tensors: two values of a bias are not worth an object of their own.
             blob = write_blob(session, b"".join(coded.values()), name="positions") if coded else None
             regions = []
             offset = 0
-            for name, at in chosen.items():
-                spec = tensors[name].spec
-                if at is None:
-                    regions.append(MaskRegion(name=name, spec=spec, count=spec.elements))
-                    continue
-                length = len(coded[name])
-                regions.append(
-                    MaskRegion(name=name, spec=spec, count=int(at.size), positions=blob, offset=offset, length=length)
-                )
-                offset += length
-            mask = Mask(model=model, regions=tuple(regions), origin=origin)
+            for tensor, at in sorted(positions.items()):
+                spec = tensors[tensor].spec
+                if tensor in coded and at is not None:
+                    length = len(coded[tensor])
+                    regions.append(
+                        MaskRegion(
+                            name=tensor, spec=spec, count=int(at.size), positions=blob, offset=offset, length=length
+                        )
+                    )
+                    offset += length
+                elif at is None or at.size:
+                    regions.append(MaskRegion(name=tensor, spec=spec, count=spec.elements))
+            mask = Mask(model=model, regions=tuple(regions), origin=origin, total=total)
             mask_id = write_record(session, MaskId, mask)
             session.seal()
-        repo.paths.masks.mkdir(parents=True, exist_ok=True)
-        write_durably(repo.paths.masks / mask_id.hex, f"{mask_id}\n".encode())
-    return mask_id, mask
+        _write(repo, mask_id.hex, mask_id)
+        if name is not None:
+            _write(repo, name, mask_id)
+    return StoredMask(mask_id, mask, () if name is None else (name,), True, repo)
 
 
-def list_masks(repo: Repository) -> list[tuple[MaskId, Mask]]:
-    """Masks that this clone keeps, the newest first."""
+def name_mask(repo: Repository, mask: StoredMask, name: str) -> StoredMask:
+    """Keep a mask under a name of this clone's (also one that only commits kept so far)."""
+    with repo.lock:
+        check_name(repo, name)
+        _write(repo, mask.id.hex, mask.id)
+        _write(repo, name, mask.id)
+    return find_mask(repo, name)
+
+
+def _write(repo: Repository, name: str, mask: MaskId) -> None:
+    repo.paths.masks.mkdir(parents=True, exist_ok=True)
+    write_durably(repo.paths.masks / name, f"{mask}\n".encode())
+
+
+def remove_mask(repo: Repository, name: str) -> StoredMask:
+    """Forget a mask and its names; commits that were made under it keep it.
+
+    Raises UsageError for one that only commits keep.
+    """
+    with repo.lock:
+        found = find_mask(repo, name)
+        if not found.kept:
+            raise UsageError(
+                f"mask {found.id.short} is kept by commits that were made under it, not by this clone",
+                hint=f"`mgit mask show {found.id.short}` lists them",
+            )
+        for file in (*found.names, found.id.hex):
+            (repo.paths.masks / file).unlink(missing_ok=True)
+    return found
+
+
+# -- finding
+
+
+def _kept(repo: Repository) -> dict[MaskId, tuple[str, ...]]:
+    """The masks that this clone keeps with their names, the newest first."""
     if not repo.paths.masks.is_dir():
-        return []
-    files = [file for file in repo.paths.masks.iterdir() if len(file.name) == 64]
-    ids = [MaskId(bytes.fromhex(file.name)) for file in sorted(files, key=lambda file: -file.stat().st_mtime_ns)]
-    return [(mask_id, read_record(repo.store, mask_id, Mask)) for mask_id in ids]
+        return {}
+    order: list[tuple[int, MaskId]] = []
+    names: dict[MaskId, list[str]] = {}
+    for file in sorted(repo.paths.masks.iterdir()):
+        try:
+            mask = MaskId.parse(file.read_text(encoding="ascii", errors="replace").strip())
+        except (UsageError, IntegrityError):
+            continue  # what a killed command left
+        if file.name == mask.hex:
+            order.append((-file.stat().st_mtime_ns, mask))
+        elif _NAME.match(file.name):
+            names.setdefault(mask, []).append(file.name)
+    return {mask: tuple(names.get(mask, ())) for _, mask in sorted(order, key=lambda item: (item[0], item[1].hex))}
 
 
-def find_mask(repo: Repository, name: str) -> tuple[MaskId, Mask]:
-    """The mask whose id begins with `name`; "latest" is the newest.  Raises UsageError when that is none or several."""
-    masks = list_masks(repo)
-    if name == "latest" and masks:
-        return masks[0]
+def commits_under(repo: Repository) -> dict[MaskId, tuple[CommitId, ...]]:
+    """The masks that commits of any branch or tag were made under, each with these commits, newest first.
+
+    Reads the metadata of the whole history.
+    """
+    view = repo.view()
+    tips = {*view.refs.values(), *([view.detached] if view.detached is not None else [])}
+    found: dict[MaskId, list[CommitId]] = {}
+    for commit in topological(sorted(tips), repo.parents_of, lambda at: repo.commit_at(at).committer.time_s):
+        for mask in repo.patch_of(commit).masks:
+            found.setdefault(mask, []).append(commit)
+    return {mask: tuple(commits) for mask, commits in found.items()}
+
+
+def list_masks(repo: Repository) -> list[StoredMask]:
+    """Masks that this clone keeps, the newest first, then those that only commits of the history were made under."""
+    kept = _kept(repo)
+    masks = [*kept, *(mask for mask in commits_under(repo) if mask not in kept)]
+    return [_open(repo, mask, kept) for mask in masks if repo.store.has(mask)]
+
+
+def _open(repo: Repository, mask: MaskId, kept: Mapping[MaskId, tuple[str, ...]]) -> StoredMask:
+    return StoredMask(mask, read_record(repo.store, mask, Mask), kept.get(mask, ()), mask in kept, repo)
+
+
+def find_mask(repo: Repository, name: str) -> StoredMask:
+    """The mask called `name`, or whose id begins with it; "latest" is the newest.
+
+    Masks that this clone keeps are looked through first, then those that commits were made under.  Raises UsageError
+    when that is none or several.
+    """
+    kept = _kept(repo)
+    called = next((mask for mask, names in kept.items() if name in names), None)
+    if called is not None:
+        return _open(repo, called, kept)
     digits = name.removeprefix("b3:")
-    found = [item for item in masks if item[0].hex.startswith(digits)] if len(digits) >= 4 else []
+    found = _matching([*kept], name, digits)
+    if not found:
+        found = _matching([*commits_under(repo)], name, digits)
     if len(found) != 1:
         what = f"`{name}` could be {len(found)} masks" if found else f"no mask `{name}`"
         raise UsageError(what, hint="`mgit mask list` shows them, `mgit mask create --density 0.5%` makes one")
-    return found[0]
+    return _open(repo, found[0], kept)
 
 
-def remove_mask(repo: Repository, name: str) -> MaskId:
-    """Forget a mask; commits that were made under it keep it."""
-    with repo.lock:
-        mask_id, _ = find_mask(repo, name)
-        (repo.paths.masks / mask_id.hex).unlink(missing_ok=True)
-    return mask_id
+def _matching(masks: list[MaskId], name: str, digits: str) -> list[MaskId]:
+    if name == "latest":
+        return masks[:1]
+    return [mask for mask in masks if mask.hex.startswith(digits)] if len(digits) >= 4 else []
 
 
-def mask_positions(repo: Repository, mask: Mask) -> dict[str, NDArray[np.int64] | None]:
+def mask_positions(
+    repo: Repository, mask: Mask, *, store: ObjectStore | None = None
+) -> dict[str, NDArray[np.int64] | None]:
     """Ascending element indices by tensor name; None means every element."""
     found: dict[str, NDArray[np.int64] | None] = {}
-    reader = repo.reader()
     for region in mask.regions:
-        if region.positions is None:
-            found[region.name] = None
-        elif region.length:
-            stop = region.offset + region.length
-            data = bytes(reader.read(region.positions, region.offset, stop))
-            found[region.name] = decode_section(data, region.spec.elements, max_count=region.count)
-        else:  # a mask from before tensors shared a blob
-            data = reader.read_blob(region.positions)
-            found[region.name] = decode_positions(data, region.spec.elements, max_count=region.count)
+        found[region.name] = _region_positions(repo, region, store)
     return found
+
+
+def _region_positions(
+    repo: Repository, region: MaskRegion, store: ObjectStore | None = None
+) -> NDArray[np.int64] | None:
+    if region.positions is None:
+        return None
+    reader = repo.reader(store)
+    if region.length:
+        data = bytes(reader.read(region.positions, region.offset, region.offset + region.length))
+        return decode_section(data, region.spec.elements, max_count=region.count)
+    # A mask from before tensors shared a blob.
+    return decode_positions(reader.read_blob(region.positions), region.spec.elements, max_count=region.count)
 
 
 def mask_sections(masks: Iterable[Mask]) -> dict[str, list[tuple[TensorSpec, Section]]]:
@@ -193,13 +303,55 @@ def mask_sections(masks: Iterable[Mask]) -> dict[str, list[tuple[TensorSpec, Sec
     return found
 
 
+def _section(region: MaskRegion) -> tuple[BlobId | None, int, int]:
+    return region.positions, region.offset, region.length
+
+
+# -- comparing
+
+
+def compare_masks(repo: Repository, first: Mask, second: Mask) -> MaskOverlap:
+    """How many values two masks share.  Holds the positions of one tensor at a time.
+
+    Raises UsageError when they are not about the same tensors: of other shapes, or of another model.
+    """
+    others = {region.name: region for region in second.regions}
+    shared = 0
+    for region in first.regions:
+        other = others.get(region.name)
+        if other is None:
+            continue
+        if other.spec.shape != region.spec.shape:
+            raise UsageError(f"the masks are about two models: tensor `{region.name}` has another shape in each")
+        if region.positions is None or other.positions is None:
+            shared += min(region.count, other.count)
+        elif _section(region) == _section(other):
+            shared += region.count
+        else:
+            one, two = _region_positions(repo, region), _region_positions(repo, other)
+            if one is not None and two is not None:
+                shared += int(np.intersect1d(one, two, assume_unique=True).size)
+    return MaskOverlap(first.count, second.count, shared)
+
+
+def model_sizes(repo: Repository, mask: Mask) -> dict[str, int]:
+    """The elements of each float tensor of the mask's model in the current commit; empty if it is not there."""
+    manifest = repo.manifest_of(repo.head())
+    entry = next((entry for entry in manifest.models if entry.path == mask.model), None)
+    if entry is None:
+        return {}
+    tensors = repo.tensors_of(manifest, entry)
+    return {name: tensor.spec.elements for name, tensor in tensors.items() if tensor.spec.kind.is_float}
+
+
 def outside_mask(
     repo: Repository, mask: Mask, before: Manifest, after: Manifest, *, new_store: ObjectStore | None = None
 ) -> dict[str, int]:
     """How many values outside of the mask differ between two manifests, by tensor; empty when none does."""
     old = repo.tensors_of(before, find_model(before, mask.model))
     new = repo.tensors_of(after, find_model(after, mask.model), store=new_store)
-    positions = mask_positions(repo, mask)
+    views = repo.views_of(after, find_model(after, mask.model), store=new_store)
+    positions = over_stored(mask_positions(repo, mask), views)
     reader = repo.reader(new_store)
     strayed: dict[str, int] = {}
     for name, entry in new.items():
@@ -216,16 +368,78 @@ def outside_mask(
     return strayed
 
 
+def strayed_words(strayed: Mapping[str, int], *, named: int = 3) -> str:
+    """Counts by tensor in words: how many values in all, and the tensors with most of them."""
+    most = sorted(strayed.items(), key=lambda item: (-item[1], item[0]))
+    total = sum(strayed.values())
+    places = ", ".join(f"{count:,} in {name}" for name, count in most[:named])
+    if len(most) == 1:
+        return f"{total:,} value{'s' if total != 1 else ''} in {most[0][0]}"
+    more = f", and more in {len(most) - named} others" if len(most) > named else ""
+    return f"{total:,} values in {len(most)} tensors ({places}{more})"
+
+
+def over_stored(
+    positions: Positions, views: Mapping[str, tuple[TensorEntry, TensorView]]
+) -> dict[str, NDArray[np.int64] | None]:
+    """Positions in tensors as they are stored: those in a view (tied, sliced, transposed) become the stored tensor's.
+
+    Raises UsageError for a view of another type than what it shows.
+    """
+    found: dict[str, NDArray[np.int64] | None] = {}
+    for name, at in positions.items():
+        target, translated = name, at
+        if name in views:
+            stored, view = views[name]
+            target, translated = stored.name, _through(name, stored, view, at)
+        known = found.get(target, ())
+        if known is None or translated is None:
+            found[target] = None
+        else:
+            found[target] = translated if not len(known) else np.union1d(known, translated)
+    return found
+
+
+def _through(
+    name: str, stored: TensorEntry, view: TensorView, at: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    spec = view.spec or stored.spec
+    if spec.dtype != stored.spec.dtype or spec.kind.bits % 8:
+        raise UsageError(f"tensor `{name}` is a view of another type than what is stored, which a mask cannot follow")
+    is_whole = (
+        view.offset == 0 and view.strides in ((), row_major(spec.shape)) and spec.elements == stored.spec.elements
+    )
+    if is_whole:
+        return at
+    inside = np.arange(spec.elements, dtype=np.int64) if at is None else at
+    if view.strides:
+        places = np.unravel_index(inside, spec.shape) if spec.shape else ()
+        inside = np.zeros_like(inside)
+        for place, stride in zip(places, view.strides, strict=True):
+            inside += place * stride
+    moved: NDArray[np.int64] = np.unique(inside + view.offset // (spec.kind.bits // 8))
+    return moved
+
+
 def _count_outside(reader: TensorReads, old: TensorEntry, new: TensorEntry, allowed: NDArray[np.int64] | None) -> int:
-    unit = max(1, new.spec.kind.bits // 8)
-    word = np.dtype(f"<u{unit}")
-    count = 0
-    for start, stop in windows(new.spec.size_bytes):
-        a = np.frombuffer(reader.read(old.id, start, stop), word)
-        b = np.frombuffer(reader.read(new.id, start, stop), word)
-        changed = a != b
-        if allowed is not None:
-            low, high = np.searchsorted(allowed, (start // unit, stop // unit))
-            changed[allowed[low:high] - start // unit] = False
-        count += int(np.count_nonzero(changed))
-    return count
+    return sum(
+        strayed_values(reader.read(old.id, start, stop), reader.read(new.id, start, stop), start, new, allowed)[0]
+        for start, stop in windows(new.spec.size_bytes)
+    )
+
+
+def strayed_values(
+    old: Bytes, new: Bytes, start: int, entry: TensorEntry, allowed: NDArray[np.int64] | None
+) -> tuple[int, NDArray[np.bool_], np.dtype[np.unsignedinteger]]:
+    """Which values of a window of a tensor, from byte `start` on, differ in bits and are not `allowed` to.
+
+    Returns their number, a flag per value, and the type of the words that were compared: types without whole bytes per
+    value are compared byte by byte.
+    """
+    unit = entry.spec.kind.bits // 8
+    word = np.dtype(f"<u{unit}") if unit in (1, 2, 4, 8) else np.dtype("<u1")
+    changed = np.frombuffer(old, word) != np.frombuffer(new, word)
+    if allowed is not None:
+        low, high = np.searchsorted(allowed, (start // word.itemsize, start // word.itemsize + changed.size))
+        changed[allowed[low:high] - start // word.itemsize] = False
+    return int(np.count_nonzero(changed)), changed, word

@@ -121,8 +121,7 @@ def _file(
                 ),
                 views=content.views,
             )
-            if content.format in ZIP_FORMATS:
-                made = with_checksums(repo, session, path, content, made)
+            made = with_checksums(repo, session, path, content, made)
             digest = write_content_record(session, made, (entry.digest, content))
             return FileEntry(path=path, size=entry.size, digest=digest, executable=entry.executable)
     return _rebuilt(repo, session, path, sides, wanted)
@@ -131,7 +130,9 @@ def _file(
 def with_checksums(
     repo: Repository, session: PackSession, path: str, before: FileContent, made: FileContent
 ) -> FileContent:
-    """`made`, an archive in which tensors of `before` were replaced, with checksums that are right again."""
+    """`made`, a file in which tensors of `before` were replaced; an archive's checksums are right again."""
+    if made.format not in ZIP_FORMATS:
+        return made
     changed: list[tuple[int, int]] = []
     literals: list[tuple[int, Literal]] = []
     at = 0

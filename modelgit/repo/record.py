@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +25,7 @@ from modelgit.objects import (
     TensorSpec,
     encode,
 )
+from modelgit.patching.base import TensorSource
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
@@ -190,10 +191,13 @@ def record_file(
     bases: Mapping[str, TensorEntry],
     *,
     sections: MaskSections | None = None,
+    through: Callable[[str, TensorSource], TensorSource] | None = None,
 ) -> tuple[ContentId, ScannedFile, list[Stored]]:
     """Store one file; returns its content id, what a scan found and what became of its ranges.
 
-    `sections` are positions by tensor name, of masks that the change is said to have been made under.
+    `sections` are positions by tensor name, of masks that the change is said to have been made under.  `through` may
+    put another source of as many bytes in the place of a tensor's: what is stored is then not what lies in the file,
+    and the caller must see to checksums over it.
     Raises SourceChangedError, naming the file, when it changes meanwhile.
     """
     seen_ns = time.time_ns()
@@ -203,7 +207,7 @@ def record_file(
         scanned = scan_reader(reader, opaque=file.opaque)
         old = repo.content_at(before.digest) if before is not None else None
         session.borrows = "any"
-        stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases, sections or {})))
+        stored = list(writer.store(_jobs(file.path, scanned, reader, old, bases, sections or {}, through)))
         session.borrows = "checked"
         if not reader.is_unchanged():
             raise SourceChangedError(
@@ -221,7 +225,7 @@ def record_file(
         )
         content = assemble(scanned, blob, [item.id for item in tensors if isinstance(item.id, TensorId)])
         digest = write_content_record(session, content, None if before is None or old is None else (before.digest, old))
-        if file.place is None:
+        if file.place is None and through is None:
             repo.index.remember(file.path, reader.stat, digest, seen_ns=seen_ns)
         return digest, scanned, stored
 
@@ -233,6 +237,7 @@ def _jobs(
     old: FileContent | None,
     bases: Mapping[str, TensorEntry],
     sections: MaskSections,
+    through: Callable[[str, TensorSource], TensorSource] | None,
 ) -> Iterator[StoreJob]:
     literal = LiteralBytes(reader, scanned)
     if literal.size:
@@ -243,9 +248,10 @@ def _jobs(
         item = place[index]
         base = bases.get(tensor.name)
         usable = base is not None and _comparable(base.spec, tensor.spec)
+        source: TensorSource = FileRange(reader, item.offset, tensor.spec)
         yield StoreJob(
             tensor.name,
-            FileRange(reader, item.offset, tensor.spec),
+            source if through is None else through(tensor.name, source),
             tensor.spec,
             item.length,
             base.id if usable and base is not None else None,

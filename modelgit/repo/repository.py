@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.commit import CommitResult
     from modelgit.repo.load import ModelState
+    from modelgit.repo.mask_apply import AppliedMask
+    from modelgit.repo.mask_create import CreatedMask
+    from modelgit.repo.masks import StoredMask
     from modelgit.repo.merge import MergeResult
     from modelgit.repo.samples import Prompts
     from modelgit.repo.status import Status
@@ -475,6 +478,63 @@ class Repository:
         from modelgit.repo.evaluate import evaluate
 
         return evaluate(self, revision, suites=suites, progress=progress)
+
+    def create_mask(
+        self,
+        *,
+        density: float | None = None,
+        task: str | None = None,
+        revision: str | None = None,
+        score: str = "fisher",
+        from_diff: tuple[str, str] | None = None,
+        budget: str = "global",
+        examples: int = 512,
+        seed: int = 0,
+        head: Sequence[str] | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        name: str | None = None,
+        progress: Progress = SILENT,
+    ) -> CreatedMask:
+        """Choose the share of a model's values that a training run may change (see `repo.mask_create`)."""
+        from modelgit.repo.mask_create import create_mask
+
+        return create_mask(
+            self,
+            density=density,
+            task=task,
+            revision=revision,
+            score=score,
+            from_diff=from_diff,
+            budget=budget,
+            examples=examples,
+            seed=seed,
+            head=head,
+            include=include,
+            exclude=exclude,
+            name=name,
+            progress=progress,
+        )
+
+    def mask(self, name: str) -> StoredMask:
+        """A mask by its name, its id or the beginning of it, or "latest" (see `repo.masks`)."""
+        from modelgit.repo.masks import find_mask
+
+        return find_mask(self, name)
+
+    def masks(self) -> list[StoredMask]:
+        """The masks that this clone keeps, newest first, and then those of commits in the history."""
+        from modelgit.repo.masks import list_masks
+
+        return list_masks(self)
+
+    def apply_mask(
+        self, name: str, *, revision: str = "HEAD", dry_run: bool = False, progress: Progress = SILENT
+    ) -> AppliedMask:
+        """Give values of the work tree outside of a mask back what `revision` has there (see `repo.mask_apply`)."""
+        from modelgit.repo.mask_apply import apply_mask
+
+        return apply_mask(self, name, revision=revision, dry_run=dry_run, progress=progress)
 
     def read_blob(self, blob: BlobId, *, store: ObjectStore | None = None) -> bytes:
         """A whole blob."""

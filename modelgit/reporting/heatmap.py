@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modelgit.objects.diffs import TensorDiff, relative_norm
 from modelgit.reporting.wording import change, printable, share, shortened
 
-__all__ = ["COLUMNS", "HeatCell", "HeatMap", "HeatRow", "heat_map", "layer_sums", "place"]
+__all__ = ["COLUMNS", "HeatCell", "HeatMap", "HeatRow", "heat_map", "layer_sums", "natural", "place"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLUMNS = ("qkv", "q", "k", "v", "o", "gate", "up", "down", "ln", "rest")
@@ -136,7 +136,7 @@ def layer_sums(values: Mapping[str, float]) -> dict[str, float]:
         layer, kind = place(name)
         sums, key = (layers, layer) if layer else (modules, kind)
         sums[key] = sums.get(key, 0.0) + value
-    ordered = sorted(layers, key=_natural)
+    ordered = sorted(layers, key=natural)
     short = _short_labels(ordered)
     return {short[layer]: layers[layer] for layer in ordered} | {module: modules[module] for module in sorted(modules)}
 
@@ -160,7 +160,7 @@ def heat_map(tensors: Iterable[TensorDiff], *, sizes: Mapping[str, int] | None =
     cells = {spot: HeatCell(_heat(group, by_norm=by_norm), len(group)) for spot, group in groups.items()}
     present = {kind if layer else "rest" for layer, kind in cells}
     columns = tuple(column for column in COLUMNS if column in present)
-    layers = sorted({layer for layer, _ in cells if layer}, key=_natural)
+    layers = sorted({layer for layer, _ in cells if layer}, key=natural)
     short = _short_labels(layers)
     rows = [
         HeatRow(
@@ -200,7 +200,7 @@ def _largest(rows: list[HeatRow], count: int) -> tuple[set[HeatRow], int]:
     return set(ranked[:count]), max(0, len(rows) - count)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def natural(text: str) -> list[tuple[int, str]]:
     """Sort key by which layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 

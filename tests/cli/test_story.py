@@ -38,6 +38,7 @@ _MASKS = (
     (re.compile(r"(?<=‖Δ‖/‖W‖ )[\d.]+|(?<=of )[\d.]+(?=; heights)"), "[n]"),
     (re.compile(r"\b[\d,]+(?= tensors?\b| objects?\b| of [\d,]+ tensors| of [\d,]+ values| values\b)"), "[n]"),
     (re.compile(r"\b\d+(?= packs?\b)"), "[n]"),
+    (re.compile(r"\b\d{8}-\d{6}\b"), "[time]"),
     (re.compile(r"\b\d+ of 120 examples"), "[n] of 120 examples"),
     (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z -]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
     (re.compile(r"(?<=most of it: ).*"), "[tensors]"),
@@ -101,10 +102,18 @@ class Stage:
     def train(self, task: str) -> None:
         """Train under the newest mask."""
         from modelgit.cli._demo import train_task
-        from modelgit.repo.masks import find_mask, mask_positions
 
         with self.repository() as repo:
-            train_task(repo, task, mask=mask_positions(repo, find_mask(repo, "latest")[1]))
+            train_task(repo, task, mask=repo.mask("latest").positions())
+
+    def tidy_embeddings(self) -> None:
+        """A script that means well: it rounds what nobody asked it to touch."""
+        from safetensors.numpy import load_file, save_file
+
+        file = self.place / "models" / "bot" / "model.safetensors"
+        arrays = load_file(file)
+        arrays["embeddings.word_embeddings.weight"] = arrays["embeddings.word_embeddings.weight"].round(3)
+        save_file(arrays, file, metadata={"format": "pt"})
 
     def set_temperature(self, value: str) -> None:
         file = self.place / "models" / "bot" / "generation_config.json"

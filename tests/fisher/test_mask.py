@@ -10,7 +10,14 @@ from hypothesis.extra import numpy as arrays
 
 from modelgit.errors import UsageError
 from modelgit.fisher.mask import bias_mask, mask_size, top_mask
-from modelgit.fisher.scores import Scores, change_scores, fisher_scores, magnitude_scores, random_scores
+from modelgit.fisher.scores import (
+    Scores,
+    among_changed,
+    change_scores,
+    given_scores,
+    magnitude_scores,
+    random_scores,
+)
 
 # Few distinct values, so that ties are the rule; tiny, subnormal and huge ones among them.
 VALUES = st.sampled_from([0.0, -0.0, 1e-45, 1e-38, 1e-12, 1.0, 1.0000001, 2.0, 3e38, np.inf])
@@ -22,21 +29,85 @@ TENSORS = st.dictionaries(
 )
 
 
+def naive_top(scores: dict[str, np.ndarray], count: int) -> dict[str, list[int]]:
+    """The first `count` of one stable sort of everything, in float64."""
+    names = sorted(scores)
+    flat = np.concatenate([scores[name].reshape(-1).astype(np.float64) for name in names]) if names else np.array([])
+    order = np.argsort(-flat, kind="stable")[:count]
+    starts = np.cumsum([0, *(scores[name].size for name in names)])
+    places = {
+        name: order[(order >= low) & (order < high)] - low
+        for name, low, high in zip(names, starts, starts[1:], strict=False)
+    }
+    return {name: sorted(at.tolist()) for name, at in places.items() if at.size}
+
+
+def as_lists(mask: dict[str, np.ndarray | None]) -> dict[str, list[int] | None]:
+    return {name: None if at is None else at.tolist() for name, at in mask.items()}
+
+
 @given(TENSORS, st.floats(0.001, 1.0))
 def test_the_mask_is_the_head_of_a_stable_sort(scores: dict[str, np.ndarray], density: float) -> None:
-    ranked = sorted(
-        ((-float(value), name, at) for name, values in scores.items() for at, value in enumerate(values.ravel())),
-    )
-    count = round(density * len(ranked))
-    expected: dict[str, list[int]] = {}
-    for _, name, at in sorted((score + 0.0, name, at) for score, name, at in ranked)[:count]:
-        expected.setdefault(name, []).append(at)
+    count = round(density * sum(values.size for values in scores.values()))
+    if not count:
+        with pytest.raises(UsageError, match="allows none"):
+            top_mask(scores, density=density)
+        return
     got = top_mask(scores, density=density)
-    assert {name: positions.tolist() for name, positions in got.items()} == {
-        n: sorted(at) for n, at in expected.items()
-    }
+    assert as_lists(got) == naive_top(scores, count)
     assert all(positions.dtype == np.int64 for positions in got.values())
     assert mask_size(got, {name: values.shape for name, values in scores.items()}) == count
+
+
+@given(TENSORS, st.floats(0.001, 1.0), st.integers(0, 40))
+def test_with_a_head_and_frozen_values_the_rest_of_the_budget_is_ranked(
+    scores: dict[str, np.ndarray], density: float, frozen: int
+) -> None:
+    head = sorted(scores)[:1]
+    whole, available = scores[head[0]].size, sum(values.size for values in scores.values())
+    count = round(density * (available + frozen))
+    if not max(1, whole) <= count <= available:
+        with pytest.raises(UsageError):
+            top_mask(scores, density=density, head=head, frozen=frozen)
+        return
+    got = as_lists(top_mask(scores, density=density, head=head, frozen=frozen))
+    assert got.pop(head[0]) is None
+    assert got == naive_top({name: scores[name] for name in scores if name not in head}, count - whole)
+
+
+@given(TENSORS, st.floats(0.001, 1.0))
+def test_only_positive_scores_are_candidates_if_so_wished(scores: dict[str, np.ndarray], density: float) -> None:
+    count = round(density * sum(values.size for values in scores.values()))
+    positive = sum(int((values > 0).sum()) for values in scores.values())
+    if count:
+        got = as_lists(top_mask(scores, density=density, positive=True))
+        assert got == naive_top(scores, min(count, positive))
+
+
+@given(TENSORS, st.floats(0.001, 1.0))
+def test_each_tensor_has_its_share_within_one_value(scores: dict[str, np.ndarray], density: float) -> None:
+    total = sum(values.size for values in scores.values())
+    count = round(density * total)
+    if not count:
+        return
+    got = as_lists(top_mask(scores, density=density, budget="tensor"))
+    assert sum(map(len, got.values())) == count
+    for name, values in scores.items():
+        mine = got.get(name, [])
+        assert abs(len(mine) - count * values.size / total) < 1
+        assert mine == naive_top({name: values}, len(mine)).get(name, [])
+
+
+def test_the_least_density_that_a_refusal_names_is_enough_and_hardly_more() -> None:
+    scores = {"h": np.ones(7, np.float32), "b": np.arange(100_000, dtype=np.float32)}
+    with pytest.raises(UsageError) as raised:
+        top_mask(scores, density=1e-5, head=["h"])
+    least = float(raised.value.hint.split("%")[0].split()[-1])
+    assert mask_size(top_mask(scores, density=least / 100, head=["h"]), {"h": (7,), "b": (100_000,)}) == 8
+    with pytest.raises(UsageError, match="only 7 of 100,007 may train") as raised:
+        top_mask({"h": scores["h"]}, density=0.5, frozen=100_000)
+    most = float(raised.value.hint.split("%")[0].split()[-1])
+    assert mask_size(top_mask({"h": scores["h"]}, density=most / 100, frozen=100_000), {"h": (7,)}) in (6, 7)
 
 
 def body(seed: int = 0) -> dict[str, np.ndarray]:
@@ -125,7 +196,7 @@ def test_only_one_tensor_is_held_at_a_time() -> None:
         values[:] = np.arange(1000)
         return values
 
-    mask = top_mask(Scores(dict.fromkeys("abcdef"), make), density=0.01)
+    mask = top_mask(Scores(dict.fromkeys("abcdef", (1000,)), make), density=0.01)
     assert mask_size(mask, dict.fromkeys(mask, (1000,))) == 60
 
 
@@ -140,17 +211,45 @@ def test_random_scores_do_not_depend_on_order_and_are_uniform() -> None:
         one["c"]
 
 
-def test_other_scores() -> None:
-    old = {"a": np.array([1.0, -2.0, 3.0], np.float16)}
-    new = {"a": np.array([1.0, -1.0, 3.5], np.float16)}
-    fisher = {"a": np.array([9.0, 1.0, 1e-30], np.float32)}
-    assert magnitude_scores(old)["a"].tolist() == [1, 2, 3]
-    assert fisher_scores(fisher)["a"] is fisher["a"]
-    np.testing.assert_allclose(change_scores(fisher, old, new)["a"], [0, 1, 0.5e-15], rtol=1e-6)
-    with pytest.raises(UsageError, match="`a`"):
-        change_scores(fisher, old, {})
-    with pytest.raises(UsageError, match="another shape"):
-        change_scores(fisher, old, {"a": np.zeros((3, 1), np.float32)})
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, "bfloat16"])
+def test_changes_are_ranked_by_information_in_every_type_of_weight(kind) -> None:
+    if kind == "bfloat16":
+        kind = pytest.importorskip("ml_dtypes").bfloat16
+    old = {"a": np.array([1, -2, 3, 0, 5], kind), "0d": np.array(1, kind)}
+    new = {"a": np.array([1, -1, 3.5, -0.0, 6], kind), "0d": np.array(3, kind)}
+    shapes = {"a": (5,), "0d": ()}
+    fisher = {"a": np.array([9, 1, 1e-30, 4, 0], np.float32), "0d": np.array(4, np.float32)}
+    scores = change_scores(shapes, old, new, diagonal=fisher)
+    assert scores["a"].dtype == np.float32 and scores["0d"].shape == ()
+    # What changed without any information comes after all else that changed, and before what did not.
+    np.testing.assert_allclose(scores["a"], [0, 1, 0.5e-15, 0, np.float32(1e-45)], rtol=1e-6)
+    assert scores["0d"] == 4
+    assert change_scores(shapes, old, new)["a"].tolist() == [0, 1, 0.5, 0, 1]
+    assert as_lists(top_mask(scores, density=1, positive=True)) == {"0d": [0], "a": [1, 2, 4]}
+    assert as_lists(top_mask(scores, density=0.5, positive=True)) == {"0d": [0], "a": [1, 2]}
+    by_chance = among_changed(random_scores(shapes), change_scores(shapes, old, new))
+    assert (by_chance["a"] > 0).tolist() == [False, True, True, False, True]
+    assert magnitude_scores(shapes, old)["a"].tolist() == [1, 2, 3, 0, 5]
+
+
+def test_differences_smaller_than_float32_can_hold_still_count() -> None:
+    shapes = {"a": (3,)}
+    old, new = {"a": np.array([1, 1, 1e-300])}, {"a": np.array([1, 1 + 2.0**-52, 2e-300])}
+    scores = change_scores(shapes, old, new)["a"]
+    assert scores[0] == 0 < scores[2] < scores[1]
+
+
+def test_scores_of_another_shape_are_refused_when_they_are_read() -> None:
+    shapes = {"a": (3,)}
+    right, wrong = {"a": np.ones(3, np.float32)}, {"a": np.ones((3, 1), np.float32)}
+    assert given_scores(shapes, right)["a"] is right["a"]
+    for scores in (
+        given_scores(shapes, wrong),
+        change_scores(shapes, right, wrong),
+        change_scores(shapes, right, right, diagonal=wrong),
+    ):
+        with pytest.raises(UsageError, match="tensor `a` has"):
+            scores["a"]
 
 
 def test_biases_train_whole_under_the_bias_mask() -> None:

@@ -19,7 +19,7 @@ from modelgit.errors import UsageError  # noqa: E402
 from modelgit.integrations.torch import freeze_outside  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.mask_verify import MaskVerification, verify_mask  # noqa: E402
-from modelgit.repo.masks import find_mask, keep_mask, mask_positions  # noqa: E402
+from modelgit.repo.masks import keep_mask  # noqa: E402
 
 POSITIONS = {"0.weight": np.arange(0, 48, 5), "2.bias": None}
 DATA = torch.randn(16, 6, generator=torch.Generator().manual_seed(3))
@@ -40,7 +40,8 @@ class Lab:
         repo.track("bot.safetensors")
         self.base = repo.commit("base")
         tensors = repo.tensors_of(self.base.manifest, self.base.manifest.models[0])
-        self.mask_id, self.mask = keep_mask(repo, "bot.safetensors", POSITIONS, tensors, "by hand")
+        stored = keep_mask(repo, "bot.safetensors", POSITIONS, tensors, origin="by hand")
+        self.mask_id, self.mask = stored.id, stored.record
         self.journal = repo.worktree / "run.journal"
 
     def save(self, path: Path) -> None:
@@ -65,7 +66,7 @@ class Lab:
         if kind is not None:
             self.model.to(kind)
             optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05, weight_decay=0.3)
-        mask = mask_positions(self.repo, find_mask(self.repo, "latest")[1])
+        mask = self.repo.mask("latest")
         with freeze_outside(self.model, mask, optimizer, journal=self.journal, **options):
             for number in range(1, steps + 1):
                 self.step(optimizer, lambda number=number: before(number))
@@ -172,7 +173,7 @@ def test_a_journal_of_every_other_step(lab: Lab) -> None:
 def test_another_mask_is_no_proof(lab: Lab) -> None:
     lab.train(1)
     tensors = lab.repo.tensors_of(lab.base.manifest, lab.base.manifest.models[0])
-    other, _ = keep_mask(lab.repo, "bot.safetensors", {"0.bias": np.array([2])}, tensors, "other")
+    other = keep_mask(lab.repo, "bot.safetensors", {"0.bias": np.array([2])}, tensors, origin="other").id
     with pytest.raises(UsageError, match="another mask"):
         verify_mask(lab.repo, other.hex, runs=[lab.journal])
     edit(lab, lambda lines: lines[0]["tensors"].pop("0.bias"))

@@ -87,7 +87,8 @@ class Line:
         self.positions = random_positions(self.arrays[0], density)
         before = self.pack_bytes()
         tensors = repo.tensors_of(self.results[0].manifest, self.results[0].manifest.models[0])
-        self.mask_id, self.mask = keep_mask(repo, "bot.safetensors", self.positions, tensors, "random")
+        stored = keep_mask(repo, "bot.safetensors", self.positions, tensors, origin="random")
+        self.mask_id, self.mask = stored.id, stored.record
         self.mask_bytes = self.pack_bytes() - before
 
     def pack_bytes(self) -> int:

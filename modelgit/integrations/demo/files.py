@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 import modelgit
 from modelgit.integrations.torch_training import state_arrays, train_classifier
-from modelgit.repo.masks import find_mask, mask_positions
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 
 name, data, epochs, rate, batch = sys.argv[1:6]
@@ -27,7 +26,7 @@ with modelgit.open(".") as repo:
     commit = repo.manifest_of(repo.head())
     model = open_task(repo, commit, task)
     examples = encoded(repo, commit, task, *task_examples(repo, task, data))
-    mask = mask_positions(repo, find_mask(repo, sys.argv[6])[1]) if len(sys.argv) > 6 else None
+    mask = repo.mask(sys.argv[6]).positions() if len(sys.argv) > 6 else None
 
 report = train_classifier(
     model, examples, epochs=int(epochs), lr=float(rate), batch_size=int(batch), mask=mask, head_rate=1.0
