@@ -113,7 +113,7 @@ def test_merge_strategies_suggest_the_nearest(bot: Any, files: Any) -> None:
         (["commit"], 2),
         (["commit", "-m", " "], 2),
         (["commit", "-m", "x", "--allow-empty", "--author", "nobody"], 2),
-        (["commit", "-m", "x", "--mask", "abcdef"], 1),
+        (["commit", "-m", "x", "--mask", "abcdef"], 2),
         (["undo"], 0),
         (["redo"], 1),
         (["merge"], 2),
