@@ -163,12 +163,10 @@ class MgitCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Find the mask, match its names with the model's, and switch off gradients of the rest."""
         known: Mapping[str, object] = self._given or {}
         if self._mask_name is not None:
-            from modelgit.repo.masks import find_mask, mask_positions
-
             repo = self._repository()
-            mask_id, record = find_mask(repo, self._mask_name)
-            self._mask, self._masks = mask_positions(repo, record), (mask_id.hex,)
-            known = self._reference = repo.load(model=record.model)
+            mask = repo.mask(self._mask_name)
+            self._mask, self._masks = mask.positions(), (mask.id.hex,)
+            known = self._reference = repo.load(model=mask.record.model)
         elif self._given is not None:
             self._mask = self._given
         else:

@@ -57,7 +57,7 @@ class Lab:
         self.data = [{"input_ids": row, "labels": int(row[0] % 2)} for row in ids]
 
     def keep(self, mask: dict[str, np.ndarray | None]) -> str:
-        return keep_mask(self.repo, "bot", mask, self.tensors, "by hand")[0].hex
+        return keep_mask(self.repo, "bot", mask, self.tensors, origin="by hand").id.hex
 
     def trainer(self, *callbacks: TrainerCallback, **options: object) -> Trainer:
         settings = {
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_the_body_alone(repo: Repository, tmp_path: Path) -> Non
     made = repo.commit("body")
     entry = next(model for model in made.manifest.models if model.path == "body")
     mask = {TENSOR.removeprefix("bert."): np.array([3])}
-    keep_mask(repo, "body", mask, repo.tensors_of(made.manifest, entry), "by hand")
+    keep_mask(repo, "body", mask, repo.tensors_of(made.manifest, entry), origin="by hand")
     lab.trainer(MgitCallback(repo=lab.repo), save_strategy="no").train()
     assert lab.changed() == {TENSOR}
 
