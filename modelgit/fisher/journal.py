@@ -95,6 +95,7 @@ class JournalWriter:
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                _drop_cut_line(self.path)
                 self._file = self.path.open("ab", buffering=0)
             self._file.write(msgspec.json.encode(line) + b"\n")
         except OSError as error:
@@ -105,6 +106,15 @@ class JournalWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Take away what a crash left of a last line, or the next one would be glued to it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        kept = sum(len(line) for line in file if line.endswith(b"\n"))
+        file.truncate(kept)
 
 
 class NumberedLine(NamedTuple):

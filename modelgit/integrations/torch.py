@@ -194,19 +194,20 @@ def freeze_outside(
     names = dict(tensor_of or {})
     regions: Regions = {}
     first_name = {id(parameter): name for name, parameter in reversed(named)}
-    used: set[str] = set()
+    keys: dict[str, str] = {}
+    chosen: dict[str, torch.Tensor | None] = {}
     for name, parameter in named:
         key = names.get(name, name)
         if key not in given:
             continue
-        used.add(key)
-        positions = _positions(given[key], name, parameter)
+        positions = chosen[key] = _positions(given[key], name, parameter)
         first = first_name[id(parameter)]
         if first in regions and not _same(regions[first][1], positions):
             raise UsageError(f"`{name}` and `{first}` are one tied parameter with two different masks")
         if positions is None or len(positions):
             regions[first] = (parameter, positions)
-    unknown = sorted(set(given) - used)
+            keys[first] = key
+    unknown = sorted(set(given) - set(chosen))
     if unknown:
         raise UsageError(f"the mask names `{unknown[0]}`, which the model does not have")
     held = _checked_masters(dict(masters or {}), dict(named), first_name)
@@ -217,11 +218,13 @@ def freeze_outside(
             f"`{foreign}` is in the mask and not in the optimizer, so it would not train",
             hint="give the optimizer all parameters; copies that it has in their place go in `masters`",
         )
-    watch = Watch(places, {name: positions for name, (_, positions) in regions.items()}, names, reference)
+    _refuse_frozen(optimizer)
+    watched = {name: positions for name, (_, positions) in regions.items()}
+    watch = Watch(places, watched, names, keys, reference)
     notes = None  # before anything is changed: it may not be writable
     if journal is not None:
         masked = sum(p.numel() if positions is None else len(positions) for p, positions in regions.values())
-        notes = Journal(Path(journal), watch, optimizer, every=journal_every, masked=masked)
+        notes = Journal(Path(journal), watch, optimizer, mask=chosen, every=journal_every, masked=masked)
     return Frozen(places, optimizer, regions, masters=held, keep_graph=keep_graph, watch=watch, journal=notes)
 
 
@@ -247,6 +250,14 @@ def _unwrapped(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
         if not isinstance(inner, torch.nn.Module):
             return model, waits
         model = inner
+
+
+def _refuse_frozen(optimizer: torch.optim.Optimizer) -> None:
+    if any(isinstance(getattr(hook, "__self__", None), Steps) for hook in optimizer._optimizer_step_pre_hooks.values()):
+        raise UsageError(
+            f"this {type(optimizer).__name__} trains under a mask already",
+            hint="`close()` what `freeze_outside` returned first",
+        )
 
 
 def _refuse_sharded(model: torch.nn.Module, named: list[tuple[str, torch.nn.Parameter]]) -> None:

@@ -69,7 +69,8 @@ class _Item(NamedTuple):
 class Watch:
     """Fingerprints of everything outside `regions` (positions by parameter name, None for all) as it is now.
 
-    Held are 32 characters a tensor.  With a `reference`, tensors by name (arrays, torch tensors, or what
+    `tensor_of` gives the tensor names of parameters, `keys` those under which the mask has what it names.  Held are
+    32 characters a tensor.  With a `reference`, tensors by name (arrays, torch tensors, or what
     `Repository.load` gives), violations are counted: it is read when one was found, and never before.
     """
 
@@ -78,6 +79,7 @@ class Watch:
         places: list[Place],
         regions: Mapping[str, torch.Tensor | None],
         tensor_of: Mapping[str, str],
+        keys: Mapping[str, str],
         reference: Mapping[str, Any] | None,
     ) -> None:
         self._reference = reference
@@ -86,21 +88,21 @@ class Watch:
         for place in places:
             names.setdefault(id(place.now()), []).append(place.name)
         seen: set[int] = set()
-        self.mask: dict[str, Any] = {}
         for place in places:
             tensor = place.now()
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             aliases = [tensor_of.get(name, name) for name in names[id(tensor)]]
-            positions = regions.get(place.name, None)
-            if place.name in regions:
-                self.mask[aliases[0]] = None if positions is None else positions.cpu().numpy()
-                if positions is None:
-                    continue
-            more = tuple(name for name in dict.fromkeys(aliases) if name != aliases[0])
+            first = keys.get(place.name, aliases[0])
+            if first in self._items:  # several parameters stand for one tensor without being tied
+                first = place.name
+            positions = regions.get(place.name)
+            if place.name in regions and positions is None:
+                continue
+            more = tuple(name for name in dict.fromkeys(aliases) if name != first)
             watched = Watched(dtype_name(tensor), tuple(tensor.shape), _live_fingerprint(tensor, positions), more)
-            self._items[aliases[0]] = _Item(place, positions, watched)
+            self._items[first] = _Item(place, positions, watched)
 
     @property
     def tensors(self) -> dict[str, Watched]:
@@ -151,7 +153,16 @@ class Watch:
 class Journal:
     """Writes what `watch` sees of every `every`-th step to the journal at `path`."""
 
-    def __init__(self, path: Path, watch: Watch, optimizer: torch.optim.Optimizer, *, every: int, masked: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        watch: Watch,
+        optimizer: torch.optim.Optimizer,
+        *,
+        mask: Mapping[str, torch.Tensor | None],
+        every: int,
+        masked: int,
+    ) -> None:
         self._writer = JournalWriter(path)
         self._watch = watch
         self._optimizer = optimizer
@@ -164,7 +175,7 @@ class Journal:
                 every=every,
                 optimizer=type(optimizer).__name__,
                 masked=masked,
-                mask=mask_fingerprint(watch.mask),
+                mask=mask_fingerprint({name: None if at is None else at.cpu().numpy() for name, at in mask.items()}),
                 digest=model_fingerprint({name: item.digest for name, item in tensors.items()}),
                 tensors=tensors,
             )

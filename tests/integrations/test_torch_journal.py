@@ -128,6 +128,10 @@ def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"line":"step","st')  # a crash
     assert len(list(read_journal(path))) == len(lines)
+    with freeze_outside(model, MASK, optimizer, journal=path):
+        step(model, optimizer)
+    assert [line.step for line in steps(path)] == [1, 2, 3, 4, 5]
+    assert len(list(read_journal(path))) == len(lines) + 3
 
 
 @pytest.mark.parametrize("text", ["hello\n", '{"line":"stop"}\n', '{"line":"step","step":"x"}\n', "\xff\n"])
@@ -148,3 +152,24 @@ def test_the_mask_has_a_fingerprint() -> None:
     assert mask_fingerprint(one) == mask_fingerprint({"b": None, "a": np.array([1, 2], np.uint32)})
     assert mask_fingerprint(one) != mask_fingerprint({"a": np.array([1, 3]), "b": None})
     assert mask_fingerprint(one) != mask_fingerprint({"a": None, "b": np.array([1, 2])})
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "out.weight"])
+def test_tied_weights_have_the_name_that_the_mask_has(tmp_path: Path, name: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(9, 6)
+            self.out = nn.Linear(6, 9)
+            self.out.weight = self.embed.weight
+
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    mask = {name: np.array([4, 7])}
+    with freeze_outside(model, mask, optimizer, journal=tmp_path / "j"):
+        pass
+    start = next(iter(read_journal(tmp_path / "j"))).line
+    assert isinstance(start, JournalStart)
+    assert start.mask == mask_fingerprint(mask)
+    assert set(start.tensors) == {name, "out.bias"}
+    assert {name, *start.tensors[name].aliases} == {"embed.weight", "out.weight"}

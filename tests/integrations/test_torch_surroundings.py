@@ -221,6 +221,16 @@ def test_groups_that_are_added_later() -> None:
     optimizer.step()
 
 
+def test_one_mask_at_a_time() -> None:
+    model = net()
+    optimizer = adamw(model)
+    with freeze_outside(model, MASK, optimizer):
+        with pytest.raises(UsageError, match="AdamW trains under a mask already"):
+            freeze_outside(model, {"0.weight": [1]}, optimizer)
+        train(model, optimizer, 1)
+    freeze_outside(model, {"0.weight": [1]}, optimizer).close()
+
+
 def test_moving_and_loading_after_freezing() -> None:
     model = net()
     optimizer = adamw(model)
