@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import MgitError, UsageError
 from modelgit.models.kinds import task_kind
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["KnownFisher", "compare_behaviour", "known_fisher"]
 
 _MAX_TEXT = 160
+# What decides how data become inputs.
+_READING = frozenset({"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"})
 
 
-class KnownFisher:
+class KnownFisher(NamedTuple):
     """The Fisher diagonal of the old side, and in `words` where it comes from, or why there is none."""
 
-    def __init__(self, estimate: FisherEstimate | None, words: str) -> None:
-        self.estimate = estimate
-        self.words = words
+    estimate: FisherEstimate | None
+    words: str
 
 
 def known_fisher(
@@ -60,9 +62,8 @@ def compare_behaviour(
 ) -> BehaviourDiff:
     """Run both sides on the first `examples` of the task's test data (its training data, with a note, if it has none).
 
-    Held: two models at most, of which tensors that are
-    equal are held once.  Raises UsageError that says what to write in mgit.toml when model or data cannot be found,
-    CheckFailed when outputs are not finite.
+    Held: two models at most, of which tensors that are equal are held once.  Raises UsageError that says what to write
+    in mgit.toml when model or data cannot be found, CheckFailed when outputs are not finite.
     """
     name, settings = task_settings(repo, task)
     data = settings.test or settings.train
@@ -75,6 +76,13 @@ def compare_behaviour(
             f"measured on training data, because task `{name}` has no `test`: on what a model was fitted to, "
             "divergences come out too small (2 to 12 times where it is over-fitted)"
         )
+    files, old_files = (
+        model_files(repo, side, settings.model, store=place) for side, place in ((after, store), (before, repo.store))
+    )
+    names = _READING | {PurePosixPath(settings.tokenizer or "").name}
+    reading = sorted(name for name in names if files.get(name) != old_files.get(name))
+    if reading:
+        notes.append(f"{reading[0]} differs: both sides were given the data as the new one reads them")
     from modelgit.fisher.behaviour import behaviour
 
     rows, fingerprint = task_examples(repo, settings, data)
@@ -88,7 +96,7 @@ def compare_behaviour(
         limit=examples,
         progress=progress,
     )
-    kind = task_kind(settings, model_files(repo, after, settings.model, store=store)) or ""
+    kind = task_kind(settings, files) or ""
     return _record(
         name, data, kind, settings.labels, inputs.examples, found, mass, (*notes, *found.notes), fisher.words
     )

@@ -102,6 +102,14 @@ def test_a_language_model_is_measured_by_token(writer: Any) -> None:
     assert "perplexity " in text and "h.0" in text
 
 
+def test_another_tokenizer_is_said(writer: Any) -> None:
+    file = writer.directory / "models/tiny/tokenizer.json"
+    change(writer, 0.02)
+    file.write_text(file.read_text() + "\n")
+    notes = json.loads(writer("diff", "--fisher", "--json").out)["behaviour"]["notes"]
+    assert "tokenizer.json differs: both sides were given the data as the new one reads them" in notes
+
+
 def test_predictions_of_a_classifier(mgit: Any) -> None:
     root = mgit.directory
     mgit("init")
