@@ -104,18 +104,29 @@ def _holds(measured: Measured | None, found: Directional | None, notes: list[str
     return True
 
 
-def diagonal_note(diagonal: float, directional_kl: float) -> str | None:
-    """Why the diagonal form 1/2 sum F d^2 must not be shown, or None where it is within a factor of two."""
+def diagonal_note(diagonal: float, directional_kl: float, *, same_data: bool = True) -> str | None:
+    """Why the diagonal form 1/2 sum F d^2 must not be shown, or None where it is within a factor of two.
+
+    `same_data` says whether F was estimated on the data of the directional form.
+    """
     if diagonal == directional_kl == 0:
         return None
     low, high = sorted((diagonal, directional_kl))
     if low > 0 and high <= DIAGONAL_FACTOR * low:
         return None
-    factor = f"{high / low:,.0f} times" if low > 0 else "infinitely"
+    factor = (
+        f"{high / low:,.3g} times"
+        if low > 0 and high < 100 * low
+        else f"{high / low:,.0f} times"
+        if low > 0
+        else "infinitely"
+    )
     which = "lower" if diagonal < directional_kl else "higher"
+    # On data that a model was fitted to, its Fisher information is up to some ten times smaller than on others.
+    data = "" if same_data else ", and the Fisher information is that of other data"
     return (
-        f"the diagonal form is not shown: it is {factor} {which} than the directional one, because the parts of this "
-        "change act together and the diagonal leaves that out"
+        f"the diagonal form is not shown: it is {factor} {which} than the directional one, as where the parts of a "
+        f"change act together, which it leaves out{data}"
     )
 
 

@@ -98,7 +98,16 @@ def compare_behaviour(
     )
     kind = task_kind(settings, files) or ""
     return _record(
-        name, data, kind, settings.labels, inputs.examples, found, mass, (*notes, *found.notes), fisher.words
+        name,
+        data,
+        kind,
+        settings.labels,
+        inputs.examples,
+        found,
+        mass,
+        (*notes, *found.notes),
+        fisher.words,
+        same_data=fisher.estimate is not None and fisher.estimate.data == fingerprint,
     )
 
 
@@ -134,12 +143,14 @@ def _record(
     mass: Mass | None,
     notes: tuple[str, ...],
     fisher_words: str,
+    *,
+    same_data: bool,
 ) -> BehaviourDiff:
     from modelgit.fisher.behaviour import diagonal_note
 
     measured, form = found.measured, found.directional
     diagonal = None if mass is None or form is None else mass.divergence
-    why = None if diagonal is None or form is None else diagonal_note(diagonal, form.kl)
+    why = None if diagonal is None or form is None else diagonal_note(diagonal, form.kl, same_data=same_data)
     categorical = found.likelihood == "categorical"
     return BehaviourDiff(
         task=task,

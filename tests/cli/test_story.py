@@ -42,7 +42,7 @@ _MASKS = (
     (re.compile(r"\b\d+ of 120 examples"), "[n] of 120 examples"),
     (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z -]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
     (re.compile(r"(?<=most of it: ).*"), "[tensors]"),
-    (re.compile(r"(?<=not shown: it is )[\d,]+"), "[n]"),
+    (re.compile(r"(?<=not shown: it is )[\d,.]+"), "[n]"),
     (re.compile(r"(?<=labelled: )\d+ became wrong, \d+(?= right)"), "[n] became wrong, [n]"),
     (re.compile(r"[▁▂▃▄▅▆▇█]"), "▒"),
     (re.compile(r"(?<=\S) {2,}"), "  "),

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from modelgit.fisher.behaviour import behaviour, diagonal_note  # noqa: E402
 from modelgit.fisher.directional import Change, Directional, directional, share_equal, take_change  # noqa: E402
 from modelgit.fisher.estimate import estimate  # noqa: E402
 from modelgit.fisher.kl import diagonal_kl, measure  # noqa: E402
@@ -311,3 +312,26 @@ def test_the_model_is_left_as_it_was(bert, sentences) -> None:
     assert [parameter.requires_grad for parameter in old.module.parameters()] == flags
     assert old.module.head.bias.grad is gradient and bool((gradient == 1).all())
     assert all(torch.equal(value, before[name]) for name, value in old.module.state_dict().items())
+
+
+def test_the_diagonal_is_held_back_beyond_a_factor_of_two() -> None:
+    assert diagonal_note(1.0, 1.9) is diagonal_note(1.9, 1.0) is diagonal_note(0.0, 0.0) is None
+    assert "921 times lower than the directional one" in str(diagonal_note(1.0, 921.0))
+    assert "2.5 times higher" in str(diagonal_note(2.5, 1.0))
+    assert "infinitely lower" in str(diagonal_note(0.0, 1.0))
+    assert "of other data" not in str(diagonal_note(1.0, 3.0))
+    assert "of other data" in str(diagonal_note(1.0, 3.0, same_data=False))
+
+
+def test_what_limits_the_numbers_is_said(bert, sentences) -> None:
+    old = bert(4, scale=3.0)
+    small = behaviour(old, moved(old, 1e-3), sentences())
+    assert small.reliable and small.notes == ()
+    large = behaviour(old, moved(old, 1.0), sentences())
+    assert not large.reliable and "the change is large (over 0.05 nats per output)" in large.notes[0]
+    tiny = behaviour(old, moved(old, 2e-8), sentences())
+    assert tiny.reliable and (not tiny.notes or "below what outputs in float32 show" in tiny.notes[0])
+    heads = behaviour(bert(3), bert(4), sentences())
+    assert heads.measured is None and not heads.reliable
+    assert "3 categorical outputs and 4 categorical outputs" in heads.notes[0]
+    assert "leaves out `classifier.bias` and 1 more" in heads.notes[1]
