@@ -17,6 +17,7 @@ __all__ = [
     "Group",
     "command",
     "common_options",
+    "fisher_option",
     "group",
     "json_option",
     "no_such_command",
@@ -228,6 +229,11 @@ def prune_option(function: F) -> F:
         metavar="now",  # not [now], which looks as if it could be left out
         help="now: forget all operations but the current one. Nothing before it can be undone then.",
     )(function)
+
+
+def fisher_option(text: str) -> Callable[[F], F]:
+    """`--fisher` of the commands that move commits: estimates of the weights travel along."""
+    return click.option("--fisher", is_flag=True, help=text)
 
 
 def json_option(function: F) -> F:

@@ -10,8 +10,9 @@ from modelgit.cli._output import Part, blue, columns, yellow
 
 if TYPE_CHECKING:
     from modelgit.objects import CommitId
+    from modelgit.remotes.estimates import MovedEstimates
 
-__all__ = ["move_lines", "short_ref", "transferred"]
+__all__ = ["estimates_moved", "move_lines", "short_ref", "transferred"]
 
 
 def short_ref(ref: str) -> str:
@@ -31,6 +32,13 @@ def move_lines(moves: Iterable[tuple[str, CommitId | None, CommitId | None]]) ->
         else:
             rows.append([blue(short_ref(ref)), f"{old.short} → {new.short}"])
     return columns([[name, yellow(what)] for name, what in rows], indent=2)
+
+
+def estimates_moved(moved: MovedEstimates, verb: str) -> str:
+    """`  2 Fisher estimates sent, 32.1 KiB`."""
+    if not moved.estimates:
+        return f"  no Fisher estimate {verb}: there is none that the other side lacks"
+    return f"  {plural(len(moved.estimates), 'Fisher estimate')} {verb}, {size(moved.bytes_moved)}"
 
 
 def transferred(commits: int, objects: int, size_bytes: int) -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._complete import complete_remote
-from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import Output, blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import move_lines, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, transferred
+from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.repo.sync import FetchedRefs
@@ -22,24 +23,27 @@ __all__ = ["fetch", "say_fetched"]
 @click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
 @click.option("-p", "--prune", is_flag=True, help="Forget branches that the remote no longer has.")
 @click.option("--repair", is_flag=True, help="Replace what is damaged or missing here by what REMOTE has.")
+@fisher_option("Bring the Fisher estimates of these weights, too.")
 @json_option
 @pass_session
-def fetch(session: Session, remote: str, prune: bool, repair: bool, as_json: bool) -> None:
+def fetch(session: Session, remote: str, prune: bool, repair: bool, fisher: bool, as_json: bool) -> None:
     """Get the branches and tags of REMOTE (origin); your branches and files stay as they are.
 
     Every object is checked against its id before it is used.
     """
     if repair:
+        if fisher:
+            raise UsageError("--fisher does not go with --repair", hint=f"`mgit fetch {remote} --fisher`")
         _repair(session, remote, as_json)
         return
     from modelgit.repo.sync import fetch as receive
 
-    fetched = receive(session.repository, remote, prune=prune, progress=session.progress)
+    fetched = receive(session.repository, remote, prune=prune, fisher=fisher, progress=session.progress)
     if as_json:
         moved = [{"ref": ref, "old": old, "new": new} for ref, (old, new) in fetched.moved.items()]
         session.output.json("mgit.fetch/1", {**plain_data(fetched), "moved": plain_data(moved)})
         return
-    say_fetched(session.output, fetched)
+    say_fetched(session.output, fetched, fisher=fisher)
 
 
 def _repair(session: Session, remote: str, as_json: bool) -> None:
@@ -58,11 +62,13 @@ def _repair(session: Session, remote: str, as_json: bool) -> None:
         )
 
 
-def say_fetched(output: Output, fetched: FetchedRefs) -> None:
-    """What came over, and what moved."""
-    if not fetched.moved and not fetched.commits:
+def say_fetched(output: Output, fetched: FetchedRefs, *, fisher: bool = False) -> None:
+    """What came over, and what moved; `fisher`: whether estimates were asked for."""
+    if fetched.moved or fetched.commits:
+        what = transferred(len(fetched.commits), fetched.objects, fetched.bytes_received)
+        output.say("From ", blue(fetched.remote), f": {what}")
+        output.say_lines(move_lines((ref, old, new) for ref, (old, new) in fetched.moved.items()))
+    else:
         output.say("Nothing new on ", blue(fetched.remote))
-        return
-    what = transferred(len(fetched.commits), fetched.objects, fetched.bytes_received)
-    output.say("From ", blue(fetched.remote), f": {what}")
-    output.say_lines(move_lines((ref, old, new) for ref, (old, new) in fetched.moved.items()))
+    if fisher:
+        output.say(estimates_moved(fetched.fisher, "received"))

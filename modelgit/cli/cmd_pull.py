@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelgit.cli._complete import complete_branch, complete_remote
-from modelgit.cli._options import command, pass_session
+from modelgit.cli._options import command, fisher_option, pass_session
 from modelgit.cli._output import blue, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_fetch import say_fetched
@@ -19,8 +19,9 @@ __all__ = ["pull"]
 @click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
 @click.argument("branch", required=False, shell_complete=complete_branch, metavar="[BRANCH]")
 @click.option("--strategy", metavar="NAME", help="How values that both sides changed are combined (fisher).")
+@fisher_option("Bring the Fisher estimates of these weights, too; the merge uses them.")
 @pass_session
-def pull(session: Session, remote: str, branch: str | None, strategy: str | None) -> None:
+def pull(session: Session, remote: str, branch: str | None, strategy: str | None, fisher: bool) -> None:
     """Fetch from REMOTE (origin), then merge its branch of the same name into the current one."""
     from modelgit.repo.sync import pull as bring
 
@@ -28,11 +29,11 @@ def pull(session: Session, remote: str, branch: str | None, strategy: str | None
     name = repo.view().branch or "HEAD"
     theirs = f"{remote}/{branch or name}"
     try:
-        result = bring(repo, remote, branch, strategy=strategy, progress=session.progress)
+        result = bring(repo, remote, branch, strategy=strategy, fisher=fisher, progress=session.progress)
     except NegativeAnswer as refusal:
         show_refusal(session, refusal, revision=theirs, ours=name, theirs=theirs, strategy=strategy or "")
         raise
-    say_fetched(output, result.fetched)
+    say_fetched(output, result.fetched, fisher=fisher)
     if result.merged is not None:
         say_merge(output, result.merged, ours=name, theirs=theirs)
     elif result.before == result.after:

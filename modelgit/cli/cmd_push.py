@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from modelgit.cli._complete import complete_branch, complete_remote
-from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import move_lines, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, transferred
 from modelgit.errors import UsageError
 
 __all__ = ["push"]
@@ -24,6 +24,7 @@ __all__ = ["push"]
     is_flag=True,
     help="Let a branch go back or aside, if the remote's is still where the last fetch saw it.",
 )
+@fisher_option("Send the Fisher estimates of these weights, too.")
 @json_option
 @pass_session
 def push(
@@ -33,6 +34,7 @@ def push(
     tags: bool,
     delete: bool,
     force_with_lease: bool,
+    fisher: bool,
     as_json: bool,
 ) -> None:
     """Send branches (the current one) to REMOTE (origin), and move the remote's, all or none.
@@ -44,9 +46,10 @@ def push(
 
     if delete and not branches:
         raise UsageError("which branch is to be deleted?", hint=f"`mgit push {remote} --delete BRANCH`")
-    if delete and (tags or force_with_lease):
+    if delete and (tags or force_with_lease or fisher):
         raise UsageError(
-            "--delete goes with neither --tags nor --force-with-lease", hint=f"`mgit push {remote} --delete BRANCH`"
+            "--delete goes with none of --tags, --force-with-lease and --fisher",
+            hint=f"`mgit push {remote} --delete BRANCH`",
         )
     result = send(
         session.repository,
@@ -55,14 +58,17 @@ def push(
         tags=tags,
         delete=delete,
         force_with_lease=force_with_lease,
+        fisher=fisher,
         progress=session.progress,
     )
     output = session.output
     if as_json:
         output.json("mgit.push/1", plain_data(result))
         return
-    if not result.updates:
+    if result.updates:
+        output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")
+        output.say_lines(move_lines((update.name, update.expected, update.new) for update in result.updates))
+    else:
         output.say(blue(remote), " is up to date")
-        return
-    output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")
-    output.say_lines(move_lines((update.name, update.expected, update.new) for update in result.updates))
+    if fisher:
+        output.say(estimates_moved(result.fisher, "sent"))

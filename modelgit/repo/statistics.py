@@ -19,7 +19,7 @@ from modelgit.store.side_records import with_estimates
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["find_kept", "forget", "keep", "kept_estimates", "weights_key", "weights_of_history"]
+__all__ = ["find_kept", "forget", "keep", "kept_estimates", "shapes_of", "weights_key", "weights_of_history"]
 
 
 def weights_key(repo: Repository, manifest: Manifest, model: str) -> str:
@@ -55,6 +55,13 @@ def weights_of_history(
             if key in wanted:
                 found.setdefault(key, (manifest, entry.path))
     return found
+
+
+def shapes_of(repo: Repository, manifest: Manifest, model: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors, views among them, by name."""
+    entry = find_model(manifest, model)
+    found = {name: tensor.spec.shape for name, tensor in repo.tensors_of(manifest, entry).items()}
+    return found | {view.name: view.spec.shape for view in view_entries(repo.views_of(manifest, entry))}
 
 
 def kept_estimates(repo: Repository, *, weights: str = "") -> list[KeptEstimate]:

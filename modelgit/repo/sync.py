@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.config.edit import set_value, unset_value
 from modelgit.environment import Environment
-from modelgit.errors import ConflictError, MgitError, NothingToDo, RemoteError, RepositoryError, UsageError
-from modelgit.objects import CommitId, View
+from modelgit.errors import (
+    ConflictError,
+    IntegrityError,
+    MgitError,
+    NothingToDo,
+    RemoteError,
+    RepositoryError,
+    UsageError,
+)
+from modelgit.objects import CommitId, FisherEstimate, KeptEstimate, View
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.refs import check_ref_name, ref_problem
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import RefUpdate, Transport, open_transport
-from modelgit.remotes.sync import PushResult
+from modelgit.remotes.estimates import MovedEstimates, advertised_estimates, fetch_estimates, push_estimates
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repository import Repository
+from modelgit.repo.statistics import keep, kept_estimates, shapes_of, weights_of_history
 from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FetchedRefs",
     "PullResult",
+    "PushedRefs",
     "add_remote",
     "clone",
     "fetch",
@@ -44,13 +54,27 @@ DEFAULT_REMOTE = "origin"
 
 
 class FetchedRefs(NamedTuple):
-    """What a fetch changed here: remote-tracking refs by name as (old, new), and what came over."""
+    """What a fetch changed here: remote-tracking refs by name as (old, new), and what came over.
+
+    `fisher` are the estimates that came besides, when they were asked for.
+    """
 
     remote: str
     moved: dict[str, tuple[CommitId | None, CommitId | None]]
     commits: tuple[CommitId, ...]
     objects: int
     bytes_received: int
+    fisher: MovedEstimates = MovedEstimates()
+
+
+class PushedRefs(NamedTuple):
+    """What a push did: see `remotes.sync.PushResult`; `fisher` are the estimates that were sent besides."""
+
+    updates: tuple[RefUpdate, ...]
+    commits: int
+    objects: int
+    bytes_sent: int
+    fisher: MovedEstimates = MovedEstimates()
 
 
 class PullResult(NamedTuple):
@@ -130,9 +154,12 @@ def push(
     tags: bool = False,
     delete: bool = False,
     force_with_lease: bool = False,
+    fisher: bool = False,
     progress: Progress = SILENT,
-) -> PushResult:
+) -> PushedRefs:
     """Send branches (the current one) and, with `tags`, all tags, and move the remote's refs, all or none.
+
+    With `fisher` the kept estimates of weights in their history follow in a step of their own.
 
     `force_with_lease` lets a branch go back or aside, provided that the remote's is where the last fetch saw it.
     Raises RemoteError, with nothing changed, when the remote has commits that are not here.
@@ -171,11 +198,54 @@ def push(
             threads=repo.threads,
             progress=progress,
         )
+        moved = {update.name: update.new for update in updates if update.name.startswith("heads/")}
+        _track(repo, remote, moved, f"push: {remote}")
+        tips = [update.new for update in updates if update.new is not None]
+        sent = _push_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
     finally:
         transport.close()
-    moved = {update.name: update.new for update in updates if update.name.startswith("heads/")}
-    _track(repo, remote, moved, f"push: {remote}")
-    return result
+    return PushedRefs(*result, sent)
+
+
+def _push_estimates(
+    repo: Repository, transport: Transport, tips: Sequence[CommitId], remote: str, progress: Progress
+) -> MovedEstimates:
+    kept = kept_estimates(repo)[::-1]
+    known = weights_of_history(repo, tips, {item.weights for item in kept})
+    return push_estimates(
+        repo.store,
+        transport,
+        [item for item in kept if item.weights in known],
+        author=str(repo.signature()),
+        remote=remote,
+        threads=repo.threads,
+        progress=progress,
+    )
+
+
+def _fetch_estimates(
+    repo: Repository, transport: Transport, tips: Sequence[CommitId], remote: str, progress: Progress
+) -> MovedEstimates:
+    """Bring the remote's estimates of weights in the history of `tips`, which is here, and list them."""
+    listed = advertised_estimates(transport.statistics(transport.root()), remote=remote)
+    here = {item.key for item in kept_estimates(repo)}
+    known = weights_of_history(repo, tips, {item.weights for item in listed})
+    wanted = [item for item in listed if item.key not in here and item.weights in known]
+    if not wanted:
+        return MovedEstimates()
+
+    def shapes(kept: KeptEstimate, record: FisherEstimate) -> dict[str, tuple[int, ...]]:
+        manifest, model = known[kept.weights]
+        if record.model != model:
+            raise IntegrityError(f"it is said to be of model {record.model[:120]!a}, whose weights are others")
+        return shapes_of(repo, manifest, model)
+
+    with repo.session() as session:
+        moved = fetch_estimates(
+            session, transport, wanted, shapes=shapes, remote=remote, threads=repo.threads, progress=progress
+        )
+        keep(repo, [(item.key, item.id) for item in wanted], f"fetch: {remote}", session=session, origin=remote)
+    return moved
 
 
 def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], description: str) -> None:
@@ -195,20 +265,29 @@ def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], 
 
 
 def fetch(
-    repo: Repository, remote: str = DEFAULT_REMOTE, *, prune: bool = False, progress: Progress = SILENT
+    repo: Repository,
+    remote: str = DEFAULT_REMOTE,
+    *,
+    prune: bool = False,
+    fisher: bool = False,
+    progress: Progress = SILENT,
 ) -> FetchedRefs:
     """Bring all branches and tags of a remote; local branches stay where they are.
+
+    With `fisher` its estimates of weights in their history follow in a step of their own.
 
     Every object is checked against its id before it becomes visible.  A tag that exists here is never moved.
     """
     transport = open_remote(repo, remote)
     try:
-        return _fetch(repo, transport, remote, prune=prune, progress=progress)
+        return _fetch(repo, transport, remote, prune=prune, fisher=fisher, progress=progress)
     finally:
         transport.close()
 
 
-def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, progress: Progress) -> FetchedRefs:
+def _fetch(
+    repo: Repository, transport: Transport, remote: str, *, prune: bool, fisher: bool, progress: Progress
+) -> FetchedRefs:
     state = transport.root()
     refs = advertised_refs(state, remote=remote)
     heads = {ref: commit for ref, commit in refs.items() if ref.startswith("heads/")}
@@ -245,7 +324,9 @@ def _fetch(repo: Repository, transport: Transport, remote: str, *, prune: bool, 
         for ref in sorted({*view.refs, *after.refs})
         if view.refs.get(ref) != after.refs.get(ref) and ref.startswith((prefix, "tags/"))
     }
-    return FetchedRefs(remote, moved, result.commits, result.objects, result.bytes_received)
+    tips = [*heads.values(), *tags.values()]
+    brought = _fetch_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
+    return FetchedRefs(remote, moved, result.commits, result.objects, result.bytes_received, brought)
 
 
 def pull(
@@ -254,14 +335,15 @@ def pull(
     branch: str | None = None,
     *,
     strategy: str | None = None,
+    fisher: bool = False,
     progress: Progress = SILENT,
 ) -> PullResult:
-    """Fetch, then merge the remote's branch of that name into the current one."""
+    """Fetch (with `fisher` estimates, too), then merge the remote's branch of that name into the current one."""
     view = repo.view()
     name = branch or view.branch
     if name is None:
         raise UsageError("no branch is checked out, so say which one", hint=f"`mgit pull {remote} BRANCH`")
-    fetched = fetch(repo, remote, progress=progress)
+    fetched = fetch(repo, remote, fisher=fisher, progress=progress)
     ref = f"remotes/{remote}/{name}"
     tip = repo.view().refs.get(ref)
     if tip is None:
@@ -309,12 +391,14 @@ def clone(
     *,
     branch: str | None = None,
     borrow: Sequence[str] = (),
+    fisher: bool = False,
     environment: Environment,
     progress: Progress = SILENT,
 ) -> Repository:
     """Copy a remote repository into `path` (named after the URL) and check out its branch.
 
-    What the lenders in `borrow` have (see `repo.borrow`) is compared with its ids and not copied.
+    What the lenders in `borrow` have (see `repo.borrow`) is compared with its ids and not copied.  With `fisher` its
+    estimates come, too.
 
     Nothing that the remote holds is run.  A failed clone leaves no half-made repository behind.
     """
@@ -344,7 +428,7 @@ def clone(
                 from modelgit.repo.borrow import add as add_lender
 
                 add_lender(repo, lender, progress=progress)
-            _fetch(repo, transport, DEFAULT_REMOTE, prune=False, progress=progress)
+            _fetch(repo, transport, DEFAULT_REMOTE, prune=False, fisher=fisher, progress=progress)
             tip = repo.view().refs.get(f"remotes/{DEFAULT_REMOTE}/{wanted}")
             if tip is not None:
                 _adopt(repo, tip, f"clone: {shown}", progress)

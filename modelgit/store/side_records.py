@@ -29,6 +29,7 @@ from modelgit.store.durable import make_directory, write_durably
 
 __all__ = ["SideRecords", "retention_records", "statistics_records", "with_estimates", "with_prunings"]
 
+_MAX_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 
 I = TypeVar("I", bound=ObjectId)  # noqa: E741  (I for id)
@@ -57,9 +58,12 @@ class SideRecords(Generic[I, R]):
         if object_id is None:
             return self._record()
         try:
-            data = (self._folder / object_id.hex).read_bytes()
+            with (self._folder / object_id.hex).open("rb") as file:
+                data = file.read(_MAX_BYTES + 1)
         except FileNotFoundError:
             raise IntegrityError(f"{self._shown} ({object_id.short}) is missing") from None
+        if len(data) > _MAX_BYTES:
+            raise IntegrityError(f"{self._shown} ({object_id.short}) is longer than {_MAX_BYTES} bytes")
         if self._kind.of(data) != object_id:
             raise IntegrityError(f"{self._shown} ({object_id.short}) does not match its id")
         return decode(self._record, data, what=self._shown)

@@ -7,20 +7,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
-from modelgit.errors import IntegrityError, UsageError  # noqa: E402
-from modelgit.objects import CommitId, KeptEstimate  # noqa: E402
+from modelgit.errors import IntegrityError, MgitError, UsageError  # noqa: E402
+from modelgit.objects import (  # noqa: E402
+    CommitId,
+    FisherEstimate,
+    FisherId,
+    KeptEstimate,
+    Statistics,
+    TensorEntry,
+    TensorSpec,
+)
+from modelgit.patching.encode import TensorWriter  # noqa: E402
+from modelgit.patching.jobs import BlobSource, StoreJob  # noqa: E402
 from modelgit.repo import Repository, fisher_passes  # noqa: E402
 from modelgit.repo.fisher import diagonal_of, estimate_fisher, list_estimates, shown_fisher, stored_fisher  # noqa: E402
 from modelgit.repo.fisher_summary import summarise  # noqa: E402
 from modelgit.repo.fsck import fsck  # noqa: E402
 from modelgit.repo.gc import collect  # noqa: E402
+from modelgit.repo.layout import RepositoryPaths  # noqa: E402
 from modelgit.repo.merge import merge  # noqa: E402
 from modelgit.repo.statistics import find_kept, forget, kept_estimates  # noqa: E402
+from modelgit.repo.sync import add_remote, clone, fetch, push  # noqa: E402
+from modelgit.store.metadata import read_record, write_record  # noqa: E402
 
 TASKS = SETTINGS.partition("# The gate")[0]
 
@@ -241,7 +255,7 @@ def test_a_merge_without_any_fisher_is_an_average_and_says_so(tasks: Repository)
     tasks.forget_settings()
     tasks.commit("no tasks any more")
     rules = {"*.bias": "fisher weights=1,3", "*.x": "ours"}
-    result = merge(tasks, "tone", options={"weights": "2,1"}, rules=rules)
+    result = merge(tasks, "tone", strategy="fisher", options={"weights": "2,1"}, rules=rules)
     recipe = tasks.commit_at(result.commit.id).recipe
     assert result.strategy == recipe.strategy == "average"
     assert recipe.options == {"weights": "2.0,1.0"}
@@ -256,3 +270,166 @@ def test_keys_replace_and_order(tasks: Repository) -> None:
     [kept] = kept_estimates(tasks)
     assert isinstance(kept, KeptEstimate) and kept.weights == first.estimate.weights and kept.origin == ""
     assert json.loads(json.dumps(kept.key)).startswith(first.estimate.weights)
+
+
+@pytest.fixture
+def shared(tasks: Repository, tmp_path: Path) -> Repository:
+    """A repository with an estimate for each branch and a remote that has everything, estimates too."""
+    for branch in ("topic", "tone"):
+        estimate_fisher(tasks, task=branch, revision=branch)
+    add_remote(tasks, "origin", str(tmp_path / "origin.mgit"))
+    sent = push(tasks, "origin", ["main", "topic", "tone"], fisher=True)
+    assert len(sent.fisher.estimates) == 2 and sent.fisher.objects > 60
+    return tasks
+
+
+def cloned(shared: Repository, tmp_path: Path, name: str = "other", **options: object) -> Repository:
+    return clone(str(tmp_path / "origin.mgit"), tmp_path / name, environment=shared.environment, **options)
+
+
+def test_a_branch_from_elsewhere_brings_its_own_fisher_and_merges_without_data(
+    shared: Repository, tmp_path: Path
+) -> None:
+    assert push(shared, "origin", ["main", "topic", "tone"], fisher=True).fisher.estimates == ()
+    with cloned(shared, tmp_path, branch="topic", fisher=True) as other:
+        for file in (other.worktree / "data").iterdir():
+            file.unlink()
+        other.commit("no data here")
+        assert [item.origin for item in kept_estimates(other)] == ["origin", "origin"]
+        collect(other, prune_now=True)
+        merged = merge(other, "origin/tone")
+        assert merged.notes[:2] == (
+            "ours: Fisher received from origin, estimated on 40 examples of task topic (exact)",
+            "theirs: Fisher received from origin, estimated on 40 examples of task tone (exact)",
+        )
+        assert merged.strategy == "fisher" and not fsck(other).findings
+    # The same merge, with the estimates that were made here: bit for bit the same weights.
+    shared.switch("topic")
+    for file in (shared.worktree / "data").iterdir():
+        file.unlink()
+    shared.commit("no data here")
+    here = merge(shared, "tone")
+    trees = [
+        {entry.path: entry.digest for entry in repo.manifest_of(result.commit.id).files}
+        for repo, result in ((shared, here), (other, merged))
+    ]
+    assert trees[0] == trees[1]
+
+
+def test_without_being_asked_nothing_travels(shared: Repository, tmp_path: Path) -> None:
+    with cloned(shared, tmp_path) as other:
+        assert kept_estimates(other) == []
+        fetched = fetch(other, "origin", fisher=True)
+        assert len(fetched.fisher.estimates) == 2 and fetched.fisher.bytes_moved > 10_000
+        assert fetch(other, "origin", fisher=True).fisher.estimates == ()
+
+
+def test_only_estimates_of_what_is_sent_travel(tasks: Repository, tmp_path: Path) -> None:
+    for branch in ("topic", "tone"):
+        estimate_fisher(tasks, task=branch, revision=branch)
+    add_remote(tasks, "origin", str(tmp_path / "origin.mgit"))
+    assert [item.id for item in push(tasks, "origin", ["main"], fisher=True).fisher.estimates] == []
+    [sent] = push(tasks, "origin", ["tone"], fisher=True).fisher.estimates
+    assert sent.weights == estimate_fisher(tasks, task="tone", revision="tone").estimate.weights
+
+
+def test_a_collection_on_the_remote_keeps_estimates(shared: Repository, tmp_path: Path) -> None:
+    bare = Repository(RepositoryPaths(tmp_path / "origin.mgit", worktree=None), shared.environment)
+    (tmp_path / "origin.mgit" / "worktree").mkdir()
+    collect(bare, prune_now=True)
+    assert len(kept_estimates(bare)) == 2 and kept_estimates(bare)[0].origin == "Ada <ada@example.org>"
+    bare.close()
+    with cloned(shared, tmp_path, fisher=True) as other:
+        assert len(list_estimates(other)) == 2
+
+
+def rewrite_list(tmp_path: Path, shared: Repository, change) -> None:  # type: ignore[no-untyped-def]
+    bare = Repository(RepositoryPaths(tmp_path / "origin.mgit", worktree=None), shared.environment)
+    bare.publish(lambda view: view, "lie", keep=change)
+    bare.close()
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ("key", "lists a Fisher estimate under the name '../../x'"),
+        ("weights", "refuses Fisher estimate [0-9a-f]{12} from origin: it is of other weights than the list says"),
+        ("absent", "does not hold fisher"),
+        ("bytes", "the list of kept estimates .* does not match its id"),
+        ("gone", "the list of kept estimates .* is missing"),
+    ],
+)
+def test_a_hostile_list_is_one_sentence_and_changes_nothing(
+    shared: Repository, tmp_path: Path, lie: str, message: str
+) -> None:
+    def change(record: Statistics) -> Statistics:
+        first, second = record.fishers
+        if lie == "key":
+            return Statistics(fishers=(first, replace(second, key="../../x")))
+        if lie == "weights":
+            return Statistics(fishers=(first, replace(second, id=first.id)))
+        return Statistics(fishers=(first, replace(second, id=FisherId(bytes(32)))))
+
+    if lie in ("bytes", "gone"):
+        for file in (tmp_path / "origin.mgit/statistics").iterdir():
+            file.unlink() if lie == "gone" else file.write_bytes(b"\x80")
+    else:
+        rewrite_list(tmp_path, shared, change)
+    with cloned(shared, tmp_path) as other:
+        with pytest.raises(MgitError, match=message) as caught:
+            fetch(other, "origin", fisher=True)
+        assert "\n" not in caught.value.message
+        assert kept_estimates(other) == [] and not fsck(other).findings
+        assert not list((other.paths.directory / "incoming").glob("*/*"))
+    with pytest.raises(MgitError):
+        cloned(shared, tmp_path, "third", fisher=True)
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lie", "message"),
+    [
+        ("scale", float("nan"), "has the scale nan"),
+        ("scale", -1.0, "has the scale -1.0"),
+        ("values", -1.0, "negative or not finite"),
+        ("values", float("inf"), "negative or not finite"),
+        ("shape", None, "is not one of the model, or has another form"),
+        ("model", None, "whose weights are others"),
+        ("order", None, "out of order"),
+    ],
+)
+def test_a_hostile_estimate_is_refused(
+    shared: Repository, tmp_path: Path, name: str, lie: float | None, message: str
+) -> None:
+    """Everything has the right id; it is what it says that is wrong."""
+    bare = Repository(RepositoryPaths(tmp_path / "origin.mgit", worktree=None), shared.environment)
+    kept = kept_estimates(bare)[0]
+    record = read_record(bare.store, kept.id, FisherEstimate)
+    index = next(at for at, entry in enumerate(record.diagonal) if len(entry.spec.shape) == 1)
+    entry = record.diagonal[index]
+    with bare.session() as session:
+        spec = TensorSpec(dtype="F32", shape=entry.spec.shape if name != "shape" else (*entry.spec.shape, 1))
+        data = np.full(spec.shape, lie if name == "values" else 1.0, "<f4").tobytes()
+        [stored] = TensorWriter(session, threads=1).store([StoreJob(entry.name, BlobSource(data), spec, len(data))])
+        fake = TensorEntry(name=entry.name, spec=spec, id=stored.id)
+        diagonal = (*record.diagonal[:index], fake, *record.diagonal[index + 1 :])
+        scales = {key: value for key, value in record.scales.items() if key != entry.name}
+        if name == "scale":
+            diagonal, scales = record.diagonal, {**record.scales, next(iter(record.scales)): lie}
+        elif name == "model":
+            record = replace(record, model="data")
+        elif name == "order":
+            diagonal = diagonal[::-1]
+        lied = write_record(session, FisherId, replace(record, diagonal=diagonal, scales=scales))
+        session.seal()
+        bare.publish(
+            lambda view: view,
+            "lie",
+            session=session,
+            keep=lambda _: Statistics(fishers=(replace(kept, id=lied),)),
+        )
+    bare.close()
+    with cloned(shared, tmp_path) as other:
+        with pytest.raises(IntegrityError, match=message) as caught:
+            fetch(other, "origin", fisher=True)
+        assert caught.value.message.startswith("refuses Fisher estimate ") and kept_estimates(other) == []
