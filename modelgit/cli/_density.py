@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["parse_share", "reduced_data", "say_reduced"]
 
 RESCUE_DAYS = 7
+LARGE_KL = 0.1
+"""In nats: above this, a patch without training has lost what a mask that is trained again would keep."""
 
 
 def parse_share(text: str, *, hint: str) -> float:
@@ -78,8 +80,17 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
         f"{size(reduced.bytes_dense)} that all of the change takes"
     )
     if reduced.rescued is not None:
-        output.say(f"The work tree now holds the patched model. The dense weights are in {reduced.rescued}")
-        output.say(f"for {RESCUE_DAYS} days; `mgit undo` takes the commit back and brings them back, bit for bit.")
+        kept_in = "/".join(reduced.rescued.parts[-3:])
+        output.say(
+            f"The work tree now holds the patched model; the dense weights are in {kept_in} for {RESCUE_DAYS} days."
+        )
+        output.say("hint: `mgit undo` takes the commit back and puts them into the work tree again, bit for bit")
+    cost = kept.predicted_kl if reduced.compared is None else reduced.compared.kl
+    if cost is not None and cost > LARGE_KL:
+        output.say(
+            f"hint: {_density(reduced.density)} trained again under a mask keeps more: commit the dense weights on a "
+            f"branch, then `mgit mask create --density {100 * reduced.density:.3g}% --from-diff HEAD..BRANCH`"
+        )
 
 
 def _density(value: float) -> str:

@@ -27,7 +27,7 @@ from modelgit.worktree.copying import copy_file
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["bring_back_dense", "dense_folder", "keep_dense", "kept_dense"]
+__all__ = ["bring_back_dense", "dense_folder", "dense_in_tree", "keep_dense", "kept_dense"]
 
 
 def dense_folder(repo: Repository, commit: CommitId) -> Path:
@@ -66,6 +66,12 @@ def kept_dense(repo: Repository, undone: Operation) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def dense_in_tree(repo: Repository, files: Mapping[str, Path]) -> dict[str, ContentId]:
+    """Those of the kept files that the work tree holds too, by path, with what they hold."""
+    now, _ = hash_changed(repo, files_at(repo, set(files)))
+    return {path: now[path] for path, file in files.items() if path in now and now[path] == _digest(repo, file, path)}
 
 
 def bring_back_dense(repo: Repository, recorded: Manifest, files: Mapping[str, Path]) -> None:

@@ -24,6 +24,7 @@ from modelgit.repo.commit import (
     write_commit,
 )
 from modelgit.repo.dense_weights import keep_dense
+from modelgit.repo.density_search import Tried, smallest_density
 from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 from modelgit.repo.training import record_training
@@ -38,16 +39,9 @@ if TYPE_CHECKING:
     from modelgit.repo.patched_model import DenseChange
     from modelgit.repo.repository import Repository
 
-__all__ = ["DEFAULT_EXAMPLES", "FORGIVING_KL", "Compared", "Reduced", "Tried", "commit_patch"]
+__all__ = ["DEFAULT_EXAMPLES", "Compared", "Reduced", "commit_patch"]
 
 DEFAULT_EXAMPLES = 512
-
-FORGIVING_KL = 0.1
-"""Above this KL, in nats per example, training again under a mask is what keeps more at the same density."""
-
-_NEAR = 1.15  # densities this near to each other are near enough
-_MOST_TRIES = 8
-_AIM = 0.95  # of the limit: a patch that just misses it costs another try
 
 
 class Compared(NamedTuple):
@@ -63,14 +57,6 @@ class Compared(NamedTuple):
     labelled: int
     dense_correct: int
     patched_correct: int
-
-
-class Tried(NamedTuple):
-    """A density that `--max-kl` looked at."""
-
-    density: float
-    predicted_kl: float | None
-    measured_kl: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +94,15 @@ class _Attempt(NamedTuple):
     tree: RecordedTree
     bytes_patch: int
     compared: Compared | None
+
+    @property
+    def kl(self) -> float:
+        """What was measured."""
+        return self.compared.kl if self.compared is not None else 0.0
+
+    def give_up(self) -> None:
+        """Forget what was written."""
+        self.session.abort()
 
 
 class _Data(NamedTuple):
@@ -197,7 +192,7 @@ class _Reduction:
         self.change: DenseChange
         self.fisher_words: str | None = None
         self.survey = self._survey(name, examples)
-        self.tried: list[Tried] = []
+        self.tried: tuple[Tried, ...] = ()
 
     # -- what is to be reduced, and by what
 
@@ -317,11 +312,11 @@ class _Reduction:
                 f"the KL divergence cannot be measured: {self.note}", hint="`--density 0.5%` needs no measurement"
             )
         else:
-            density, attempt = self._search(max_kl or 0.0)
+            density, attempt, self.tried = smallest_density(self.survey, max_kl or 0.0, self._attempt)
         try:
             return self._record(density, attempt)
         except BaseException:
-            attempt.session.abort()
+            attempt.give_up()
             raise
 
     def _attempt(self, density: float) -> _Attempt:
@@ -374,54 +369,6 @@ class _Reduction:
         patched = open_task(self.repo, manifest, data.settings, store=session)
         found = measure(data.model, patched, data.measure_on, limit=None, listed=0, progress=self.progress)
         return Compared(found.examples, found.kl, found.agreement, found.labelled, found.old_correct, found.new_correct)
-
-    def _search(self, limit: float) -> tuple[float, _Attempt]:
-        """The smallest density whose measured KL is at most `limit`: predictions say where to measure."""
-        least, most = max(self.survey.least_density, 1 / max(1, self.change.elements)), self.survey.full_density
-        good: tuple[float, _Attempt] | None = None
-        low, high, ratio = least, most, 1.0
-        guess = self._predicted(limit * _AIM) or (low * high) ** 0.5
-        for _ in range(_MOST_TRIES):
-            guess = min(max(guess, low), high)
-            if (guess <= low * 1.01 and self.tried) or guess >= high * 0.99:
-                guess = (low * high) ** 0.5
-            attempt = self._attempt(guess)
-            measured = attempt.compared.kl if attempt.compared else 0.0
-            expected = self.survey.expected_kl(guess)
-            self.tried.append(Tried(guess, expected, measured))
-            if measured <= limit:
-                if good is not None:
-                    good[1].session.abort()
-                good, high = (guess, attempt), guess
-                if guess <= least:
-                    break
-            else:
-                attempt.session.abort()
-                low = guess
-            if high / low <= _NEAR:
-                break
-            ratio = measured / expected if expected and measured > 0 else ratio
-            # The divergence of a drawn patch falls about as the density grows.
-            guess = self._predicted(limit * _AIM / ratio) or guess * measured / (limit * _AIM)
-        if good is None:
-            raise UsageError(
-                f"no density below {most:.3g} keeps the KL divergence under {limit:g}: at {low:.3g} it is "
-                f"{self.tried[-1].measured_kl:.3g}",
-                hint="commit the whole change (`mgit commit -m …`), or allow a larger `--max-kl`",
-            )
-        return good
-
-    def _predicted(self, target: float) -> float | None:
-        """The density at which the predicted KL is `target`; None where nothing is predicted."""
-        low, high = self.survey.least_density, self.survey.full_density
-        low = max(low + 1 / self.change.elements, 1e-6)
-        if self.survey.expected_kl(high) is None or low >= high:
-            return None
-        for _ in range(40):
-            middle = (low * high) ** 0.5
-            expected = self.survey.expected_kl(middle)
-            low, high = (middle, high) if expected is not None and expected > target else (low, middle)
-        return high
 
     # -- recording
 
@@ -477,7 +424,7 @@ class _Reduction:
             fisher=self.fisher_words,
             compared=attempt.compared,
             note=self.note,
-            tried=tuple(self.tried),
+            tried=self.tried,
             bytes_patch=attempt.bytes_patch,
             bytes_dense=sum(item.bytes_written for path in weights for item in self.dense.stored.get(path, ())),
             rescued=rescued,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from modelgit.errors import ConflictError, NothingToDo
-from modelgit.objects import Operation, OperationId, View
+from modelgit.objects import ContentId, Manifest, Operation, OperationId, View
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.training import joined, training_of
@@ -63,6 +65,8 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
 
 def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
     """Bring back the operation that was undone last; returns it.  Raises NothingToDo when there is none."""
+    from modelgit.repo.dense_weights import dense_in_tree, kept_dense
+
     with repo.writing():
         refuse_during_merge(repo, "redo")
         current = repo.operations.read(repo.roots.read().root.operation)
@@ -70,6 +74,7 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
             raise NothingToDo("there is nothing to redo", hint="`mgit op log` shows the operations")
         target_id = current.redo[0]
         target = _kept(repo, target_id)
+        dense = kept_dense(repo, target)
         _move(
             repo,
             current.view,
@@ -79,9 +84,17 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
             restores=target_id,
             redo=current.redo[1:],
             verb="redoing",
+            spare=dense_in_tree(repo, dense),
             progress=progress,
         )
         return target
+
+
+def _with(manifest: Manifest, digests: Mapping[str, ContentId]) -> Manifest:
+    files = tuple(
+        msgspec.structs.replace(entry, digest=digests.get(entry.path, entry.digest)) for entry in manifest.files
+    )
+    return msgspec.structs.replace(manifest, files=files)
 
 
 def _state_of(repo: Repository, operation_id: OperationId) -> tuple[OperationId, Operation]:
@@ -115,7 +128,9 @@ def _move(
     redo: tuple[OperationId, ...],
     verb: str,
     progress: Progress,
+    spare: Mapping[str, ContentId] | None = None,
 ) -> None:
+    """Publish a step from `view` to `after`; `spare` is what files may hold beside what is recorded, kept elsewhere."""
     recorded = (repo.manifest_of(view.head), repo.manifest_of(after.head))
     training = (training_of(repo, view.head).manifest, training_of(repo, after.head).manifest)
     source, target = joined(recorded[0], training[0]), joined(recorded[1], training[1])
@@ -128,7 +143,10 @@ def _move(
 
         repo.publish(change, description, moves_files=moves_files, restores=restores, redo=redo)
         return
-    check_clean(repo, source, target, verb=verb, hint="`mgit commit -m …` or `mgit restore .` first", progress=progress)
+    expected = _with(source, spare or {})
+    check_clean(
+        repo, expected, target, verb=verb, hint="`mgit commit -m …` or `mgit restore .` first", progress=progress
+    )
     move_worktree(
         repo,
         *recorded,
