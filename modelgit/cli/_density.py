@@ -88,8 +88,8 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
     cost = kept.predicted_kl if reduced.compared is None else reduced.compared.kl
     if cost is not None and cost > LARGE_KL:
         output.say(
-            f"hint: {_density(reduced.density)} trained under a mask from the start keeps more: "
-            f"`mgit mask create --density {100 * reduced.density:.3g}%`"
+            f"hint: {_density(reduced.density)} trained again under a mask keeps more: commit the dense weights on a "
+            f"branch, then `mgit mask create --density {100 * reduced.density:.3g}% --from-diff main..BRANCH`"
         )
 
 

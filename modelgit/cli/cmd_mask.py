@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._complete import complete_revision
+from modelgit.cli._density import parse_share
 from modelgit.cli._format import plural
 from modelgit.cli._options import command, group, json_option, pass_session
 from modelgit.cli._output import Part, blue, columns, dim, plain_data, yellow
@@ -30,17 +31,7 @@ def mask() -> None:
 
 
 def _density(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """`0.5%` or `0.005`."""
-    if text is None:
-        return None
-    number = text.strip().removesuffix("%").strip()
-    try:
-        value = float(number) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise UsageError(f"not a density: {text[:40]!r}", hint="`mgit mask create --density 0.5%`")
-    return value
+    return None if text is None else parse_share(text, hint="`mgit mask create --density 0.5%`")
 
 
 def _difference(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, str] | None:
