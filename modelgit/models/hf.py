@@ -260,8 +260,10 @@ def _renamings(model: Any) -> list[Callable[[str], str]]:
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
-    except ImportError:  # older versions have the names of the checkpoints
-        return []
+    except ImportError:  # before version 5, names in modules were those in checkpoints, with this exception
+        return [
+            lambda name: name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        ]
 
     def renaming(rule: Any) -> Callable[[str], str]:
         return lambda name: str(rule.rename_source_key(name)[0])

@@ -145,7 +145,10 @@ def code_version(repo: Repository, settings: TaskSettings) -> str:
     from modelgit import __version__
 
     own = sorted(named_code(repo).items()) if settings.entry is not None else []
-    return f"modelgit {__version__}, torch {_version('torch')}, {own}"
+    libraries = f"torch {_version('torch')}"
+    if settings.entry is None and settings.adapter != "bert-classifier":
+        libraries += f", transformers {_version('transformers')}"
+    return f"modelgit {__version__}, {libraries}, {own}"
 
 
 def _version(package: str) -> str:
