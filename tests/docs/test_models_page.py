@@ -28,7 +28,7 @@ def test_every_kind_has_an_example_that_is_valid() -> None:
         tasks |= msgspec.convert(tomllib.loads(block), Settings).task
     assert {task.kind for task in tasks.values()} == {*get_args(TaskKind), None}
     assert {Path(task.train).suffix for task in tasks.values()} <= set(SUFFIXES)
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE)) == set(get_args(TaskKind))
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE)) - {"kind"} == set(get_args(TaskKind))
     assert [task_kind(task, {}) for task in tasks.values()] == [task.kind for task in tasks.values()]
 
 
