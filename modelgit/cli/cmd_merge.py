@@ -8,6 +8,7 @@ import click
 
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
+from modelgit.cli._errors import Quit
 from modelgit.cli._format import plural
 from modelgit.cli._merges import ChosenStrategy, called, conflict_lines, heading, parse_strategies, plan_lines
 from modelgit.cli._options import command, json_option, pass_session
@@ -37,6 +38,9 @@ __all__ = ["merge", "say_merge", "show_refusal"]
     "tensors that match PATTERN; "
     "options follow a space: 'average weights=2,1'.",
 )
+@click.option(
+    "--replay", metavar="COMMIT", help="Make a recorded merge again from its recipe; end with 1 if it differs."
+)
 @click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")
 @click.option("-m", "--message", metavar="TEXT", help="The message of the merge commit.")
 @click.option("--no-ff", is_flag=True, help="Make a merge commit even if the branch could just move forward.")
@@ -52,6 +56,7 @@ def merge(
     go_on: bool,
     abort: bool,
     strategies: tuple[str, ...],
+    replay: str | None,
     list_strategies: bool,
     message: str | None,
     no_ff: bool,
@@ -66,6 +71,9 @@ def merge(
     """
     if list_strategies:
         _list_strategies(session)
+        return
+    if replay is not None:
+        _replay(session, replay)
         return
     if sum((only_plan, go_on, abort)) > 1 or (revision is None) != (go_on or abort):
         raise UsageError(
@@ -207,6 +215,19 @@ def _plan(session: Session, revision: str, *, as_json: bool) -> None:
     output.line(*heading(revision, repo.resolve(revision), view.branch, head, sides.base_id))
     output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine"))
     output.lines(conflict_lines(plan.conflicts, ours=ours, theirs=revision))
+
+
+def _replay(session: Session, revision: str) -> None:
+    from modelgit.repo.replay import replay
+
+    found = replay(session.repository, revision, progress=session.progress)
+    output = session.output
+    if found.is_same:
+        output.line(yellow(found.commit.short), f" made again: every byte is the same (tree {found.made.short})")
+        return
+    output.line(yellow(found.commit.short), f" made again: {plural(len(found.differing), 'difference')}")
+    output.lines([[f"  {name}"] for name in found.differing])
+    raise Quit(1)
 
 
 def _list_strategies(session: Session) -> None:

@@ -38,6 +38,7 @@ class MergeRecipe(Record, frozen=True, kw_only=True):
     """How a merge commit was made: enough to make it again, bit for bit.
 
     `strategy` and `rules` are those that ran: `average` where `fisher` was asked for and no side had an estimate.
+    `theirs` is the commit whose side was taken in where that is no parent: of a cherry-pick, revert or rebase.
     """
 
     base: CommitId | None
@@ -47,6 +48,7 @@ class MergeRecipe(Record, frozen=True, kw_only=True):
     resolutions: dict[str, str] = {}
     statistics: dict[str, str] = {}
     fishers: tuple[UsedFisher, ...] = ()
+    theirs: CommitId | None = None
 
 
 class Verdict(Record, frozen=True, kw_only=True):

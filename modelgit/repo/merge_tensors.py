@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import BugError
+from modelgit.errors import BugError, IntegrityError, MergeConflicts
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
 from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
@@ -40,12 +40,13 @@ from modelgit.repo.record import write_content_record
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.fs import PackSession
+from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = ["MergedCommit", "make_commit", "move_to", "virtual_base"]
+__all__ = ["MergedCommit", "make_commit", "move_to", "remade", "virtual_base"]
 
 
 class MergedCommit(NamedTuple):
@@ -139,6 +140,7 @@ def make_commit(
                 resolutions=state.resolutions,
                 statistics=tensors.statistics,
                 fishers=tensors.ran.used,
+                theirs=state.theirs if state.verb else None,
             ),
         )
         made = MergedCommit(result, tensors.ran.bound.name, tensors.overlap, tensors.agree, tensors.notes)
@@ -228,7 +230,10 @@ def _merge_tensors(
     plan: MergePlan,
     bound: BoundStrategy,
     progress: Progress,
+    *,
+    recipe: MergeRecipe | None = None,
 ) -> _Tensors:
+    """Make and store the tensors of a merge; with the `recipe` of an earlier one from what that one found."""
     final: dict[str, dict[str, StoredTensor]] = {}
     statistics: dict[str, str] = {}
     notes: list[str] = []
@@ -244,7 +249,10 @@ def _merge_tensors(
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         works[model] = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
     combined = [model for model, work in works.items() if work.parts]
-    ran = _strategies(repo, state, sides, combined, bound, notes, progress)
+    if recipe is None:
+        ran = _strategies(repo, state, sides, combined, bound, notes, progress)
+    else:
+        ran = _recorded(repo, recipe, bound)
     for model, work in works.items():
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
@@ -252,7 +260,15 @@ def _merge_tensors(
             found, split = _compare_all(reads, work.parts, progress)
             total += found
             fishers = ran.fishers.get(model, ())
-            run = ModelMerge(reads, work.parts, ran.bound, rules=ran.rules, fishers=fishers, split=split)
+            run = ModelMerge(
+                reads,
+                work.parts,
+                ran.bound,
+                rules=ran.rules,
+                fishers=fishers,
+                split=split,
+                statistics=None if recipe is None else _of_model(recipe.statistics, model),
+            )
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
             writer = repo.writer(session, progress=progress)
@@ -394,6 +410,51 @@ def _strategies(
     }
     averaged = {pattern: _averaging(rule) for pattern, rule in rules.items()}
     return _Strategies(_averaging(bound), averaged, texts, {}, tuple(used))
+
+
+def _recorded(repo: Repository, recipe: MergeRecipe, bound: BoundStrategy) -> _Strategies:
+    """The strategies of a recipe with the very estimates that it names.
+
+    Raises IntegrityError for an estimate that is not here.
+    """
+    fishers: dict[str, list[FisherEstimate | None]] = {}
+    for used in recipe.fishers:
+        if used.estimate is not None and not repo.store.has(used.estimate):
+            raise IntegrityError(
+                f"the merge used a Fisher estimate ({used.estimate.short}, {used.side}) that is not in this repository",
+                hint="`mgit fetch --fisher` brings those that were pushed",
+            )
+        estimate = None if used.estimate is None else read_record(repo.store, used.estimate, FisherEstimate)
+        fishers.setdefault(used.model, []).append(estimate)
+    known = {model: found for model, found in fishers.items() if any(item is not None for item in found)}
+    rules = {pattern: parse_rule(text) for pattern, text in recipe.rules.items()}
+    return _Strategies(bound, rules, recipe.rules, known, recipe.fishers)
+
+
+def _of_model(statistics: Mapping[str, str], model: str) -> dict[str, str]:
+    prefix = f"{model}|"
+    return {key[len(prefix) :]: value for key, value in statistics.items() if key.startswith(prefix)}
+
+
+def remade(repo: Repository, state: MergeState, recipe: MergeRecipe, sides: Sides, *, progress: Progress) -> Manifest:
+    """The manifest that a recipe gives again; nothing is kept.
+
+    Raises MergeConflicts when conflicts are open that the recipe has no word on.
+    """
+    from modelgit.repo.merge import merge_small_files
+
+    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+    contents, conflicts = merge_small_files(repo, sides, plan, state.resolutions)
+    known = state.resolutions
+    still_open = tuple(c for c in (*plan.conflicts, *conflicts) if c.id not in known and c.path not in known)
+    if still_open:
+        raise MergeConflicts(f"the recipe does not decide {still_open[0].id}", conflicts=still_open)
+    bound = STRATEGIES.get(recipe.strategy).bind(recipe.options)
+    with repo.session() as session:
+        tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress, recipe=recipe)
+        manifest, _ = _manifest_of(repo, session, sides, plan, contents, tensors)
+        session.abort()
+    return manifest
 
 
 def _averaging(bound: BoundStrategy) -> BoundStrategy:

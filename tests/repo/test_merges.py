@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modelgit.errors import MergeConflicts, RepositoryError
+from modelgit.errors import MergeConflicts, RepositoryError, UsageError
 from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Resolution
 from modelgit.repo import Repository
 from modelgit.repo.merge import continue_merge, merge, resolve_conflicts
+from modelgit.repo.picks import revert
+from modelgit.repo.replay import replay
 from modelgit.repo.sync import add_remote, fetch, push
 
 
@@ -123,3 +125,22 @@ def test_the_settings_name_the_strategy_and_a_dry_run_keeps_nothing(bot: Reposit
     assert np.allclose(now["layers.0.weight"], wide, rtol=1e-6)
     assert np.array_equal(now["layers.1.weight"], two["layers.1.weight"])
     assert np.array_equal(now["layers.2.weight"], one["layers.2.weight"])
+
+
+@pytest.mark.parametrize("strategy", ["ties", "dare", "average", "fisher-task"])
+def test_a_recorded_merge_is_made_again_bit_for_bit(bot: Repository, files, strategy: str) -> None:
+    bot.switch("side", create=True)
+    (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(1)))
+    bot.commit("one")
+    bot.switch("main")
+    (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(2)))
+    bot.commit("two")
+    merge(bot, "side", strategy=strategy)
+    packs = sorted(path.name for path in bot.store.packs_path.iterdir())
+    found = replay(bot, "HEAD")
+    assert found.is_same and found.differing == ()
+    assert sorted(path.name for path in bot.store.packs_path.iterdir()) == packs
+    revert(bot, ["HEAD"], mainline=1)
+    assert replay(bot, "HEAD").is_same
+    with pytest.raises(UsageError, match="no recipe"):
+        replay(bot, "side")
