@@ -24,7 +24,7 @@ __all__ = ["merge", "say_merge", "show_refusal"]
 
 
 @command("merge", example="mgit merge tone --strategy fisher --strategy 'lm_head.*=ours'")
-@click.argument("revision", required=False, shell_complete=complete_revision, metavar="[REV]")
+@click.argument("revisions", nargs=-1, shell_complete=complete_revision, metavar="[REV]...")
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would be merged how; change nothing.")
 @click.option("--dry-run", is_flag=True, help="Compute and gate the merge, say what it would be, and keep nothing.")
 @click.option("--continue", "go_on", is_flag=True, help="Finish the merge that waits for resolutions.")
@@ -50,7 +50,7 @@ __all__ = ["merge", "say_merge", "show_refusal"]
 @pass_session
 def merge(
     session: Session,
-    revision: str | None,
+    revisions: tuple[str, ...],
     only_plan: bool,
     dry_run: bool,
     go_on: bool,
@@ -64,7 +64,7 @@ def merge(
     gate: str,
     as_json: bool,
 ) -> None:
-    """Combine REV with the current branch.
+    """Combine REV with the current branch, or several REVs with it at once.
 
     What only one side changed is taken; values that both changed are combined by a strategy; what nobody can decide
     for you is a conflict: the work tree stays untouched, the exit code is 1, and `mgit resolve` goes on.
@@ -74,6 +74,15 @@ def merge(
         return
     if replay is not None:
         _replay(session, replay)
+        return
+    revision = revisions[0] if revisions else None
+    if len(revisions) > 1:
+        if only_plan or dry_run or go_on or abort or no_ff or allow_unrelated or as_json:
+            raise UsageError(
+                "several REVs are merged at once, with --strategy, -m and --gate alone",
+                hint=f"`mgit merge {revisions[0]}` merges one",
+            )
+        _merge_many(session, revisions, parse_strategies(strategies), message=message, gate=gate)
         return
     if sum((only_plan, go_on, abort)) > 1 or (revision is None) != (go_on or abort):
         raise UsageError(
@@ -146,6 +155,34 @@ def _merge(
         show_refusal(session, refusal, revision=revision, ours=ours, theirs=theirs, strategy=chosen.name or "")
         raise
     say_merge(output, result, ours=ours, theirs=theirs)
+
+
+def _merge_many(
+    session: Session, revisions: tuple[str, ...], chosen: ChosenStrategy, *, message: str | None, gate: str
+) -> None:
+    from modelgit.repo.gate import RefusedWithRecords
+    from modelgit.repo.octopus import merge_many
+
+    repo, output = session.repository, session.output
+    try:
+        done = merge_many(
+            repo,
+            revisions,
+            strategy=chosen.name,
+            options=chosen.options,
+            rules=chosen.rules,
+            message=message,
+            gate=gate,
+            progress=session.progress,
+        )
+    except RefusedWithRecords as refusal:
+        output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
+        raise
+    output.say(f"Merging {', '.join(revisions)} into ", blue(repo.view().branch or "HEAD"), f", base {done.base.short}")
+    for sentence in done.notes:
+        output.say(dim("note: "), sentence)
+    note = f"   ({done.strategy}; {plural(done.combined, 'tensor')} combined from {len(done.sides)} sides)"
+    say_commit(output, done.commit, note=note if done.combined else "")
 
 
 def show_refusal(

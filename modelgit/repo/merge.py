@@ -32,6 +32,7 @@ __all__ = [
     "StoppedMerge",
     "abort_merge",
     "apply_state",
+    "configured_rules",
     "continue_merge",
     "merge",
     "plan_merge",
@@ -144,7 +145,7 @@ def merge(
         theirs = repo.resolve(revision)
         configured = repo.settings.merge
         bound = parse_rule(configured.strategy) if strategy is None else STRATEGIES.get(strategy).bind(options or {})
-        rules = {**_configured_rules(configured), **(rules or {})}
+        rules = {**configured_rules(configured), **(rules or {})}
         for rule in rules.values():
             parse_rule(rule)
         bases = merge_bases(ours, theirs, repo.parents_of)
@@ -195,7 +196,8 @@ def merge(
         return apply_state(repo, state, bound, gate, progress, dry_run=dry_run)
 
 
-def _configured_rules(settings: MergeSettings) -> dict[str, str]:
+def configured_rules(settings: MergeSettings) -> dict[str, str]:
+    """The rules of `[merge]` by pattern.  Raises UsageError for one without a pattern."""
     found = {}
     for text in settings.rules:
         rule = split_rule(text)

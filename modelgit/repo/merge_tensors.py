@@ -46,7 +46,17 @@ if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = ["MergedCommit", "make_commit", "move_to", "remade", "virtual_base"]
+__all__ = [
+    "MergedCommit",
+    "Work",
+    "compare_all",
+    "make_commit",
+    "move_to",
+    "remade",
+    "store_all",
+    "store_file",
+    "virtual_base",
+]
 
 
 class MergedCommit(NamedTuple):
@@ -80,7 +90,7 @@ class _Tensors(NamedTuple):
     counted: dict[TensorId, ValueCounts]
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     """A model's tensors: settled ones (None: gone), those that a strategy makes, and how some of these grow."""
 
     settled: dict[str, StoredTensor | None]
@@ -257,7 +267,7 @@ def _merge_tensors(
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
         if work.parts:
-            found, split = _compare_all(reads, work.parts, progress)
+            found, split = compare_all(reads, work.parts, progress)
             total += found
             fishers = ran.fishers.get(model, ())
             run = ModelMerge(
@@ -272,7 +282,7 @@ def _merge_tensors(
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
             writer = repo.writer(session, progress=progress)
-            made = _store_all(reads, writer, run, work, encodings, counted, progress)
+            made = store_all(reads, writer, run, work, encodings, counted, progress)
         # The order of ours, then what theirs adds: the order of files and tables follows from it.
         order = dict.fromkeys([*ours, *theirs, *base])
         chosen = {name: made.get(name) or work.settled.get(name) for name in order}
@@ -288,9 +298,9 @@ def _divide(
     base: Mapping[str, StoredTensor],
     ours: Mapping[str, StoredTensor],
     theirs: Mapping[str, StoredTensor],
-) -> _Work:
+) -> Work:
     """Which tensors of a model are one side's as they are, and which a strategy has to make."""
-    work = _Work({}, [], {})
+    work = Work({}, [], {})
     for decision in decisions:
         name = decision.name
         if decision.action == "combine":
@@ -319,7 +329,7 @@ def _divide(
     return work
 
 
-def _compare_all(reads: TensorReads, parts: Sequence[TensorParts], progress: Progress) -> tuple[Comparison, set[str]]:
+def compare_all(reads: TensorReads, parts: Sequence[TensorParts], progress: Progress) -> tuple[Comparison, set[str]]:
     """How much the sides overlap in all, and the tensors of which some side changed little."""
     total = Comparison(changed=(0, 0))
     split = set()
@@ -335,11 +345,11 @@ def _compare_all(reads: TensorReads, parts: Sequence[TensorParts], progress: Pro
     return total, split
 
 
-def _store_all(
+def store_all(
     reads: TensorReads,
     writer: TensorWriter,
     run: ModelMerge,
-    work: _Work,
+    work: Work,
     encodings: Counter[str],
     counted: dict[TensorId, ValueCounts],
     progress: Progress,
@@ -477,7 +487,7 @@ def _merge_files(
         if path in contents:
             data = contents[path]
             if data is not None:
-                entries.append(_store_file(repo, session, path, data, sides.ours.manifest.file(path)))
+                entries.append(store_file(repo, session, path, data, sides.ours.manifest.file(path)))
             continue
         side = sides.theirs if decision.action == "theirs" else sides.ours
         entry = side.manifest.file(path)
@@ -486,7 +496,8 @@ def _merge_files(
     return entries
 
 
-def _store_file(repo: Repository, session: PackSession, path: str, data: bytes, before: FileEntry | None) -> FileEntry:
+def store_file(repo: Repository, session: PackSession, path: str, data: bytes, before: FileEntry | None) -> FileEntry:
+    """Store a merged file without weights, against what it was `before`."""
     blob = write_blob(session, data, name=path)
     content = FileContent(format="opaque", segments=(Literal(blob=blob, length=len(data)),))
     base = None if before is None else (before.digest, repo.content_at(before.digest))

@@ -44,6 +44,10 @@ def replay(repo: Repository, revision: str, *, progress: Progress = SILENT) -> R
     recipe = record.recipe
     if recipe is None:
         raise UsageError(f"{commit.short} was not made by a merge: it has no recipe", hint="`mgit log` marks merges")
+    if len(record.parents) > 2:
+        raise UsageError(
+            f"{commit.short} merged {len(record.parents)} sides at once, and only merges of two are made again"
+        )
     theirs = recipe.theirs or record.parents[-1]
     state = MergeState(
         ours=record.parents[0],

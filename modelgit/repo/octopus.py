@@ -1,0 +1,296 @@
+"""Merges of more than two sides: one base, one strategy that sees all sides at once, one commit with many parents.
+
+What needs a decision stops it: such branches are merged one after the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.errors import NothingToDo, RepositoryError, UsageError
+from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
+from modelgit.merging.files import merge_file
+from modelgit.merging.model import ModelMerge
+from modelgit.merging.plan import Side, StoredTensor
+from modelgit.merging.plan import plan as make_plan
+from modelgit.merging.tensors import TensorParts
+from modelgit.numerics.nonfinite import ValueCounts
+from modelgit.objects import (
+    CommitId,
+    FileEntry,
+    FisherEstimate,
+    Manifest,
+    MergeRecipe,
+    TensorId,
+    UsedFisher,
+)
+from modelgit.objects.graph import is_ancestor, merge_bases
+from modelgit.objects.merges import Conflict, MergeState
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.changes import compare_manifests
+from modelgit.repo.commit import CommitResult, write_commit
+from modelgit.repo.merge import configured_rules
+from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
+from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.merge_tensors import Work, compare_all, move_to, store_all, store_file
+from modelgit.repo.training import training_of
+from modelgit.repo.update import check_clean
+from modelgit.store.fs import PackSession
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["ManyMerged", "merge_many"]
+
+
+class ManyMerged(NamedTuple):
+    """What a merge of many sides did; `combined` counts tensors that the strategy made."""
+
+    base: CommitId
+    sides: tuple[CommitId, ...]
+    strategy: str
+    combined: int
+    overlap: int
+    agree: int
+    notes: tuple[str, ...]
+    commit: CommitResult
+
+
+class _Settled(NamedTuple):
+    """What folding the sides one by one decides: tensors by model, those left to the strategy, and files."""
+
+    tensors: dict[str, dict[str, StoredTensor]]
+    combined: dict[str, set[str]]
+    files: dict[str, FileEntry | bytes]
+    adding: OpenSide
+
+
+def merge_many(
+    repo: Repository,
+    revisions: Sequence[str],
+    *,
+    strategy: str | None = None,
+    options: Mapping[str, str] | None = None,
+    rules: Mapping[str, str] | None = None,
+    message: str | None = None,
+    gate: str = "block",
+    progress: Progress = SILENT,
+) -> ManyMerged:
+    """Merge two or more revisions into the current branch at once (an octopus).
+
+    Their base is one commit that all have in common.  A tensor that one side alone changed is that side's; the strategy
+    makes the others from all sides.  Raises RepositoryError, with nothing changed, for everything that somebody would
+    have to decide, NothingToDo when the branch has all of them already.
+    """
+    with repo.writing():
+        refuse_during_merge(repo, "another merge")
+        head = repo.head()
+        if head is None:
+            raise RepositoryError("there is no commit to merge into", hint="`mgit commit -m …` makes the first one")
+        found = list(dict.fromkeys(repo.resolve(revision) for revision in revisions))
+        theirs = [commit for commit in found if not is_ancestor(commit, head, repo.parents_of)]
+        if not theirs:
+            raise NothingToDo("the branch has all of these already", hint="`mgit log --graph` shows the history")
+        configured = repo.settings.merge
+        bound = parse_rule(configured.strategy) if strategy is None else STRATEGIES.get(strategy).bind(options or {})
+        texts = {**configured_rules(configured), **(rules or {})}
+        bound_rules = {pattern: parse_rule(rule) for pattern, rule in texts.items()}
+        base = _common(repo, head, theirs)
+        state = MergeState(
+            ours=head,
+            theirs=theirs[-1],
+            base=base,
+            message=message or f"Merge {', '.join(revisions)}",
+            strategy=bound.name,
+            options=bound.recipe,
+            rules=texts,
+        )
+        return _merge(repo, state, base, (head, *theirs), bound, bound_rules, gate, progress)
+
+
+def _common(repo: Repository, head: CommitId, theirs: Sequence[CommitId]) -> CommitId:
+    """One commit that all histories have, the newest that can be found by going from side to side."""
+    base = head
+    for commit in theirs:
+        bases = merge_bases(base, commit, repo.parents_of)
+        if not bases:
+            raise RepositoryError(
+                f"{commit.short} has no commit in common with the others",
+                hint=f"`mgit merge {commit.short} --allow-unrelated` merges it by itself",
+            )
+        base = max(bases, key=lambda item: (repo.commit_at(item).committer.time_s, item))
+    return base
+
+
+def _merge(
+    repo: Repository,
+    state: MergeState,
+    base_id: CommitId,
+    commits: tuple[CommitId, ...],
+    bound: BoundStrategy,
+    rules: Mapping[str, BoundStrategy],
+    gate: str,
+    progress: Progress,
+) -> ManyMerged:
+    base = open_side(repo, repo.manifest_of(base_id))
+    sides = [open_side(repo, repo.manifest_of(commit)) for commit in commits]
+    settled = _fold(repo, base, sides)
+    before = sides[0].manifest
+    statistics: dict[str, str] = {}
+    notes: list[str] = []
+    encodings: Counter[str] = Counter()
+    counted: dict[TensorId, ValueCounts] = {}
+    overlap = agree = 0
+    fishers, used = _fishers(repo, base, sides, settled, bound, rules, notes, progress)
+    with repo.session() as session:
+        reads = repo.reader(session)
+        for model, names in sorted(settled.combined.items()):
+            parts = [
+                TensorParts(
+                    name=name,
+                    spec=sides[0].side.models[model][name][0],
+                    base=base.side.models[model][name][1],
+                    sides=tuple(side.side.models[model][name][1] for side in sides),
+                )
+                for name in sorted(names)
+            ]
+            compared, split = compare_all(reads, parts, progress)
+            overlap, agree = overlap + compared.overlap, agree + compared.agree
+            run = ModelMerge(reads, parts, bound, rules=rules, fishers=fishers.get(model, ()), split=split)
+            statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
+            notes += [note for note in run.notes if note not in notes]
+            writer = repo.writer(session, progress=progress)
+            made = store_all(reads, writer, run, Work({}, parts, {}), encodings, counted, progress)
+            settled.tensors[model].update(made)
+        manifest = _manifest(repo, session, sides[0], settled)
+        from modelgit.repo.gate import run_gate
+
+        evaluations = run_gate(repo, session, manifest, state.ours, mode=gate, counted=counted, progress=progress)
+        result = write_commit(
+            repo,
+            session,
+            manifest,
+            before,
+            compare_manifests(repo, before, manifest, new_store=session),
+            message=state.message,
+            parents=commits,
+            evaluations=evaluations,
+            training=training_of(repo, state.ours),
+            encodings=dict(encodings),
+            recipe=MergeRecipe(
+                base=base_id,
+                strategy=bound.name,
+                options=bound.recipe,
+                rules=state.rules,
+                statistics=statistics,
+                fishers=used,
+            ),
+        )
+        check_clean(repo, before, manifest, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
+        session.seal()
+    move_to(repo, state, result.id, session=session, progress=progress)
+    count = sum(len(names) for names in settled.combined.values())
+    made_at = result._replace(branch=repo.view().branch)
+    return ManyMerged(base_id, commits, bound.name, count, overlap, agree, tuple(notes), made_at)
+
+
+def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settled:
+    """Decide what ids decide, side by side: each is planned against what those before it came to."""
+    tensors = {model: dict(found) for model, found in sides[0].side.models.items()}
+    files: dict[str, FileEntry | bytes] = {
+        entry.path: entry for entry in sides[0].manifest.files if entry.path not in sides[0].weights
+    }
+    ids = dict(sides[0].side.files)
+    combined: dict[str, set[str]] = {}
+    adding = sides[0]
+    for side in sides[1:]:
+        plan = make_plan(base.side, Side(manifest=sides[0].side.manifest, models=tensors, files=ids), side.side)
+        _refuse(plan.conflicts)
+        for item in plan.tensors:
+            theirs = side.side.models.get(item.model, {}).get(item.name)
+            if item.action == "combine":
+                combined.setdefault(item.model, set()).add(item.name)
+            elif item.action == "theirs" and item.name not in combined.get(item.model, ()):
+                if item.name not in sides[0].place.get(item.model, {}):
+                    if adding not in (sides[0], side):
+                        raise RepositoryError(
+                            f"two of the branches add tensors to {item.model}", hint="merge them one after the other"
+                        )
+                    adding = side
+                found = tensors.setdefault(item.model, {})
+                if theirs is None:
+                    found.pop(item.name, None)
+                else:
+                    found[item.name] = theirs
+        for decision in plan.files:
+            path = decision.path
+            entry = side.manifest.file(path)
+            if decision.action == "theirs":
+                files.pop(path, None) if entry is None else files.__setitem__(path, entry)
+                ids.pop(path, None) if entry is None else ids.__setitem__(path, entry.digest)
+            elif decision.action in ("combine", "conflict"):
+                merged = merge_file(
+                    path, *(_bytes(repo, item) for item in (base.manifest.file(path), files.get(path), entry))
+                )
+                _refuse(merged.conflicts)
+                files[path] = merged.content or b""
+    return _Settled(tensors, combined, files, adding)
+
+
+def _refuse(conflicts: Sequence[Conflict]) -> None:
+    if conflicts:
+        first = conflicts[0]
+        raise RepositoryError(
+            f"these branches conflict ({first.id}: {first.kind}), and a merge of many sides takes no decisions",
+            hint="merge them one after the other: `mgit merge BRANCH`",
+        )
+
+
+def _bytes(repo: Repository, item: FileEntry | bytes | None) -> bytes | None:
+    if item is None or isinstance(item, bytes):
+        return item
+    return repo.file_bytes(repo.content_at(item.digest))
+
+
+def _fishers(
+    repo: Repository,
+    base: OpenSide,
+    sides: Sequence[OpenSide],
+    settled: _Settled,
+    bound: BoundStrategy,
+    rules: Mapping[str, BoundStrategy],
+    notes: list[str],
+    progress: Progress,
+) -> tuple[dict[str, list[FisherEstimate | None]], tuple[UsedFisher, ...]]:
+    if not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
+        return {}, ()
+    from modelgit.repo.fisher import fisher_for_merge
+
+    found: dict[str, list[FisherEstimate | None]] = {}
+    used = []
+    for model in sorted(settled.combined):
+        for number, side in enumerate(sides):
+            fisher = fisher_for_merge(repo, side.manifest, base.manifest, model, progress=progress)
+            found.setdefault(model, []).append(fisher.estimate)
+            object_id = None if fisher.stored is None else fisher.stored.id
+            label = f"side {number + 1}"
+            used.append(UsedFisher(model=model, side=label, how=fisher.how, words=fisher.words, estimate=object_id))
+            notes.append(f"{label}: {fisher.words}")
+    if not any(estimate is not None for items in found.values() for estimate in items):
+        raise UsageError(
+            f"`{bound.name}` needs Fisher information, and no side has any",
+            hint="`mgit fisher REV` makes an estimate; `--strategy average` needs none",
+        )
+    return found, tuple(used)
+
+
+def _manifest(repo: Repository, session: PackSession, ours: OpenSide, settled: _Settled) -> Manifest:
+    weights, models = merged_weights(repo, session, ours, settled.adding, settled.tensors)
+    entries = list(weights)
+    for path, item in settled.files.items():
+        entries.append(
+            store_file(repo, session, path, item, ours.manifest.file(path)) if isinstance(item, bytes) else item
+        )
+    return Manifest(files=tuple(sorted(entries, key=lambda entry: entry.path)), models=tuple(models))
