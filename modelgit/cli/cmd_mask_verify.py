@@ -68,10 +68,10 @@ def mask_verify(
                     f"  {plural(len(found.unknown), 'tensor')} stayed as at the start and the base has no such: {names}"
                 )
             )
-        rows: list[list[Part]] = [_row(item) for item in found.violations[:_SHOWN]]
-        output.lines(columns(rows))
-        if len(found.violations) > _SHOWN:
-            output.line(dim(f"… and {len(found.violations) - _SHOWN} more (`--json` lists all)"))
+        rows = [_row(items) for items in _stretches(found.violations)]
+        output.lines(columns(rows[:_SHOWN]))
+        if len(rows) > _SHOWN:
+            output.line(dim(f"… and {len(rows) - _SHOWN} more (`--json` lists all)"))
     if found.violations:
         raise _error(found)
     if not as_json:
@@ -85,11 +85,31 @@ def _checked(found: MaskVerification) -> str:
     return ", ".join(part for part in parts if part) + " checked"
 
 
-def _row(item: Strayed) -> list[Part]:
+def _stretches(violations: tuple[Strayed, ...]) -> list[list[Strayed]]:
+    """Violations of following steps that say the same, together: a leak stays until somebody takes it back."""
+    found: list[list[Strayed]] = []
+    for item in violations:
+        last = next((items for items in reversed(found) if items[-1].tensor == item.tensor), None)
+        before = last[-1] if last is not None else None
+        follows = before is not None and 0 < _step(before) == _step(item) - 1
+        if last is not None and before is not None and follows and before[2:] == item[2:]:
+            last.append(item)
+        else:
+            found.append([item])
+    return found
+
+
+def _step(item: Strayed) -> int:
+    return int(item.where.removeprefix("step ")) if item.where.startswith("step ") else -1
+
+
+def _row(items: list[Strayed]) -> list[Part]:
+    item = items[0]
     what = _WORDS.get(item.why) or (plural(item.values, "value") if item.values else "at least 1 value")
     if not item.tensor and item.why == "missing":
         what = "no line in the journal"
-    return [red("outside "), yellow(item.where), item.tensor or dim("(some tensor)"), what]
+    where = item.where if len(items) == 1 else f"steps {_step(item)} to {_step(items[-1])}"
+    return [red("outside "), yellow(where), item.tensor or dim("(some tensor)"), what]
 
 
 def _error(found: MaskVerification) -> CheckFailed:

@@ -106,6 +106,11 @@ def verify_mask(
     """
     ranges = [_range(repo, target) for target in targets or (() if runs else ("HEAD",))]
     starts = {start for _, start, _ in ranges if start is not None}
+    alone = next((target for target, start, commits in ranges if commits and start is None), None)
+    if base is None and alone is not None:
+        raise UsageError(
+            f"{alone} has no parent to compare with", hint="say `--base REV`, or check a checkpoint or --run"
+        )
     if base is None and len(starts) > 1:
         raise UsageError("these have different bases, so it is not clear what to compare with", hint="say `--base REV`")
     work = _Work(repo, name, base or next(iter(starts), "HEAD"), progress)

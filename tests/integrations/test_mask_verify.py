@@ -187,6 +187,8 @@ def commit(lab: Lab, message: str) -> None:
 
 
 def test_every_commit_of_a_range(lab: Lab) -> None:
+    with pytest.raises(UsageError, match="HEAD has no parent"):
+        lab.verify()
     for message in ("one", "two"):
         lab.train(2)
         commit(lab, message)
@@ -253,16 +255,16 @@ def test_the_command(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.train(4)
     code, out, err = run(lab, capsys, "latest", "--run", "run.journal")
     assert code == 0 and "4 of 4 steps checked" in out and "Nothing outside the mask changed" in err
-    lab.train(2, before=lambda step: flat[5].add_(1) if step == 2 else None)
+    lab.train(4, before=lambda step: flat[5].add_(1) if step == 2 else None)
     code, out, err = run(lab, capsys, "latest", "--run", "run.journal")
     assert code == 1
-    assert "step 6" in out and "2.weight" in out and "at least 1 value" in out
+    assert "steps 6 to 8" in out and "2.weight" in out and "at least 1 value" in out
     assert "2.weight differs outside of mask" in err and "step 6" in err
     code, out, _ = run(lab, capsys, "latest", "--run", "run.journal", "--json")
     shown = json.loads(out)
     assert code == 1
-    assert (shown["schema"], shown["sound"], shown["steps"]) == ("mgit.mask-verify/1", False, 6)
-    assert [item["tensor"] for item in shown["violations"]] == ["2.weight", ""]  # the end of the run, too
+    assert (shown["schema"], shown["sound"], shown["steps"]) == ("mgit.mask-verify/1", False, 8)
+    assert [item["tensor"] for item in shown["violations"]] == ["2.weight"] * 3 + [""]  # the end of the run, too
     lab.save(lab.repo.worktree / "bot.safetensors")
     code, out, _ = run(lab, capsys, "latest", "bot.safetensors")
     assert code == 1 and "bot.safetensors" in out and "1 value" in out
