@@ -52,10 +52,9 @@ def rows(plan: Plan) -> Iterator[Row]:
             names: tuple[str, ...] = ()
             if way == "under the mask":
                 before = _packs(repo)
-                mask_id, mask = keep_mask(
-                    repo, _FILE, positions, repo.tensors_of(base.manifest, base.manifest.models[0]), "random"
-                )
-                names = (mask_id.hex,)
+                tensors = repo.tensors_of(base.manifest, base.manifest.models[0])
+                made_mask = keep_mask(repo, _FILE, positions, tensors, origin="random")
+                mask, names = made_mask.record, (made_mask.id.hex,)
                 bits = 8 * (_packs(repo) - before) / count
                 yield Row(_GROUP, "the mask in all, a position", bits, "bits", 9.8, "at most", "headers and index too")
             for seed in (1, 2, 3):
