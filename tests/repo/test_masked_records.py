@@ -209,11 +209,12 @@ def reset_to_unmasked(line: Line) -> CommitId:
     """Make the last tree the only thing that is left of its line: a commit without parents' patches that list masks."""
     repo = line.repo
     commit = repo.commit_at(repo.resolve("HEAD"))
+    # A minute later: two commits of one second that do not come from each other have no order.
+    later = msgspec.structs.replace(commit.committer, time_s=commit.committer.time_s + 60)
     with repo.session() as session:
         patch = write_record(session, PatchId, Patch(base=None))
-        lone = write_record(
-            session, CommitId, msgspec.structs.replace(commit, parents=(), patch=patch, message="alone")
-        )
+        alone = msgspec.structs.replace(commit, parents=(), patch=patch, message="alone", committer=later)
+        lone = write_record(session, CommitId, alone)
         session.seal()
     refs = {"heads/main": lone, "heads/base": line.results[0].id}
     repo.publish(lambda view: View(refs=refs, branch="main"), "alone", session=session)
