@@ -13,6 +13,7 @@ from modelgit.cli._format import plural
 from modelgit.cli._merges import ChosenStrategy, called, conflict_lines, heading, parse_strategies, plan_lines
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, blue, columns, dim, plain_data, yellow
+from modelgit.cli._search import search_merge
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_commit import say_commit
 from modelgit.errors import NegativeAnswer, UsageError
@@ -56,6 +57,10 @@ def merge(
     go_on: bool,
     abort: bool,
     strategies: tuple[str, ...],
+    search: bool,
+    candidates: tuple[str, ...],
+    data: tuple[str, ...],
+    exhaustive: bool,
     replay: str | None,
     list_strategies: bool,
     message: str | None,
@@ -76,6 +81,25 @@ def merge(
         _replay(session, replay)
         return
     revision = revisions[0] if revisions else None
+    if (candidates or data or exhaustive) and not search:
+        raise UsageError(
+            "--candidate, --search-data and --exhaustive go with --search", hint="`mgit merge REV --search`"
+        )
+    if search:
+        if len(revisions) != 1 or only_plan or dry_run or go_on or abort or no_ff or allow_unrelated:
+            raise UsageError("--search merges one REV", hint="`mgit merge REV --search`")
+        search_merge(
+            session,
+            revisions[0],
+            strategies=strategies,
+            candidates=candidates,
+            data=data,
+            exhaustive=exhaustive,
+            message=message,
+            gate=gate,
+            as_json=as_json,
+        )
+        return
     if len(revisions) > 1:
         if only_plan or dry_run or go_on or abort or no_ff or allow_unrelated or as_json:
             raise UsageError(
@@ -89,7 +113,7 @@ def merge(
             "give a REV, or one of --continue and --abort", hint="`mgit merge --help` shows how it is used"
         )
     if as_json and not only_plan:
-        raise UsageError("--json goes with --plan", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
+        raise UsageError("--json goes with --plan or --search", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
     if dry_run and (go_on or abort or only_plan):
         raise UsageError("--dry-run belongs to a merge that starts", hint="`mgit merge REV --dry-run`")
     if strategies and (go_on or abort or only_plan):

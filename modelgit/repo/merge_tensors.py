@@ -51,6 +51,7 @@ __all__ = [
     "Work",
     "compare_all",
     "make_commit",
+    "merged_manifest",
     "move_to",
     "remade",
     "store_all",
@@ -215,6 +216,23 @@ def virtual_base(
             session.seal()
         merged = commit
     return manifest
+
+
+def merged_manifest(
+    repo: Repository,
+    session: PackSession,
+    state: MergeState,
+    sides: Sides,
+    plan: MergePlan,
+    bound: BoundStrategy,
+    progress: Progress = SILENT,
+) -> Manifest:
+    """What a merge without conflicts would give, its tensors written to `session`."""
+    from modelgit.repo.merge import merge_small_files
+
+    contents, _ = merge_small_files(repo, sides, plan, state.resolutions)
+    tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
+    return _manifest_of(repo, session, sides, plan, contents, tensors)[0]
 
 
 def _manifest_of(

@@ -23,7 +23,7 @@ from modelgit.store.base import ObjectStore
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["open_task", "suite_candidate", "task_examples", "task_settings"]
+__all__ = ["open_task", "suite_candidate", "suite_examples", "task_examples", "task_settings"]
 
 
 def task_settings(repo: Repository, name: str | None) -> tuple[str, TaskSettings]:
@@ -101,7 +101,7 @@ def suite_candidate(
     the work tree.
     """
     settings = suite.task
-    examples, fingerprint = _suite_examples(repo, data_from or manifest, suite, data_store or store)
+    examples, fingerprint = suite_examples(repo, data_from or manifest, suite, data_store or store)
     entry = find_model(manifest, settings.model)
     tensors = [
         *repo.tensors_of(manifest, entry, store=store).values(),
@@ -122,9 +122,10 @@ def suite_candidate(
     )
 
 
-def _suite_examples(
+def suite_examples(
     repo: Repository, manifest: Manifest, suite: Suite, store: ObjectStore
 ) -> tuple[tuple[Example, ...], str]:
+    """The examples of a suite and their fingerprint, from the recorded data file, or else from the work tree."""
     _check_path(suite.data)
     recorded = manifest.file(suite.data)
     if recorded is None:

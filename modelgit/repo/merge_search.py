@@ -1,0 +1,277 @@
+"""`merge --search`: try strategies and coefficients on data, and merge with the best that the gate lets pass.
+
+No strategy is best everywhere, and the coefficients matter more than the strategy.  All candidates are scored on a few
+examples, the better third of them on three times as many, and so on (successive halving; Jamieson and Talwalkar 2016).
+Scores of one round are of the same examples, so that differences between candidates are not those of the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from modelgit.errors import GateRefused, UsageError
+from modelgit.evals.suites import Suite, load_suites
+from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
+from modelgit.merging.plan import plan as make_plan
+from modelgit.models.data import UNLABELLED
+from modelgit.objects.merges import MergePlan, MergeState
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, merge_small_files, open_sides
+from modelgit.repo.merge_tensors import merged_manifest
+from modelgit.repo.tasks import suite_candidate, suite_examples
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["Score", "SearchResult", "default_candidates", "search"]
+
+_KEPT = 3
+"""One in so many candidates goes on to the next round."""
+_FIRST = 32
+"""The fewest examples of a suite that say anything about a candidate."""
+
+
+class Score(NamedTuple):
+    """A candidate (a strategy as it is typed), the mean accuracy over the suites, and that of each.
+
+    `examples` counts those of all suites that it was scored on.
+    """
+
+    candidate: str
+    mean: float
+    by_suite: dict[str, float]
+    examples: int
+
+
+class SearchResult(NamedTuple):
+    """All candidates, the best first: those that were scored on more examples before the others.
+
+    `evaluated` counts examples times candidates, `exhaustive` what a full sweep would have taken.  `chosen` made the
+    merge; `refused` were better and the gate refused them.  `notes` are sentences that belong beside the figures.
+    """
+
+    scores: tuple[Score, ...]
+    evaluated: int
+    exhaustive: int
+    chosen: str
+    refused: tuple[str, ...]
+    notes: tuple[str, ...]
+    merged: MergeResult
+
+
+class _Data(NamedTuple):
+    """A suite, the positions of its labelled examples in a seeded order, and how many it has."""
+
+    suite: Suite
+    order: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def default_candidates(*, fisher: bool = True) -> tuple[str, ...]:
+    """60 strategies with coefficients or more, for two sides; with `fisher` those too that need Fisher information."""
+    tenths = [round(number / 10, 1) for number in range(1, 10)]
+    if not fisher:
+        tenths = [round(number / 20, 2) for number in range(1, 20)]
+    found = [f"average weights={share},{round(1 - share, 2)}" for share in tenths]
+    found += [f"task-arithmetic scale={scale}" for scale in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)]
+    found += ["task-arithmetic weights=1,0.6", "task-arithmetic weights=0.6,1"]
+    found += [f"ties density={density} scale={scale}" for density in (0.1, 0.2, 0.5) for scale in (1.0, 1.5, 2.0)]
+    found += [f"dare density={density} scale={scale}" for density in (0.2, 0.5) for scale in (0.7, 1.0, 1.3)]
+    found += [f"breadcrumbs density={density} scale={scale}" for density in (0.5, 0.9) for scale in (0.7, 1.0, 1.3)]
+    found += ["della scale=1.0", "della scale=1.5", "sce topk=0.5", "sce", "model-stock", "karcher", "nuslerp"]
+    found += [f"slerp t={t}" for t in (0.3, 0.5, 0.7)]
+    if fisher:
+        found += [f"fisher weights={share},{round(1 - share, 2)}" for share in tenths]
+        found += [f"fisher-task scale={scale}" for scale in (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)]
+        found += ["fisher-task weights=0.35,0.65 scale=1.75", "fisher-task weights=0.65,0.35 scale=1.75"]
+    return tuple(found)
+
+
+def search(
+    repo: Repository,
+    revision: str,
+    *,
+    candidates: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+    rules: Mapping[str, str] | None = None,
+    seed: int = 0,
+    exhaustive: bool = False,
+    message: str | None = None,
+    gate: str = "block",
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Score candidates for the merge of `revision`, and merge with the best that passes the gate.
+
+    `candidates` are strategies with options as they are typed (none: `default_candidates`).  Scores are the accuracies
+    of the suites of mgit.toml, on their data or, by suite name, on other files in `data`: data that chose should not
+    be the data that reports.  `exhaustive` scores every candidate on everything.  Predictions are cached by weights and
+    data: a search that was interrupted goes on where it was.
+
+    Raises UsageError without a suite that has labels, GateRefused when the gate refuses every finalist.
+    """
+    head = repo.resolve("HEAD")
+    sides = open_sides(repo, head, repo.resolve(revision))
+    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+    _, conflicts = merge_small_files(repo, sides, plan, {})
+    if plan.conflicts or conflicts:
+        first = (*plan.conflicts, *conflicts)[0]
+        raise UsageError(
+            f"the branches conflict ({first.id}), which no strategy decides",
+            hint=f"`mgit merge {revision}` and `mgit resolve`, or a rule: --strategy '{first.item or first.path}=ours'",
+        )
+    if "combine" not in plan.counts:
+        raise UsageError("no tensor was changed on both sides: there is nothing to search", hint="`mgit merge REV`")
+    found = _data(repo, sides, data or {}, seed)
+    texts = tuple(candidates) or default_candidates(fisher=_has_fisher(repo, sides, plan, progress))
+    bound = {rule_text(item): item for item in (parse_rule(text) for text in texts)}
+    state = MergeState(
+        ours=head,
+        theirs=repo.resolve(revision),
+        base=sides.base_id,
+        message="",
+        strategy="average",
+        rules={**configured_rules(repo.settings.merge), **(rules or {})},
+    )
+    scores, evaluated = _rounds(repo, sides, plan, state, bound, found, exhaustive, progress)
+    total = sum(item.order.size for item in found)
+    notes = [
+        f"suite {item.suite.name}: the data that chose are the data that the gate reports on; "
+        f"`--search-data {item.suite.name}=FILE` takes others"
+        for item in found
+        if item.suite.name not in (data or {})
+    ]
+    refused: list[str] = []
+    finalists = [score for score in scores if score.examples == scores[0].examples]
+    for score in finalists:
+        chosen = bound[score.candidate]
+        try:
+            merged = merge(
+                repo,
+                revision,
+                strategy=chosen.name,
+                options={key: str(value) for key, value in chosen.recipe.items()},
+                rules=rules,
+                message=message,
+                fast_forward=False,
+                gate=gate,
+                progress=progress,
+            )
+        except GateRefused:
+            refused.append(score.candidate)
+            if score is finalists[-1]:
+                raise
+            continue
+        return SearchResult(
+            scores, evaluated, total * len(bound), score.candidate, tuple(refused), tuple(notes), merged
+        )
+    raise UsageError("no candidate was given", hint="`--candidate 'ties density=0.2'`")
+
+
+def _rounds(
+    repo: Repository,
+    sides: Sides,
+    plan: MergePlan,
+    state: MergeState,
+    bound: Mapping[str, BoundStrategy],
+    data: Sequence[_Data],
+    exhaustive: bool,
+    progress: Progress,
+) -> tuple[tuple[Score, ...], int]:
+    """Score all on few examples, the better ones on more; the final order, and the examples that it took."""
+    left = list(bound)
+    done: dict[str, Score] = {}
+    seen = dict.fromkeys(bound, 0)
+    shares = [1.0] if exhaustive else _shares(len(left), min(item.order.size for item in data))
+    for share in shares:
+        progress.start("search", len(left), unit="candidates")
+        for name in left:
+            progress.check()
+            done[name] = _score(repo, sides, plan, state, name, bound[name], data, share, progress)
+            seen[name] = done[name].examples
+            progress.advance("search", 1)
+        progress.finish("search")
+        ranked = sorted(left, key=lambda name: (-done[name].mean, left.index(name)))
+        if share < 1:
+            left = ranked[: max(1, -(-len(ranked) // _KEPT))]
+    order = sorted(done.values(), key=lambda score: (-score.examples, -score.mean, list(bound).index(score.candidate)))
+    return tuple(order), sum(seen.values())
+
+
+def _shares(candidates: int, examples: int) -> list[float]:
+    """The part of the examples of each round, growing threefold up to all of them.
+
+    As many rounds as leave a few finalists, but none with fewer examples than say anything.
+    """
+    shares = [1.0]
+    left = candidates
+    while left > _KEPT and shares[0] * examples / _KEPT >= _FIRST:
+        shares.insert(0, shares[0] / _KEPT)
+        left = -(-left // _KEPT)
+    return shares
+
+
+def _score(
+    repo: Repository,
+    sides: Sides,
+    plan: MergePlan,
+    state: MergeState,
+    name: str,
+    bound: BoundStrategy,
+    data: Sequence[_Data],
+    share: float,
+    progress: Progress,
+) -> Score:
+    """Merge, predict, count; what was written for it is dropped."""
+    chosen = msgspec.structs.replace(state, strategy=bound.name, options=bound.recipe)
+    accuracies = {}
+    examples = 0
+    with repo.session() as session:
+        manifest = merged_manifest(repo, session, chosen, sides, plan, bound, progress)
+        for item in data:
+            candidate = suite_candidate(repo, session, manifest, item.suite, data_from=sides.ours.manifest)
+            count = max(1, round(share * item.order.size))
+            rows = np.sort(item.order[:count])
+            right = candidate.predictions(rows).labels == item.labels[rows]
+            accuracies[item.suite.name] = float(np.mean(right))
+            examples += count
+        session.abort()
+    return Score(name, float(np.mean(list(accuracies.values()))), accuracies, examples)
+
+
+def _data(repo: Repository, sides: Sides, files: Mapping[str, str], seed: int) -> list[_Data]:
+    suites = load_suites(repo.settings)
+    unknown = sorted(set(files) - {suite.name for suite in suites})
+    if unknown:
+        raise UsageError(f"no suite `{unknown[0]}`", hint="`mgit config list` shows those of mgit.toml")
+    found = []
+    for suite in suites:
+        chosen = replace(suite, data=files[suite.name]) if suite.name in files else suite
+        examples, _ = suite_examples(repo, sides.ours.manifest, chosen, repo.store)
+        labels = np.array([example.label for example in examples], np.int64)
+        labelled = np.flatnonzero(labels != UNLABELLED)
+        if labelled.size:
+            order = np.random.Generator(np.random.Philox(seed)).permutation(labelled)
+            found.append(_Data(chosen, order.astype(np.int64), labels))
+    if not found:
+        raise UsageError(
+            "a search needs a suite with labelled data to score merges on",
+            hint='write `task = "NAME"` and `accuracy = { max_drop = 0.02 }` under [eval.NAME] in mgit.toml',
+        )
+    return found
+
+
+def _has_fisher(repo: Repository, sides: Sides, plan: MergePlan, progress: Progress) -> bool:
+    from modelgit.repo.fisher import fisher_for_merge
+
+    models = sorted({item.model for item in plan.tensors if item.action == "combine"})
+    return any(
+        fisher_for_merge(repo, side.manifest, sides.base.manifest, model, progress=progress).estimate is not None
+        for model in models
+        for side in (sides.ours, sides.theirs)
+    )
