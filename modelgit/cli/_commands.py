@@ -41,6 +41,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "cherry-pick": "Apply the change of a commit to this branch.",
         "revert": "Take the change of a commit back.",
         "rebase": "Put the commits of this branch on top of another.",
+        "soften": "Blend a commit with its parent until the gate lets it pass.",
         "resolve": "Say how a conflict is decided.",
     },
     "Measure": {
