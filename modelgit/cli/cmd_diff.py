@@ -104,7 +104,7 @@ def diff(
         if samples is not None:
             from modelgit.repo.samples import Prompts
 
-            asked = Prompts(session.path(samples), samples, n_tokens, temperature, seed)
+            asked = Prompts(session.path(samples), n_tokens, temperature, seed, shown=samples)
         found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples, prompts=asked)
     output = session.output
     if as_json:

@@ -35,13 +35,16 @@ _SPOKEN = LANGUAGE_KINDS | {"question-answering"}
 
 
 class Prompts(NamedTuple):
-    """A file of prompts, what messages call it, and how they are answered: arguments of `evals.samples.Decoding`."""
+    """A file of prompts and how they are answered; the numbers are arguments of `evals.samples.Decoding`.
+
+    `shown` is how messages name the file ("": by its name).
+    """
 
     path: Path
-    shown: str
     n_tokens: int = 40
     temperature: float = 0.7
     seed: int = 0
+    shown: str = ""
 
 
 def compare_samples(
@@ -68,7 +71,7 @@ def compare_samples(
     generating = kind == "causal-lm"
     if generating:
         settings = _with_prompt_field(settings, prompts)
-    examples, fingerprint = read_examples(prompts.path, settings, shown=prompts.shown)
+    examples, fingerprint = read_examples(prompts.path, settings, shown=prompts.shown or prompts.path.name)
     notes: dict[str, None] = {}
     answers = []
     progress.start(_TASK, 2 * len(examples), unit="prompts")

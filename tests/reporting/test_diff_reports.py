@@ -10,6 +10,9 @@ from modelgit.objects.diffs import (
     KeyChange,
     ModelDiff,
     OutputFlip,
+    Sample,
+    SamplePair,
+    SamplesDiff,
     TensorBehaviour,
     TensorDiff,
     key_changes,
@@ -178,6 +181,43 @@ def test_tokens_are_counted_apart_from_sequences() -> None:
     ]
 
 
+def test_answers_stand_next_to_each_other() -> None:
+    pairs = (
+        SamplePair(
+            id="1",
+            prompt="Tell me\x1b[31m",
+            old=Sample(text="one two three four five\nsix", tokens=6, ended=True),
+            new=Sample(text="one", tokens=1),
+            same=False,
+        ),
+        SamplePair(id="2", prompt="And?", old=Sample(text="yes"), new=Sample(text="yes"), same=True),
+        SamplePair(
+            id="3",
+            prompt="Which?",
+            old=Sample(classes=(("place", 0.9), ("person", 0.1))),
+            new=Sample(classes=(("person", 0.6), ("place", 0.4))),
+            same=False,
+        ),
+    )
+    found = SamplesDiff(task="t", kind="generation", pairs=pairs, n_tokens=6, temperature=0.5, seed=3, notes=("cut",))
+    assert diff_lines(ModelDiff(old="0b77", new="worktree", samples=found), width=48) == [
+        "task t, 3 prompts (up to 6 tokens, temperature 0.5, seed 3): 1 answered alike",
+        "  1  Tell me\\x1b[31m",
+        "    0b77                 │ worktree",
+        "    one two three four   │ one",
+        "    five                 │",
+        "    six ⏹                │",
+        "  2  And?",
+        "    yes",
+        "    (both)",
+        "  3  Which?",
+        "    0b77                 │ worktree",
+        "    place 0.900, person  │ person 0.600, place",
+        "    0.100                │ 0.400",
+        "note: cut",
+    ]
+
+
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -209,6 +249,16 @@ def nasty() -> ModelDiff:
             tensors=(TensorBehaviour(name=NASTY, divergence=1.0, fisher_share=0.5),),
             flipped=1,
             flips=(OutputFlip(id=NASTY, text=NASTY, kl=1.0, old=NASTY, new=NASTY, label=NASTY),),
+            notes=(NASTY,),
+        ),
+        samples=SamplesDiff(
+            task=NASTY,
+            kind="prediction",
+            pairs=(
+                SamplePair(
+                    id=NASTY, prompt=NASTY, old=Sample(text=NASTY), new=Sample(classes=((NASTY, 0.5),)), same=False
+                ),
+            ),
             notes=(NASTY,),
         ),
     )
