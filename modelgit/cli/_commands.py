@@ -43,6 +43,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "rebase": "Put the commits of this branch on top of another.",
         "soften": "Blend a commit with its parent until the gate lets it pass.",
         "resolve": "Say how a conflict is decided.",
+        "merge-file": "Merge models that are in no repository.",
     },
     "Measure": {
         "eval": "Run evaluation suites.",

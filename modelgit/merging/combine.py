@@ -141,20 +141,23 @@ def combine_window(
     fisher: Sequence[Diagonal | None] = (),
     statistics: Mapping[str, float] | None = None,
     split: bool = False,
+    keep_equal: bool = True,
 ) -> bytes:
-    """Merge one window: raw bytes of `base` and of two or more `sides`, of one length, in type `dtype`.
+    """Merge one window: raw bytes of `base` and of `sides`, of one length, in type `dtype`.
 
     With `split` (and a base), elements that no side or one side changed are taken bit for bit, and the strategy
-    makes the others; without it the strategy sees all elements that are not equal on all sides.  `fisher` holds
-    one float value an element or None per side.  `shape` is given for a strategy of scope "tensor", whose
-    window is the whole tensor.
+    makes the others; without it the strategy sees all elements that are not equal on all sides, and without
+    `keep_equal` every element.  `fisher` holds one float value an element or None per side.  `shape` is given for a
+    strategy of scope "tensor", whose window is the whole tensor.
 
     Raises UsageError when values that are not floats would have to be computed.
     """
     words = [value_words(side, dtype) for side in sides]
     before = value_words(base, dtype) if base is not None else None
     if strategy.strategy.scope == "tensor":
-        return _combine_run(before, words, dtype, strategy, where, shape, fisher, statistics or {}, split).tobytes()
+        return _combine_run(
+            before, words, dtype, strategy, where, shape, fisher, statistics or {}, split, keep_equal
+        ).tobytes()
     size = words[0].size
     merged = np.empty(size, dtype=words[0].dtype)
     for start in range(0, size, RUN_ELEMENTS):
@@ -169,6 +172,7 @@ def combine_window(
             [None if diagonal is None else diagonal[run] for diagonal in fisher],
             statistics or {},
             split,
+            keep_equal,
         )
     return merged.tobytes()
 
@@ -183,8 +187,11 @@ def _combine_run(
     fisher: Sequence[Diagonal | None],
     statistics: Mapping[str, float],
     split: bool,
+    keep_equal: bool,
 ) -> Words:
     """The merged words of a run of elements that fits the cache, or of a whole tensor."""
+    if not keep_equal:
+        return _made(before, words, dtype, where, None, shape, fisher, strategy, statistics)
     out = words[0].copy()
     undecided = np.zeros(out.size, dtype=bool)
     for other in words[1:]:
@@ -200,22 +207,36 @@ def _combine_run(
     count = int(np.count_nonzero(undecided))
     if not count:
         return out
-    if not strategy.strategy.exact and not dtype_named(dtype).is_float:
-        raise UsageError(
-            f"{where.name} holds {dtype} values, which `{strategy.name}` cannot combine",
-            hint=f"`mgit resolve {where.name} --take ours` (or theirs) decides",
-        )
     # Values are made only where they are needed, unless picking them out would cost more than making them all.
     sparse = strategy.strategy.scope != "tensor" and count <= out.size // 4
     picked = np.flatnonzero(undecided).astype(np.int64) if sparse else None
-    part = _part(before, words, dtype, where, picked, shape, fisher, strategy)
-    merged = strategy.compute(part, statistics)
-    made = merged.reshape(-1) if strategy.strategy.exact else _rounded(np.asarray(merged, dtype=np.float64), dtype)
+    made = _made(before, words, dtype, where, picked, shape, fisher, strategy, statistics)
     if picked is not None:
         out[picked] = made
     else:
         np.copyto(out, made, where=undecided)
     return out
+
+
+def _made(
+    before: Words | None,
+    words: Sequence[Words],
+    dtype: str,
+    where: Where,
+    picked: npt.NDArray[np.int64] | None,
+    shape: tuple[int, ...] | None,
+    fisher: Sequence[Diagonal | None],
+    strategy: BoundStrategy,
+    statistics: Mapping[str, float],
+) -> Words:
+    """What the strategy makes of the words, or of those at `picked`."""
+    if not strategy.strategy.exact and not dtype_named(dtype).is_float:
+        raise UsageError(
+            f"{where.name} holds {dtype} values, which `{strategy.name}` cannot combine",
+            hint=f"`mgit resolve {where.name} --take ours` (or theirs) decides",
+        )
+    merged = strategy.compute(_part(before, words, dtype, where, picked, shape, fisher, strategy), statistics)
+    return merged.reshape(-1) if strategy.strategy.exact else _rounded(np.asarray(merged, dtype=np.float64), dtype)
 
 
 def _part(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -14,13 +15,20 @@ from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.merging.combine import element_bytes
 from modelgit.merging.tensors import STEP_BYTES, MergedTensor, TensorParts
 from modelgit.numerics.floats import to_float64
-from modelgit.objects import CodedTensor, FisherEstimate, TensorId
+from modelgit.objects import CodedTensor, TensorId
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.statistics import read_values
 
-__all__ = ["DEFAULT_RULE", "ModelMerge", "matching_rule"]
+__all__ = ["DEFAULT_RULE", "Diagonals", "ModelMerge", "matching_rule"]
 
 DEFAULT_RULE = "*"
+
+
+class Diagonals(Protocol):
+    """Where the Fisher diagonals of a side are: an estimate of a repository, or an open file."""
+
+    def coded(self) -> dict[str, CodedTensor]:
+        """The values of each tensor, by its name."""
 
 
 def matching_rule(name: str, rules: Iterable[str]) -> str:
@@ -36,9 +44,10 @@ class ModelMerge:
     """All tensors of one model that a strategy has to make.
 
     `tensors` come without Fisher diagonals; these are found by name in `fishers`, one estimate (or None) a side.
-    `rules` maps patterns of tensor names to other strategies than `strategy`.  `split` names the tensors of which
-    some side is sparse or masked.  `statistics`, taken from a recipe, replaces the first pass, so that a merge can
-    be made again bit for bit.
+    `rules` maps patterns of tensor names to other strategies than `strategy`; `assigned` says by name which of them
+    makes a tensor, where patterns do not.  `split` names the tensors of which some side is sparse or masked.  Without
+    `keep_equal`, values that are equal on all sides are the strategy's, too.  `statistics`, taken from a recipe,
+    replaces the first pass, so that a merge can be made again bit for bit.
 
     After `prepare`, `notes` holds what the user should know, and `statistics` what belongs in the recipe.
     """
@@ -50,21 +59,25 @@ class ModelMerge:
         strategy: BoundStrategy,
         *,
         rules: Mapping[str, BoundStrategy] | None = None,
-        fishers: Sequence[FisherEstimate | None] = (),
+        fishers: Sequence[Diagonals | None] = (),
         split: Iterable[str] = (),
         statistics: Mapping[str, str] | None = None,
+        assigned: Mapping[str, str] | None = None,
+        keep_equal: bool = True,
     ) -> None:
         self._reads = reads
         self._strategies: dict[str, BoundStrategy] = {DEFAULT_RULE: strategy, **(rules or {})}
         self._diagonals = [None if estimate is None else estimate.coded() for estimate in fishers]
         self._split = frozenset(split)
+        self._keep_equal = keep_equal
         self._tensors: dict[str, TensorParts] = {}
         self._rule: dict[str, str] = {}
         missing: dict[int, list[str]] = {}
         for parts in sorted(tensors, key=lambda parts: parts.name):
             if fishers and len(fishers) != len(parts.sides):
                 raise BugError(f"{len(fishers)} Fisher estimates for {len(parts.sides)} sides of {parts.name}")
-            rule = self._rule[parts.name] = matching_rule(parts.name, rules or ())
+            rule = matching_rule(parts.name, rules or ()) if assigned is None else assigned[parts.name]
+            self._rule[parts.name] = rule
             self._tensors[parts.name] = self._with_fisher(parts)
             if "fisher" in self._strategies[rule].strategy.needs:
                 for side, tensor in enumerate(self._tensors[parts.name].fisher):
@@ -120,6 +133,7 @@ class ModelMerge:
             self.strategy_of(name),
             statistics=self.prepare().get(self._rule[name], {}),
             split=name in self._split,
+            keep_equal=self._keep_equal,
         )
 
     def _with_fisher(self, parts: TensorParts) -> TensorParts:

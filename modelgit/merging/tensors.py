@@ -24,8 +24,8 @@ STEP_BYTES = 4 << 20  # half a window: every side is also held as float64
 class TensorParts:
     """One tensor of a merge: its spec and where its values come from.
 
-    `sides` are two or more, in order; `fisher` names per side the diagonal, with one value an element, or None.
-    The stored tensors may be longer than `spec` (more rows): then their beginning is merged.
+    `sides` are in order, two or more in a merge of commits; `fisher` names per side the diagonal, with one value an
+    element, or None.  The stored tensors may be longer than `spec` (more rows): then their beginning is merged.
     """
 
     name: str
@@ -63,6 +63,7 @@ class MergedTensor:
         *,
         statistics: Mapping[str, float] | None = None,
         split: bool = False,
+        keep_equal: bool = True,
     ) -> None:
         self.spec = parts.spec
         self._reads = reads
@@ -70,6 +71,7 @@ class MergedTensor:
         self._strategy = strategy
         self._statistics = dict(statistics or {})
         self._split = split
+        self._keep_equal = keep_equal
         self._lock = threading.Lock()
         self._whole: bytes | None = None
 
@@ -109,6 +111,7 @@ class MergedTensor:
             fisher=self._diagonals(start // unit, stop // unit),
             statistics=self._statistics,
             split=self._split,
+            keep_equal=self._keep_equal,
         )
 
     def _diagonals(self, first: int, last: int) -> Sequence[npt.NDArray[np.float32] | None]:

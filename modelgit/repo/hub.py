@@ -6,7 +6,10 @@ anybody unless a command was asked to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,10 @@ from modelgit.store.lent_files import snapshot_path
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["fetch_sources", "pinned"]
+__all__ = ["downloaded", "fetch_sources", "pinned"]
+
+_READ = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md", "LICENSE*")
+_NOT_READ = ("consolidated*", "*/*.safetensors", "onnx/*", "openvino/*")
 
 
 def pinned(environment: Environment, text: str, progress: Progress = SILENT) -> HubSource:
@@ -38,6 +44,69 @@ def pinned(environment: Environment, text: str, progress: Progress = SILENT) -> 
         raise ExternalAbsentError(f"{source} is not on this machine", hint=download_hint(str(source)))
     progress.check()
     return source
+
+
+def downloaded(
+    environment: Environment, text: str, *, tell: Callable[[str], None], progress: Progress = SILENT
+) -> tuple[Path, HubSource]:
+    """The directory in the hub's cache where a published model lies, and which commit of it that is.
+
+    What is missing is downloaded, safetensors files and what belongs to them alone; before that, `tell` gets a sentence
+    with the size and the free space.  A commit whose files are here is used without asking anybody.  Raises RemoteError
+    when the hub cannot be reached, refuses, or the disk has no room for the download.
+    """
+    source = parse_source(text if "@" in text else f"{text}@main")
+    if not source.is_pinned:
+        cached = _cached_commit(environment, source)
+        if environment.offline and cached is not None:
+            source = HubSource(source.name, cached)
+        else:
+            source = _look_up(environment, source)
+    folder = _snapshot(environment, source)
+    if folder is None:
+        raise RemoteError("no place is known where the hub's files are kept", hint="set HF_HOME")
+    if folder.is_dir() and _is_complete(folder):
+        return folder, source
+    library = _library(environment, f"downloading {source}")
+    try:
+        info = library.HfApi(endpoint=environment.hub_endpoint).model_info(
+            source.name, revision=source.revision, files_metadata=True
+        )
+        sizes = {str(item.rfilename): int(item.size or 0) for item in info.siblings}
+    except Exception as error:
+        raise RemoteError(f"the hub does not list the files of {source}: {_first_line(error)}") from error
+    missing = {name: size for name, size in sizes.items() if _is_read(name) and not (folder / name).exists()}
+    if missing:
+        room = next(place for place in (folder, *folder.parents) if place.is_dir())
+        free = shutil.disk_usage(room).free
+        size = sum(missing.values())
+        words = f"{source}: {len(missing)} files, {size / 1e9:.2f} GB to download, {free / 1e9:.1f} GB free"
+        if size > free:
+            raise RemoteError(words, hint="make room, or set HF_HOME to another disk")
+        tell(words)
+        progress.check()
+        _download(environment, source, sorted(missing))
+    return folder, source
+
+
+def _is_read(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _READ) and not any(
+        fnmatchcase(name, pattern) for pattern in _NOT_READ
+    )
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether the weights that a snapshot says it has are there, and its configuration."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / "model.safetensors").exists():
+        return True
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / name).exists() for name in names)
 
 
 def fetch_sources(repo: Repository, source: str | None = None, *, progress: Progress = SILENT) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""Merging checkpoints that are in no repository: files and directories in, files and directories out."""
