@@ -132,10 +132,13 @@ def mask_create(
     )
     output = session.output
     if as_json:
-        output.json("mgit.mask/1", {"masks": [_document(made.mask)], "cached_fisher": made.cached_fisher})
+        how = {"cached_fisher": made.cached_fisher, "fisher": made.fisher}
+        output.json("mgit.mask/1", {"masks": [_document(made.mask)], **how})
         return
     output.say("mask ", yellow(made.mask.id.short), *_named(made.mask), f"  {_words(made.mask.record)}")
     output.say(dim(f"  {made.mask.record.origin}"))
+    if made.fisher:
+        output.say(dim(f"  {made.fisher}"))
     if made.mask.record.count < made.allowed:
         output.say(dim(f"  all that changed: the density allows {made.allowed:,} values"))
     output.say(f"hint: train under it, then `mgit commit --mask {made.mask.label} -m …`")

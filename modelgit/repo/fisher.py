@@ -142,7 +142,8 @@ def estimate_fisher(
 
     The pass ends early when the ranking has settled: when the top 0.5 % by two halves of the examples overlap by the
     share `settle` twice in a row (None: never).  Cached by weights, task, data and all arguments; an interrupted pass
-    is continued.  `exact_storage` keeps float32 values in place of one-byte codes.  Raises UsageError that says what to
+    is continued.  Where the data are not at hand, the newest estimate of that task that is kept for these weights is
+    the answer.  `exact_storage` keeps float32 values in place of one-byte codes.  Raises UsageError that says what to
     write in mgit.toml when model or data cannot be found.
     """
     options = PassOptions(estimator, examples, seed, exact_storage, settle)
@@ -154,21 +155,30 @@ def estimate_fisher(
 def _estimate(
     repo: Repository, manifest: Manifest, name: str, settings: TaskSettings, options: PassOptions, progress: Progress
 ) -> StoredFisher:
+    weights = weights_key(repo, manifest, settings.model)
     data = settings.train or settings.test
-    if data is None:
-        raise UsageError(f"task `{name}` has no data", hint=f'write `train = "data/train.jsonl"` under [task.{name}]')
-    rows, fingerprint = task_examples(repo, settings, data)
+    try:
+        if data is None:
+            raise UsageError(
+                f"task `{name}` has no data", hint=f'write `train = "data/train.jsonl"` under [task.{name}]'
+            )
+        rows, fingerprint = task_examples(repo, settings, data)
+    except UsageError:
+        # Without data nothing can be made; what came from elsewhere, or was made when there were data, will do.
+        for known in list_estimates(repo, weights=weights):
+            if known.estimate.task == name and options.estimator in ("auto", known.estimate.estimator):
+                return known
+        raise
     # Where the data lie and how they are called do not matter; what they hold does.
     settings_only = msgspec.structs.replace(settings, train=None, test=None)
     code = code_version(repo, settings)
     pass_of = (msgspec.to_builtins(settings_only), fingerprint, options.estimator, options.seed, code)
     choice = (*pass_of, min(options.examples, len(rows)), options.settle)
-    weights = weights_key(repo, manifest, settings.model)
     key = _key(weights, choice)
     for kept in kept_estimates(repo, weights=weights):
-        known = _read(repo, kept) if kept.key == key else None
-        if known is not None and not (options.exact_storage and known.estimate.scales):
-            return known
+        found = _read(repo, kept) if kept.key == key else None
+        if found is not None and not (options.exact_storage and found.estimate.scales):
+            return found
     from modelgit.fisher.estimate import Accumulator
     from modelgit.repo.fisher_passes import run_pass
 

@@ -33,14 +33,16 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "p
 class CreatedMask(NamedTuple):
     """A mask that was made.
 
-    `examples` of the task were looked at, 0 for none; `cached_fisher` says that no Fisher pass was needed for it.
-    `allowed` is how many values the density allows: a difference may have fewer.
+    `examples` of the task were looked at, 0 for none; `cached_fisher` says that no Fisher pass was needed for it, and
+    `fisher` where the Fisher information came from ("": none was used).  `allowed` is how many values the density
+    allows: a difference may have fewer.
     """
 
     mask: StoredMask
     examples: int
     cached_fisher: bool
     allowed: int
+    fisher: str = ""
 
 
 class _Choice(NamedTuple):
@@ -128,7 +130,7 @@ def create_mask(
         task, settings = task_settings(repo, task)
         task_model = open_task(repo, manifest, settings)
     choice = _choose_from(repo, manifest, settings, task_model, head, include, exclude)
-    used, cached = 0, True
+    used, cached, fisher = 0, True, ""
     given: Arrays | None = None
     words = ["FISH" if score == "fisher" else score]
     if density is not None:
@@ -143,6 +145,7 @@ def create_mask(
         stored = estimate_fisher(repo, task=task, revision=str(at), examples=examples, seed=seed, progress=progress)
         used, cached, given = stored.estimate.examples, stored.cached, diagonal_of(repo, stored.estimate)
         words += [f"{used} examples", stored.estimate.estimator]
+        fisher = stored.words
     if score == "random":
         words.append(f"seed {seed}")
     changes: tuple[ModelState, ModelState] | None = None
@@ -175,7 +178,8 @@ def create_mask(
     mask = keep_mask(
         repo, choice.model, positions, choice.tensors, origin=", ".join(words), total=choice.total, name=name
     )
-    return CreatedMask(mask, used, cached, mask.record.count if density is None else round(density * choice.total))
+    allowed = mask.record.count if density is None else round(density * choice.total)
+    return CreatedMask(mask, used, cached, allowed, fisher)
 
 
 def _choose_from(

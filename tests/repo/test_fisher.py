@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from modelgit.repo.fisher_summary import summarise  # noqa: E402
 from modelgit.repo.fsck import fsck  # noqa: E402
 from modelgit.repo.gc import collect  # noqa: E402
 from modelgit.repo.layout import RepositoryPaths  # noqa: E402
+from modelgit.repo.mask_create import create_mask  # noqa: E402
 from modelgit.repo.merge import merge  # noqa: E402
 from modelgit.repo.statistics import find_kept, forget, kept_estimates  # noqa: E402
 from modelgit.repo.sync import add_remote, clone, fetch, push  # noqa: E402
@@ -433,3 +435,15 @@ def test_a_hostile_estimate_is_refused(
         with pytest.raises(IntegrityError, match=message) as caught:
             fetch(other, "origin", fisher=True)
         assert caught.value.message.startswith("refuses Fisher estimate ") and kept_estimates(other) == []
+
+
+def test_a_mask_from_a_received_estimate_needs_no_data(shared: Repository, tmp_path: Path) -> None:
+    here = create_mask(shared, density=0.05, task="topic", revision="topic")
+    with cloned(shared, tmp_path, branch="topic", fisher=True) as other:
+        shutil.rmtree(other.worktree / "data")
+        there = create_mask(other, density=0.05, task="topic")
+        assert there.fisher == "Fisher received from origin, estimated on 40 examples of task topic (exact)"
+        assert there.mask.record.regions == here.mask.record.regions
+        # What was asked for in particular is not replaced by something else.
+        with pytest.raises(UsageError, match=r"data/topic\.train\.jsonl is not there"):
+            estimate_fisher(other, task="topic", estimator="sampled")
