@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.commit import CommitResult
+    from modelgit.repo.fisher import Diagonal, StoredFisher
     from modelgit.repo.load import ModelState
     from modelgit.repo.mask_apply import AppliedMask
     from modelgit.repo.mask_create import CreatedMask
@@ -515,6 +516,29 @@ class Repository:
             name=name,
             progress=progress,
         )
+
+    def fisher(
+        self,
+        revision: str = "HEAD",
+        *,
+        task: str | None = None,
+        estimator: str = "auto",
+        examples: int = 512,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> StoredFisher:
+        """The Fisher diagonal of a task's model, from the store or made now (see `repo.fisher`)."""
+        from modelgit.repo.fisher import estimate_fisher
+
+        return estimate_fisher(
+            self, task=task, revision=revision, estimator=estimator, examples=examples, seed=seed, progress=progress
+        )
+
+    def diagonal(self, stored: StoredFisher) -> Diagonal:
+        """The values of an estimate by tensor name: float32 arrays, read when they are asked for."""
+        from modelgit.repo.fisher import diagonal_of
+
+        return diagonal_of(self, stored.estimate)
 
     def mask(self, name: str) -> StoredMask:
         """A mask by its name, its id or the beginning of it, or "latest" (see `repo.masks`)."""

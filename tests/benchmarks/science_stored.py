@@ -1,6 +1,6 @@
 """Fisher estimates in the store: what one byte a weight takes and costs (full model, TREC, base weights, seed 0).
 
-One pass over 256 training questions (one-pass Rademacher signs), stored twice in a repository: as float32 and as codes.
+One pass over 128 training questions (one-pass Rademacher signs), stored twice in a repository: as float32 and as codes.
 Sizes are those of the packs.
 """
 
@@ -23,7 +23,7 @@ from modelgit.fisher.mask import top_mask
 from modelgit.objects import CodedTensor, TensorEntry
 from modelgit.patching.statistics import StoredStatistic, read_values, store_values
 
-_EXAMPLES = 256
+_EXAMPLES = 128
 _GROUP = f"Fisher estimates in the store (full model, TREC, {_EXAMPLES} examples)"
 
 Values = Mapping[str, NDArray[np.float32]]
