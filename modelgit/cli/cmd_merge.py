@@ -40,6 +40,16 @@ __all__ = ["merge", "say_merge", "show_refusal"]
     "options follow a space: 'average weights=2,1'.",
 )
 @click.option(
+    "--search", is_flag=True, help="Try many strategies on the suites' data; merge with the best that passes."
+)
+@click.option(
+    "--candidate", "candidates", multiple=True, metavar="STRATEGY", help="With --search: try this; repeatable."
+)
+@click.option(
+    "--search-data", "data", multiple=True, metavar="SUITE=FILE", help="With --search: score a suite on FILE instead."
+)
+@click.option("--exhaustive", is_flag=True, help="With --search: score every candidate on all of the data.")
+@click.option(
     "--replay", metavar="COMMIT", help="Make a recorded merge again from its recipe; end with 1 if it differs."
 )
 @click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")

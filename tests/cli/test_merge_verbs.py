@@ -1,0 +1,64 @@
+"""The verbs of merging as they are typed: search, replay, dry runs, picks, reverts, softening, many branches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import modelgit
+
+pytest.importorskip("torch")
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture
+def demo(mgit: Any) -> Any:
+    """In the small demo: main, and two branches that were trained on a task each."""
+    mgit("demo", "--small", "d")
+    mgit.directory = mgit.directory / "d"
+    return mgit
+
+
+def test_a_search_merges_and_its_merge_can_be_made_again(demo: Any) -> None:
+    demo("merge", "topic")
+    tried = demo("merge", "tone", "--dry-run")
+    assert "nothing was kept" in tried.all
+    found = demo("merge", "tone", "--search", "--candidate", "average", "--candidate", "ties density=0.5")
+    assert "2 candidates" in found.all and "are the data that the gate reports on" in found.all
+    assert "every byte is the same" in demo("merge", "--replay", "HEAD").out
+    assert "already" in demo("merge", "tone").all.lower()
+    refused = demo("merge", "--candidate", "average", code=2)
+    assert "go with --search" in refused.err
+
+
+def test_the_table_of_a_search_as_json(demo: Any) -> None:
+    demo("merge", "topic")
+    found = json.loads(demo("merge", "tone", "--search", "--candidate", "average", "--json").out)
+    assert found["schema"] == "mgit.merge-search/1"
+    assert found["chosen"] == "average" and found["evaluated"] == found["exhaustive"] == 240
+    assert found["commit"] == json.loads(demo("log", "--json").out)["commits"][0]["id"]
+
+
+def test_changes_are_picked_and_taken_back(demo: Any) -> None:
+    before = demo("status", "--json").out
+    assert "(exact)" in demo("cherry-pick", "tone").all
+    assert "has all of it" in demo("cherry-pick", "tone", code=None).err
+    assert "gates failed" in demo("revert", "HEAD", code=1).err  # it would take back what the branch learnt
+    demo("revert", "HEAD", "--gate", "warn")
+    assert "Revert" in demo("log", "--oneline").out
+    demo("undo")
+    demo("undo")
+    assert demo("status", "--json").out == before
+    demo("switch", "tone")
+    assert "up to date" in demo("rebase", "main").all
+    assert "no cherry-pick is under way" in demo("cherry-pick", "--continue", code=None).err
+    assert "passes the gate as it is" in demo("soften", code=None).err
+
+
+def test_several_branches_are_merged_at_once(demo: Any) -> None:
+    said = demo("merge", "topic", "tone", "--strategy", "task-arithmetic")
+    assert "combined from 3 sides" in said.all
+    with modelgit.open(demo.directory) as repo:
+        assert len(repo.parents_of(repo.resolve("HEAD"))) == 3
