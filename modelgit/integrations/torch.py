@@ -79,8 +79,7 @@ class Frozen:
             part = Part(name, parameter, held, positions, compressed=type(optimizer) in ELEMENTWISE)
             parts.append(part)
             self._mask_gradients(parameter, part)
-        self._steps = Steps(optimizer, parts, frozen, known, self._after_step)
-        self._steps_seen = optimizer.register_step_pre_hook(self._check_places)
+        self._steps = Steps(optimizer, parts, frozen, known, before=self._check_places, after=self._after_step)
         self._journal = journal
 
     def _freeze(self, parameter: torch.nn.Parameter, *, keep_graph: bool) -> None:
@@ -112,7 +111,7 @@ class Frozen:
         self._hook(parameter, mask)
         mask(parameter)  # a gradient that is there already
 
-    def _check_places(self, *_: object) -> None:
+    def _check_places(self) -> None:
         for place, parameter in self._trained:
             if place.now() is not parameter:
                 raise UsageError(
@@ -139,7 +138,6 @@ class Frozen:
             return
         self._closed = True
         self._steps.close()
-        self._steps_seen.remove()
         for hook in self._hooks:
             hook.remove()
         for parameter, flag in self._flags:
@@ -218,6 +216,9 @@ def freeze_outside(
             f"`{foreign}` is in the mask and not in the optimizer, so it would not train",
             hint="give the optimizer all parameters; copies that it has in their place go in `masters`",
         )
+    still = next((name for name, (parameter, _) in regions.items() if not parameter.requires_grad), None)
+    if still is not None:
+        raise UsageError(f"`{still}` is in the mask and has `requires_grad` False, so it would not train")
     _refuse_frozen(optimizer)
     watched = {name: positions for name, (_, positions) in regions.items()}
     watch = Watch(places, watched, names, keys, reference)

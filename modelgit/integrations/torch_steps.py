@@ -105,8 +105,9 @@ class Part:
 class Steps:
     """Watches the steps of `optimizer`: `parts` train in part, tensors whose ids are in `frozen` do not train at all.
 
-    `known` has the names of everything that belongs to the model, by id.  `after` is called after each step, when the
-    model is whole again.  The optimizer's groups are as the user made them except during a step.
+    `known` has the names of everything that belongs to the model, by id.  `before` is called before each step and may
+    refuse it, `after` when a step is over and the model whole again.  The optimizer's groups are as the user made them
+    except during a step.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class Steps:
         parts: Iterable[Part],
         frozen: Iterable[int],
         known: dict[int, str],
+        *,
+        before: Callable[[], None],
         after: Callable[[], None],
     ) -> None:
         self.optimizer = optimizer
@@ -122,7 +125,7 @@ class Steps:
         self.compressed = type(optimizer) in ELEMENTWISE
         self._frozen = frozenset(frozen)
         self._known = known
-        self._after_step = after
+        self._before_step, self._after_step = before, after
         self._groups: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
         self._accepted = {id(item) for group in optimizer.param_groups for item in group["params"]}
         self._handles = [
@@ -139,6 +142,7 @@ class Steps:
             return None  # the step of a base class, called by that of a subclass
         self.leave()  # a step that was interrupted
         self._check_groups()
+        self._before_step()
         closure = kwargs.get("closure") if len(args) < 2 else args[1]
         if closure is not None:
             closure = self._outside(closure)

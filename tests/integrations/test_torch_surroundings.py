@@ -251,6 +251,15 @@ def test_moving_and_loading_after_freezing() -> None:
         assert frozen.verify() == []
         with pytest.raises(UsageError, match=r"`0\.weight` was replaced"):
             train(model, optimizer)
+        assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def test_masked_parameters_that_cannot_train_are_refused() -> None:
+    model = net()
+    optimizer = adamw(model)
+    model[2].bias.requires_grad_(False)
+    with pytest.raises(UsageError, match=r"`2\.bias` is in the mask and has `requires_grad` False"):
+        freeze_outside(model, MASK, optimizer)
 
 
 def test_another_element_type_after_freezing() -> None:
