@@ -65,7 +65,13 @@ class TransformersAdapter:
         model = _empty(config, kind, settings)
         tensors = _Names(model, state, settings)
         tensor_of = {name: tensors.find(name) for name, _ in model.named_parameters()}
-        hints = {tensor: _hint(tensor, state, settings, kind) for tensor in tensor_of.values()}
+        # One missing tensor is spoken of, the first; looking for names like it takes a while.
+        missing = next((name for name, tensor in tensor_of.items() if tensor not in state), None)
+        hints = {
+            tensor: _hint(name, tensor, model, state, kind)
+            for name, tensor in tensor_of.items()
+            if name == missing or tensor in state
+        }
         buffers = _buffers(model, tensors)
         bind(model, state, tensor_of, hints=hints, buffers=buffers)
         head = _head(model, kind)
@@ -284,11 +290,24 @@ def _buffers(model: nn.Module, tensors: _Names) -> dict[str, str]:
     return found
 
 
-def _hint(tensor: str, state: TensorState, settings: TaskSettings, kind: TaskKind) -> str:
-    if kind in _LABELLED and tensor.split(".", maxsplit=1)[0] in ("classifier", "score", settings.head):
-        return 'write `labels = ["first", "second"]` under the task in mgit.toml, in the order of the head\'s outputs'
+def _hint(name: str, tensor: str, model: nn.Module, state: TensorState, kind: TaskKind) -> str:
+    """What to write when the tensor of parameter `name` is missing, or is there and does not fit."""
+    in_head = not name.startswith(f"{getattr(model, 'base_model_prefix', '')}.") and kind != "sentence-embedding"
+    if tensor in state:
+        if in_head and kind in _LABELLED:
+            return (
+                'write `labels = ["first", "second"]` under the task in mgit.toml, in the order of the head\'s outputs'
+            )
+        return _ENTRY
+    if in_head and kind not in LANGUAGE_KINDS:
+        return (
+            f"the checkpoint holds no head for {kind}, or under another name: write its prefix, "
+            f'`head = "..."`, or another `kind` under the task in mgit.toml'
+        )
+    if in_head:
+        return f"the checkpoint holds no head for {kind}: write another `kind` under the task in mgit.toml"
     near = difflib.get_close_matches(tensor, list(state), n=1, cutoff=0.8)
-    return f"the nearest name in the checkpoint is `{near[0]}`; {_ENTRY}" if near and near[0] != tensor else _ENTRY
+    return f"the nearest name in the checkpoint is `{near[0]}`; {_ENTRY}" if near else _ENTRY
 
 
 def _head(model: nn.Module, kind: TaskKind) -> frozenset[str]:

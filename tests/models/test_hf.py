@@ -340,6 +340,22 @@ def test_missing_tensors_are_named() -> None:
         tiny.build()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "missing", "hint"),
+    [
+        ("bert", "sequence-classification", "classifier.weight", 'head = "..."'),
+        ("bert", "masked-lm", "cls.predictions.bias", "no head for masked-lm: write another `kind`"),
+        ("embedding", "question-answering", "qa_outputs.weight", "another `kind`"),
+    ],
+)
+def test_a_checkpoint_without_the_head_says_so(name: str, kind: str, missing: str, hint: str) -> None:
+    tiny = CASES[name].make()
+    tiny.state.pop(missing, None)
+    with pytest.raises(UsageError, match=rf"no tensor `{missing}`") as caught:
+        build_task(msgspec.structs.replace(tiny.settings, kind=kind), tiny.state, tiny.files)
+    assert hint in caught.value.hint
+
+
 def test_code_of_the_model_s_own_is_never_run() -> None:
     tiny = tiny_language_model()
     config = json.loads(tiny.files["config.json"])
