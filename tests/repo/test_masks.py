@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +292,61 @@ def test_a_clone_knows_the_masks_of_its_commits(repo, files, weights, tmp_path: 
         assert copy.apply_mask("latest").values == {}
 
 
+def test_tied_tensors_are_one_and_slices_are_followed_to_their_storage(repo: Repository) -> None:
+    torch = pytest.importorskip("torch")
+    file = repo.worktree / "bot.pt"
+
+    def write(shift: float = 0.0) -> None:
+        draw = torch.Generator().manual_seed(3)
+        table, joint = torch.randn(9, 4, generator=draw), torch.randn(6, 5, generator=draw)
+        table, joint = table + shift, joint + shift
+        torch.save({"embed.weight": table, "out.weight": table, "q": joint[:2], "k": joint[2:].t()}, file)
+
+    write()
+    repo.track("bot.pt")
+    repo.commit("base")
+    before = {name: value.clone() for name, value in torch.load(file).items()}
+    mask = repo.create_mask(density=0.3, score="magnitude").mask
+    assert mask.record.total == 36 + 30
+    scores = {name: before[name].abs().numpy() for name in ("embed.weight", "q", "k")}
+    assert lists(mask) == naive(scores, 20)
+    write(1.0)
+    after = torch.load(file)
+    with pytest.raises(RepositoryError, match="46 values in 2 tensors"):
+        repo.commit("trained", masks=["latest"])
+    assert repo.apply_mask("latest").total == 46
+    mixed = torch.load(file)  # the archive's checksums are right
+    for name, value in before.items():
+        inside = torch.zeros(value.numel(), dtype=torch.bool)
+        where = mask.positions().get("embed.weight" if name == "out.weight" else name)
+        inside[slice(None) if where is None else where] = True
+        assert torch.equal(mixed[name], torch.where(inside.reshape(value.shape), after[name], value))
+    assert mixed["embed.weight"].data_ptr() == mixed["out.weight"].data_ptr()
+    repo.commit("trained", masks=["latest"])
+
+
+def test_a_model_in_shards(repo: Repository, files) -> None:
+    folder = repo.worktree / "bot"
+    draw = np.random.default_rng(2)
+    weights = {f"layers.{at}.weight": draw.standard_normal((6, 8)).astype("<f4") for at in range(4)}
+    raw = {name: ("F32", array.shape, array.tobytes()) for name, array in weights.items()}
+    files.sharded(folder, raw, 2)
+    repo.track("bot")
+    repo.commit("base")
+    mask = repo.create_mask(density=0.25, score="random").mask
+    moved = {name: ("F32", array.shape, (array + 1).tobytes()) for name, array in weights.items()}
+    files.sharded(folder, moved, 3)  # other shards than those that were recorded
+    done = repo.apply_mask("latest")
+    assert done.total == 4 * 48 - 48 and len(done.files) == 3 and len(done.rescued) == 3
+    repo.commit("trained", masks=["latest"])
+    state = repo.load("HEAD")
+    for name, array in weights.items():
+        expected = array.copy().reshape(-1)
+        at = mask.positions()[name]
+        expected[at] = (array + 1).reshape(-1)[at]
+        assert state[name].numpy().tobytes() == expected.tobytes()
+
+
 @pytest.fixture
 def toy(repo: Repository) -> Repository:
     """A repository with two tasks over an untrained model."""
@@ -307,7 +361,7 @@ def toy(repo: Repository) -> Repository:
     return repo
 
 
-def test_masks_of_a_task(toy: Repository, torch_state: Callable[..., object] | None = None) -> None:
+def test_masks_of_a_task(toy: Repository) -> None:
     from modelgit.repo.fisher import diagonal_of, estimate_fisher
     from modelgit.repo.tasks import open_task, task_settings
 
