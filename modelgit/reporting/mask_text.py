@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,14 +42,15 @@ def layer_densities(mask: Mask, sizes: Mapping[str, int] | None = None) -> list[
 
 
 def density_lines(layers: list[LayerDensity], width: int = 100) -> list[str]:
-    """One line per layer: its name, a bar as long as its density against the densest, values, and the density."""
+    """One line per layer: its name, a bar as long as the root of its density, values, and the density."""
     densest = max((item.chosen / item.elements for item in layers), default=0.0)
     room = max(12, width - _BAR - 26)
     longest = min(room, max((len(printable(item.layer)) for item in layers), default=0))
     lines = []
     for item in layers:
-        eighths = max(1, round(8 * _BAR * (item.chosen / item.elements) / densest))
+        # By square root, as in the heat map: beside a head that trains whole, shares of 0.5 % would all look alike.
+        eighths = max(1, round(8 * _BAR * math.sqrt(item.chosen / item.elements / densest)))
         bar = ("█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()).ljust(_BAR)
         label = shortened(printable(item.layer), longest).ljust(longest)
         lines.append(f"  {label}  {bar}  {amount(item.chosen):>9}  {share(item.chosen, item.elements):>7}")
-    return lines
+    return [*lines, "  lengths by square root"] if lines else []

@@ -96,8 +96,8 @@ def test_list_and_show(bot: Any, files: Any, mask_ids: Any) -> None:
     assert [layer["layer"] for layer in positions["layers"]] == ["layers.0", "layers.1", "layers.2"]
     assert all(layer["elements"] == 768 for layer in positions["layers"])
     lines = bot("mask", "show", "tone", "--against", "latest").out.splitlines()
-    assert len(lines) == 6 and all("█" in line and line.endswith("%") for line in lines[2:5])
-    assert lines[5].startswith("against ") and "46 values" in lines[5] and "Jaccard 0.0" in lines[5]
+    assert len(lines) == 7 and all("█" in line and line.endswith("%") for line in lines[2:5])
+    assert lines[6].startswith("against ") and "46 values" in lines[6] and "Jaccard 0.0" in lines[6]
     itself = json.loads(bot("mask", "show", "tone", "--against", "tone", "--json").out)["masks"][0]["against"]
     assert (itself["shared"], itself["jaccard"]) == (23, 1.0)
 
