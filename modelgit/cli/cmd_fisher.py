@@ -136,12 +136,15 @@ def fisher_show(session: Session, name: str, all_tensors: bool, as_json: bool) -
 @json_option
 @pass_session
 def fisher_list(session: Session, as_json: bool) -> None:
-    """List the estimates that this clone keeps, the newest first."""
+    """List the estimates that this clone keeps, the newest first, and the branches that have their weights."""
     from modelgit.repo.fisher import list_estimates
+    from modelgit.repo.statistics import refs_by_weights
 
     found = list_estimates(session.repository)
+    refs = refs_by_weights(session.repository)
     if as_json:
-        session.output.json("mgit.fisher-list/1", {"estimates": [_document(item) for item in found]})
+        documents = [{**_document(item), "refs": refs.get(item.estimate.weights, [])} for item in found]
+        session.output.json("mgit.fisher-list/1", {"estimates": documents})
         return
     rows: list[list[Part]] = [
         [
@@ -150,6 +153,7 @@ def fisher_list(session: Session, as_json: bool) -> None:
             item.estimate.model,
             item.estimate.estimator,
             plural(item.estimate.examples, "example"),
+            blue(", ".join(refs.get(item.estimate.weights, ["-"]))),
             dim(f"from {item.origin}" if item.origin else "made here"),
         ]
         for item in found

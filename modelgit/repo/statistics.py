@@ -12,6 +12,7 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import CommitId, FisherId, KeptEstimate, Manifest, ModelEntry, Statistics
 from modelgit.objects.graph import ancestors
+from modelgit.objects.refs import short_ref
 from modelgit.repo.load import find_model, view_entries
 from modelgit.store.fs import PackSession
 from modelgit.store.side_records import with_estimates
@@ -19,7 +20,16 @@ from modelgit.store.side_records import with_estimates
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["find_kept", "forget", "keep", "kept_estimates", "shapes_of", "weights_key", "weights_of_history"]
+__all__ = [
+    "find_kept",
+    "forget",
+    "keep",
+    "kept_estimates",
+    "refs_by_weights",
+    "shapes_of",
+    "weights_key",
+    "weights_of_history",
+]
 
 
 def weights_key(repo: Repository, manifest: Manifest, model: str) -> str:
@@ -54,6 +64,16 @@ def weights_of_history(
             key = _key(repo, manifest, entry)
             if key in wanted:
                 found.setdefault(key, (manifest, entry.path))
+    return found
+
+
+def refs_by_weights(repo: Repository) -> dict[str, list[str]]:
+    """The short names of branches, tags and remote branches, by the weights of the models at their tips."""
+    found: dict[str, list[str]] = {}
+    for ref, commit in sorted(repo.view().refs.items()):
+        manifest = repo.manifest_of(commit)
+        for key in {_key(repo, manifest, entry) for entry in manifest.models}:
+            found.setdefault(key, []).append(short_ref(ref))
     return found
 
 
