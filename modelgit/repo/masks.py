@@ -49,7 +49,6 @@ __all__ = [
     "mask_positions",
     "mask_sections",
     "model_sizes",
-    "name_mask",
     "outside_mask",
     "over_stored",
     "remove_mask",
@@ -62,7 +61,6 @@ Bytes = bytes | bytearray | memoryview
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\Z")
 _LIKE_AN_ID = re.compile(r"[0-9a-f]{4,64}\Z")
-_ID_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -164,15 +162,6 @@ def keep_mask(
         if name is not None:
             _write(repo, name, mask_id)
     return StoredMask(mask_id, mask, () if name is None else (name,), True, repo)
-
-
-def name_mask(repo: Repository, mask: StoredMask, name: str) -> StoredMask:
-    """Keep a mask under a name of this clone's (also one that only commits kept so far)."""
-    with repo.lock:
-        check_name(repo, name)
-        _write(repo, mask.id.hex, mask.id)
-        _write(repo, name, mask.id)
-    return find_mask(repo, name)
 
 
 def _write(repo: Repository, name: str, mask: MaskId) -> None:
