@@ -25,7 +25,7 @@ from science_data import Plan, dense, new_model, science_task
 from table import Row
 from torch.nn import functional
 
-from modelgit.fisher.estimate import estimate
+from modelgit.fisher.estimate import BLOCK, Accumulator, estimate
 from modelgit.models.base import ExampleSet, TaskModel
 
 __all__ = ["rows"]
@@ -43,6 +43,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     tuned = dense(plan, task)
     yield from _correct(tuned, task.test, 8 if plan.quick else 32)
     yield from _compared(tuned, task.test, 16 if plan.quick else _JUDGED)
+    yield from _settled(tuned, task.test, 1 if plan.quick else 768)
     counts = (8, 4) if plan.quick else (_TIMED, _TIMED_ALONE)
     yield from _speed(task.classes, new_model(task), task.train, *counts, 1 if plan.quick else 3)
     yield from _memory(32 if plan.quick else _PASS)
@@ -130,6 +131,15 @@ def _compared(model: TaskModel, data: ExampleSet, count: int) -> Iterator[Row]:
         found = _body(trial())
         yield Row(group, f"{name}: trace", float(found.sum() / exact.sum()), "of exact")
         yield Row(group, f"{name}: top 0.5 %", 100 * _overlap(found, exact), "% shared")
+
+
+def _settled(model: TaskModel, data: ExampleSet, count: int) -> Iterator[Row]:
+    group = "Fisher pass: top 0.5 % shared by two halves of the questions (random signs, fine-tuned)"
+    with Accumulator(model, data, estimator="rademacher", limit=count, stop_when_settled=1.0) as work:
+        for done in work.blocks():
+            settling = work.state().settling
+            if settling is not None and done % (2 * BLOCK) == 0:
+                yield Row(group, f"{done} questions", 100 * settling.overlaps[-1], "% shared")
 
 
 def _body(values: Diagonal) -> NDArray[np.float64]:
