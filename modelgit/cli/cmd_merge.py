@@ -303,9 +303,10 @@ def _replay(session: Session, revision: str) -> None:
 
 def _list_strategies(session: Session) -> None:
     from modelgit.merging.base import STRATEGIES
+    from modelgit.merging.options import recipe_form
 
     for name in STRATEGIES:
         strategy = STRATEGIES.get(name)
         session.output.line(blue(name), "  ", strategy.summary)
-        rows = [[f"{option.name}={option.default}"] for option in strategy.options]
+        rows = [[f"{option.name}={recipe_form(option.default)}"] for option in strategy.options]
         session.output.lines(columns(rows, indent=6))

@@ -25,6 +25,7 @@ __all__ = ["merge_file"]
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="What to write: OUT.safetensors, or a directory OUT."
 )
+@click.option("--config", metavar="FILE", help="Do what a mergekit configuration (YAML) says; it names the models.")
 @click.option(
     "--strategy",
     "strategies",
@@ -50,6 +51,7 @@ def merge_file(
     session: Session,
     models: tuple[str, ...],
     base: str | None,
+    config: str | None,
     output: str,
     strategies: tuple[str, ...],
     fishers: tuple[str, ...],
@@ -64,6 +66,23 @@ def merge_file(
     """
     from modelgit.repo.merge_file import DTYPES_OUT, merge_files
 
+    if config is not None:
+        if models or base or strategies or fishers or dtype:
+            raise UsageError("--config says everything by itself", hint=f"`mgit merge-file --config {config} -o OUT`")
+        from modelgit.repo.merge_config import merge_by_config
+
+        done = merge_by_config(
+            session.environment,
+            session.path(config),
+            session.path(output),
+            shown=config,
+            shard_bytes=shard_size * 1_000_000,
+            overwrite=force,
+            tell=session.output.say,
+            progress=session.progress,
+        )
+        _say(session, output, done)
+        return
     if not models:
         raise UsageError("there is nothing to merge", hint="`mgit merge-file A B --base C -o OUT`")
     chosen = parse_strategies(strategies)

@@ -102,8 +102,12 @@ class Material(Protocol):
     def sides(self) -> int:
         """Number of sides."""
 
-    def parts(self) -> Iterator[Part]:
-        """All tensors that the strategy will combine."""
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors that the strategy will combine, sorted."""
+
+    def parts(self, name: str | None = None) -> Iterator[Part]:
+        """All of these tensors, or one of them."""
 
     def diagonals(self) -> Iterator[tuple[Array | None, ...]]:
         """The Fisher diagonals of all sides over the body they share; None for a side without an estimate."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from modelgit.merging.base import Array, strategy
-from modelgit.merging.changes import Consensus, add_changes, changes_of, side_weights
+from modelgit.merging.changes import Consensus, add_changes, changes_of, per_side, side_weights
 from modelgit.merging.options import Between
 
 __all__ = ["breadcrumbs"]
@@ -19,8 +19,8 @@ def breadcrumbs(
     base: Array,
     sides: Sequence[Array],
     *,
-    density: Annotated[float, Between(0, 1)] = 0.9,
-    gamma: Annotated[float, Between(0, 1)] = 0.01,
+    density: Annotated[tuple[float, ...], Between(0, 1)] = (0.9,),
+    gamma: Annotated[tuple[float, ...], Between(0, 1)] = (0.01,),
     weights: tuple[float, ...] = (),
     scale: Annotated[float, Between(-100, 100)] = 1.0,
     consensus: Consensus = "none",
@@ -28,10 +28,14 @@ def breadcrumbs(
     """Of each tensor's changes drop the part `gamma` that is largest, keep the part `density` below, add up the sides.
 
     Davari and Belilovsky 2023, "Model Breadcrumbs".  Where both cannot be had, fewer of the largest are dropped; of
-    equal changes the first are smaller.
+    equal changes the first are smaller.  Both are one number, or one a side.
     """
     factors = side_weights(weights, len(sides))
-    changes = [_middle(change, density, gamma) for change in changes_of(base, sides, factors)]
+    limits = zip(per_side(density, len(sides), "density"), per_side(gamma, len(sides), "gamma"), strict=True)
+    changes = [
+        _middle(change, kept, dropped)
+        for change, (kept, dropped) in zip(changes_of(base, sides, factors), limits, strict=True)
+    ]
     return add_changes(base, changes, factors, scale=scale, consensus=consensus)
 
 

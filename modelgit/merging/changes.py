@@ -13,10 +13,11 @@ from modelgit.merging.base import Array, Where, ordered_sum
 from modelgit.merging.options import recipe_form
 from modelgit.numerics.draws import uniform
 
-__all__ = ["Consensus", "add_changes", "changes_of", "draws", "side_weights"]
+__all__ = ["Consensus", "add_changes", "changes_of", "draws", "per_side", "side_weights"]
 
-Consensus = Literal["none", "ties"]
-"""How changes become one: "none" adds them, "ties" takes the mean of those that have the sign of their sum."""
+Consensus = Literal["none", "ties", "ties-sum"]
+"""How changes become one: "none" adds them, "ties" takes the mean of those that have the sign of their sum, and
+"ties-sum" their sum."""
 
 
 def side_weights(weights: Sequence[float], sides: int) -> tuple[float, ...]:
@@ -32,6 +33,17 @@ def side_weights(weights: Sequence[float], sides: int) -> tuple[float, ...]:
             hint="give one weight a side: ours first, then theirs",
         )
     return tuple(weights)
+
+
+def per_side(numbers: Sequence[float], sides: int, option: str) -> tuple[float, ...]:
+    """An option with one number for all sides, or one a side.  Raises UsageError for any other number of them."""
+    if len(numbers) == 1:
+        return tuple(numbers) * sides
+    if len(numbers) != sides:
+        raise UsageError(
+            f"{len(numbers)} values of `{option}` for {sides} sides", hint="give one for all, or one a side: ours first"
+        )
+    return tuple(numbers)
 
 
 def changes_of(base: Array, sides: Sequence[Array], weights: Sequence[float]) -> list[Array]:
@@ -63,7 +75,8 @@ def add_changes(
     """base + scale * (the weighted changes, in one).
 
     With consensus "ties" the sign of the weighted sum is elected at each value (plus where it is 0), and the mean by
-    weight of the changes with that sign is taken (Yadav et al. 2023, "TIES-Merging"); a change of 0 has no sign.
+    weight of the changes with that sign is taken (Yadav et al. 2023, "TIES-Merging"), or with "ties-sum" their weighted
+    sum; a change of 0 has no sign.
     """
     weighted = [weight * change for weight, change in zip(weights, changes, strict=True) if weight]
     if not weighted:
@@ -72,10 +85,12 @@ def add_changes(
     if consensus == "none":
         return base + scale * total
     agreed = [_agrees(change, total) for change in weighted]
-    shares = [np.where(mask, weight, 0.0) for weight, mask in zip(filter(None, weights), agreed, strict=True)]
     merged = ordered_sum([np.where(mask, change, 0.0) for change, mask in zip(weighted, agreed, strict=True)])
-    divisor = ordered_sum(shares)
-    np.divide(merged, divisor, out=merged, where=divisor != 0)
+    if consensus == "ties":
+        divisor = ordered_sum(
+            [np.where(mask, weight, 0.0) for weight, mask in zip(filter(None, weights), agreed, strict=True)]
+        )
+        np.divide(merged, divisor, out=merged, where=divisor != 0)
     # A NaN has no sign to agree with, and must not be lost.
     merged = np.where(np.isnan(total), total, merged)
     return base + scale * merged

@@ -152,11 +152,14 @@ class _Material:
     ) -> None:
         self._reads = reads
         self._tensors = tensors
+        self._by_name = {tensor.name: tensor for tensor in tensors}
         self._estimates = diagonals
         self.sides = len(tensors[0].sides)
+        self.names = [tensor.name for tensor in tensors]
 
-    def parts(self) -> Iterator[Part]:
-        for tensor in self._tensors:
+    def parts(self, name: str | None = None) -> Iterator[Part]:
+        chosen = self._tensors if name is None else [self._by_name[name]]
+        for tensor in chosen:
             dtype, unit = tensor.spec.dtype, element_bytes(tensor.spec.dtype)
             copies = 2 if dtype == "C64" else 1  # the real and the imaginary part are as important as their number
             for start, stop in windows(tensor.spec.size_bytes, step_bytes=STEP_BYTES):

@@ -5,13 +5,14 @@ Non-negative float32 numbers order as their bits do, so two histograms of 65,536
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cut", "Window", "find_cut", "is_above"]
+__all__ = ["Cut", "Window", "find_cut", "find_cuts", "is_above"]
 
 _HALF = 1 << 16
 
@@ -42,30 +43,82 @@ def find_cut(windows: Callable[[], Iterable[Window]], share: float, *, at_least:
     `windows` is called two times, and a third one where some of several equal numbers are taken.  Numbers are compared
     as float32; NaN counts as the largest.
     """
-    high = np.zeros(_HALF, np.int64)
-    size = 0
-    for window in windows():
-        high += np.bincount(_bits(window.values) >> 16, minlength=_HALF)
-        size += window.values.size
-    count = min(size, max(at_least, int(share * size)))
-    if not count:
-        return Cut(float("inf"), "", -1)
-    top, above = _bin_of(high, count)
-    low = np.zeros(_HALF, np.int64)
-    for window in windows():
-        bits = _bits(window.values)
-        low += np.bincount(bits[(bits >> 16) == top] & 0xFFFF, minlength=_HALF)
-    bottom, higher = _bin_of(low, count - above)
-    threshold, wanted = top << 16 | bottom, count - above - higher
-    least = float(np.array(threshold, np.uint32).view(np.float32))
-    if wanted == low[bottom]:
-        return Cut(least)
-    for window in windows():
-        equal = np.flatnonzero(_bits(window.values) == threshold)
-        if equal.size >= wanted:
-            return Cut(least, window.name, window.start + int(equal[wanted - 1]))
-        wanted -= equal.size
-    return Cut(least)
+    return find_cuts(lambda: ([window] for window in windows()), [share], at_least=[at_least])[0]
+
+
+def find_cuts(
+    windows: Callable[[], Iterable[Sequence[Window]]], shares: Sequence[float], *, at_least: Sequence[int]
+) -> list[Cut]:
+    """The cuts of several sets of numbers, whose windows come side by side, in the same two or three passes."""
+    sets = [_Histograms(share, least) for share, least in zip(shares, at_least, strict=True)]
+    for row in windows():
+        for each, window in zip(sets, row, strict=True):
+            each.count(window)
+    for each in sets:
+        each.choose_bin()
+    if any(each.wanted for each in sets):
+        for row in windows():
+            for each, window in zip(sets, row, strict=True):
+                each.count_in_bin(window)
+    for each in sets:
+        each.choose_number()
+    if any(each.cut is None for each in sets):
+        for row in windows():
+            for each, window in zip(sets, row, strict=True):
+                each.find_last(window)
+    return [each.cut or Cut(each.least) for each in sets]
+
+
+class _Histograms:
+    """The search for one cut: first among the upper halves of the bits, then in the bin that was found."""
+
+    def __init__(self, share: float, at_least: int) -> None:
+        self._share = share
+        self._at_least = at_least
+        self._size = 0
+        self._bins = np.zeros(_HALF, np.int64)
+        self._top = -1
+        self._threshold = 0
+        self.wanted = 0
+        self.least = math.inf
+        self.cut: Cut | None = None
+
+    def count(self, window: Window) -> None:
+        self._bins += np.bincount(_bits(window.values) >> 16, minlength=_HALF)
+        self._size += window.values.size
+
+    def choose_bin(self) -> None:
+        self.wanted = min(self._size, max(self._at_least, int(self._share * self._size)))
+        if not self.wanted:
+            self.cut = Cut(math.inf, "", -1)
+            return
+        self._top, above = _bin_of(self._bins, self.wanted)
+        self.wanted -= above
+        self._bins = np.zeros(_HALF, np.int64)
+
+    def count_in_bin(self, window: Window) -> None:
+        if self.wanted:
+            bits = _bits(window.values)
+            self._bins += np.bincount(bits[(bits >> 16) == self._top] & 0xFFFF, minlength=_HALF)
+
+    def choose_number(self) -> None:
+        if not self.wanted:
+            return
+        bottom, higher = _bin_of(self._bins, self.wanted)
+        self._threshold = self._top << 16 | bottom
+        self.wanted -= higher
+        self.least = float(np.array(self._threshold, np.uint32).view(np.float32))
+        if self.wanted == self._bins[bottom]:
+            self.cut = Cut(self.least)
+
+    def find_last(self, window: Window) -> None:
+        if self.cut is not None:
+            return
+        equal = np.flatnonzero(_bits(window.values) == self._threshold)
+        if equal.size >= self.wanted:
+            self.cut = Cut(self.least, window.name, window.start + int(equal[self.wanted - 1]))
+        else:
+            self.wanted -= equal.size
 
 
 def is_above(
@@ -90,10 +143,10 @@ def is_above(
     return above.reshape(values.shape)
 
 
-def _bits(values: NDArray[np.floating]) -> NDArray[np.int64]:
+def _bits(values: NDArray[np.floating]) -> NDArray[np.uint32]:
     with np.errstate(over="ignore"):
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    return (flat + np.float32(0)).view(np.uint32).astype(np.int64)
+    return (flat + np.float32(0)).view(np.uint32)
 
 
 def _bin_of(histogram: NDArray[np.int64], count: int) -> tuple[int, int]:

@@ -26,8 +26,9 @@ class Material:
     def __init__(self, base, sides, fisher, *, name="t", window=13):
         self.sides = len(sides)
         self._base, self._sides, self._fisher, self._name, self._window = base, sides, fisher, name, window
+        self.names = [name]
 
-    def parts(self):
+    def parts(self, name=None):
         size = self._sides[0].size
         for start in range(0, size, self._window):
             cut = slice(start, min(start + self._window, size))

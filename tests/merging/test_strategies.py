@@ -139,8 +139,9 @@ class Windows:
         self.sides = len(sides)
         self._sides = sides
         self._cut = cut
+        self.names = []
 
-    def parts(self):
+    def parts(self, name=None):
         return iter(())
 
     def diagonals(self):
