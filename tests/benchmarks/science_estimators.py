@@ -43,7 +43,8 @@ def rows(plan: Plan) -> Iterator[Row]:
     tuned = dense(plan, task)
     yield from _correct(tuned, task.test, 8 if plan.quick else 32)
     yield from _compared(tuned, task.test, 16 if plan.quick else _JUDGED)
-    yield from _settled(tuned, task.test, 1 if plan.quick else 768)
+    for stage, model in (("fine-tuned", tuned), ("new head", new_model(task))):
+        yield from _settled(stage, model, task.test, 64 if plan.quick else 512)
     counts = (8, 4) if plan.quick else (_TIMED, _TIMED_ALONE)
     yield from _speed(task.classes, new_model(task), task.train, *counts, 1 if plan.quick else 3)
     yield from _memory(32 if plan.quick else _PASS)
@@ -133,13 +134,13 @@ def _compared(model: TaskModel, data: ExampleSet, count: int) -> Iterator[Row]:
         yield Row(group, f"{name}: top 0.5 %", 100 * _overlap(found, exact), "% shared")
 
 
-def _settled(model: TaskModel, data: ExampleSet, count: int) -> Iterator[Row]:
-    group = "Fisher pass: top 0.5 % shared by two halves of the questions (random signs, fine-tuned)"
+def _settled(stage: str, model: TaskModel, data: ExampleSet, count: int) -> Iterator[Row]:
+    group = "Fisher pass: top 0.5 % shared by two halves of the questions, random signs"
     with Accumulator(model, data, estimator="rademacher", limit=count, stop_when_settled=1.0) as work:
         for done in work.blocks():
             settling = work.state().settling
             if settling is not None and done % (2 * BLOCK) == 0:
-                yield Row(group, f"{done} questions", 100 * settling.overlaps[-1], "% shared")
+                yield Row(group, f"{stage}, {done} questions", 100 * settling.overlaps[-1], "% shared")
 
 
 def _body(values: Diagonal) -> NDArray[np.float64]:
