@@ -43,7 +43,7 @@ TASKS = ("trec", "reviews")
 SPLIT_SEED = 11
 EPOCHS = 3
 RATES: dict[Kind, float] = {"full": 1e-4, "top": 2e-4}
-"""Rates of the dense fine-tunes, by validation accuracy among 5e-5, 1e-4 and 2e-4."""
+"""Rates of the dense fine-tunes, usual ones and not tuned (`full` on trec: 94.4 % of the validation questions)."""
 
 _SIZES, _QUICK = (1500, 500, 1000), (96, 64, 64)
 _LENGTHS = {"trec": 24, "reviews": 32}
