@@ -91,7 +91,7 @@ def _show_refusal(session: Session, refusal: NegativeAnswer) -> None:
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
-        output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
+        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
     state = read_state(repo)
     if isinstance(refusal, StoppedMerge) and state is not None:
         ours, theirs = repo.view().branch or "HEAD", called(repo, state.source or state.theirs)

@@ -54,7 +54,7 @@ def search_merge(
         )
     except GateRefused as refusal:
         if isinstance(refusal, RefusedWithRecords):
-            output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
+            output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
         raise
     if as_json:
         document = {name: plain_data(value) for name, value in found._asdict().items() if name != "merged"}

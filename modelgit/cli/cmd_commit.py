@@ -131,7 +131,7 @@ def commit(
         from modelgit.repo.gate import RefusedWithRecords
 
         if isinstance(refusal, RefusedWithRecords):
-            session.output.say_lines(verdict_lines(refusal.records, baseline=session.repository.head()))
+            session.output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
         raise
     if as_json:
         details = {} if reduced is None else {"reduced": reduced_data(reduced)}
@@ -180,9 +180,15 @@ def _commit_patch(
     return commit_patch(session.repository, message, density=share_kept, max_kl=max_kl, **common, **given)
 
 
-def say_commit(output: Output, result: CommitResult, *, note: str = "") -> None:
-    """What was committed: a heading, what it takes, and the verdicts."""
-    output.say("[", blue(result.branch or "detached"), " ", yellow(result.id.short), f"] {result.commit.subject}{note}")
+def say_commit(output: Output, result: CommitResult, *, note: str = "", place: str | None = None) -> None:
+    """What was committed: a heading, what it takes, and the verdicts.  `place` is said in place of the branch."""
+    output.say(
+        "[",
+        blue(place or result.branch or "detached"),
+        " ",
+        yellow(result.id.short),
+        f"] {result.commit.subject}{note}",
+    )
     patch = result.patch
     words = []
     if patch.tensors:

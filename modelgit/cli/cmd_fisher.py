@@ -101,11 +101,12 @@ def fisher_make(
 
 @command("show", example="mgit fisher show main")
 @click.argument("name", default="HEAD", shell_complete=complete_revision, metavar="[REV|ID]")
+@click.option("--task", metavar="NAME", help="Only estimates of this task of mgit.toml (any).")
 @click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor, not the ten that matter most.")
 @json_option
 @pass_session
-def fisher_show(session: Session, name: str, all_tensors: bool, as_json: bool) -> None:
-    """Show where the mass of an estimate lies: that of the weights at REV (the current commit), or the one called ID.
+def fisher_show(session: Session, name: str, task: str | None, all_tensors: bool, as_json: bool) -> None:
+    """Show where an estimate's mass lies: the newest of the weights at REV (the current commit), or the one called ID.
 
     ID may be shortened; `latest` is the newest estimate.
     """
@@ -113,7 +114,7 @@ def fisher_show(session: Session, name: str, all_tensors: bool, as_json: bool) -
     from modelgit.repo.fisher_summary import summarise
 
     repo, output = session.repository, session.output
-    found = shown_fisher(repo, name)
+    found = shown_fisher(repo, name, task=task)
     summary = summarise(repo, found.estimate)
     if as_json:
         document = {**_document(found), "settled": found.estimate.settled, "summary": plain_data(summary)}

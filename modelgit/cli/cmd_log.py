@@ -98,6 +98,7 @@ def full_entry(entry: LogEntry) -> list[list[Part]]:
         lines.append(["Recipe: ", _recipe(commit.recipe)])
     for name, value in commit.trailers.items():
         lines.append([f"{name.capitalize() + ': ':<8}", " ".join(value.split())])
+    lines += [["Mask:   ", mask.short] for mask in entry.patch.masks]
     if entry.pruned is not None:
         lines.append(["Weights:", dim(f" pruned by retention on {entry.pruned}")])
     lines.append([])

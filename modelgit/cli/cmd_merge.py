@@ -210,7 +210,7 @@ def _merge_many(
             progress=session.progress,
         )
     except RefusedWithRecords as refusal:
-        output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
+        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
         raise
     output.say(f"Merging {', '.join(revisions)} into ", blue(repo.view().branch or "HEAD"), f", base {done.base.short}")
     for sentence in done.notes:
@@ -231,7 +231,7 @@ def show_refusal(
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
-        output.say_lines(verdict_lines(refusal.records, baseline=repo.head()))
+        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
     if isinstance(refusal, StoppedMerge):
         if revision is not None:
             base = refusal.sides.base_id
@@ -267,7 +267,8 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
         words = [f"{plural(combined, 'tensor')} combined"] if combined else []
         words += [f"{result.resolved} resolved by hand"] if result.resolved else []
         note = f"   ({result.strategy}; {', '.join(words)})" if words else ""
-        say_commit(output, result.commit, note=note)
+        place = "dry run" if result.kind == "dry-run" else None
+        say_commit(output, result.commit, note=note, place=place)
     if result.kind == "dry-run":
         output.say("Dry run: the merge was computed and gated, and nothing was kept.")
 

@@ -36,9 +36,10 @@ class MgitCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     of the model's body; `tensor_of` (parameter to tensor) is for others.
 
     `commit_every=N` commits every N-th checkpoint that the Trainer saves, as it lies in the output directory, on
-    `branch` (the current one) as `as_path` (the only tracked model); the work tree stays as it is.  `message` may use
-    `{step}` and `{epoch}`.  With `verify`, everything outside the mask is checked before a commit and at the end;
-    CheckFailed is raised when it is not what it was.  `journal` and `journal_every` are those of `freeze_outside`.
+    `branch` (the current one) as `as_path` (the model of the mask, else the only tracked one); the work tree stays as
+    it is. `message` may use `{step}` and `{epoch}`. With `verify`, everything outside the mask is checked before a
+    commit and at the end; CheckFailed is raised when it is not what it was. `journal` and `journal_every` are those of
+    `freeze_outside`.
 
     A commit that fails (a refusing gate, a full disk) is a warning at once and an error in the end, when training is
     over; with `on_error="now"` it stops the run.  `commits` holds the results, `errors` what failed.  In a run of
@@ -167,6 +168,8 @@ class MgitCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             mask = repo.mask(self._mask_name)
             self._mask, self._masks = mask.positions(), (mask.id.hex,)
             known = self._reference = repo.load(model=mask.record.model)
+            if self._options["as_path"] is None:
+                self._options["as_path"] = mask.record.model
         elif self._given is not None:
             self._mask = self._given
         else:

@@ -207,7 +207,10 @@ class BertClassifierAdapter:
             f'the head\'s tensors start with `{settings.head}`; write `head = "..."` under the task in mgit.toml'
         )
         if weight not in state:
-            raise UsageError(f"the checkpoint has no tensor `{weight}`, the head of the task", hint=head_hint)
+            raise UsageError(
+                f"the checkpoint has no tensor `{weight}`, the head of the task",
+                hint=f'{head_hint}, add one to the checkpoint, or do without: `kind = "sentence-embedding"`',
+            )
         classes = int(state[weight].shape[0])
         if settings.labels and len(settings.labels) != classes:
             raise UsageError(

@@ -99,7 +99,8 @@ class OutputFlip(Record, frozen=True, kw_only=True):
 
 
 class BehaviourDiff(Record, frozen=True, kw_only=True):
-    """What a change does to the outputs on a task's `data`; `kind` is what the task computes ("causal-lm"), if known.
+    """What a change does to the outputs of a task's `model` on its `data`; `kind` is what the
+    task computes ("causal-lm"), if known.
 
     Divergences are KL(old || new) in nats per example, over `examples` with `outputs` outputs (tokens) in all.
     `measured_kl` is what a forward pass of both sides gives, `directional_kl` the quadratic form 1/2 d^T F d at the
@@ -113,6 +114,7 @@ class BehaviourDiff(Record, frozen=True, kw_only=True):
     """
 
     task: str
+    model: str = ""
     data: str = ""
     kind: str = ""
     likelihood: str = "categorical"

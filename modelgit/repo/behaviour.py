@@ -99,6 +99,7 @@ def compare_behaviour(
     kind = task_kind(settings, files) or ""
     return _record(
         name,
+        settings.model,
         data,
         kind,
         settings.labels,
@@ -135,6 +136,7 @@ def _mass(
 
 def _record(
     task: str,
+    model: str,
     data: str,
     kind: str,
     labels: tuple[str, ...],
@@ -154,6 +156,7 @@ def _record(
     categorical = found.likelihood == "categorical"
     return BehaviourDiff(
         task=task,
+        model=model,
         data=data,
         kind=kind,
         likelihood=found.likelihood,

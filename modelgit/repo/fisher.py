@@ -250,8 +250,8 @@ def stored_fisher(repo: Repository, name: str) -> StoredFisher:
     return found
 
 
-def shown_fisher(repo: Repository, name: str) -> StoredFisher:
-    """The newest estimate of the weights at the revision `name`, or the one whose id `name` begins.
+def shown_fisher(repo: Repository, name: str, *, task: str | None = None) -> StoredFisher:
+    """The newest estimate of the weights at the revision `name` (for `task`), or the one whose id `name` begins.
 
     Raises UsageError when there is neither.
     """
@@ -259,10 +259,14 @@ def shown_fisher(repo: Repository, name: str) -> StoredFisher:
         manifest = repo.manifest_of(repo.resolve(name))
     except MgitError:
         return stored_fisher(repo, name)
-    for model in manifest.models:
-        for stored in list_estimates(repo, weights=weights_key(repo, manifest, model.path)):
-            return stored
-    raise UsageError(f"no Fisher estimate is kept of the weights at {name}", hint=f"`mgit fisher {name}` makes one")
+    keys = {weights_key(repo, manifest, model.path) for model in manifest.models}
+    for kept in kept_estimates(repo):
+        if kept.weights in keys and (found := _read(repo, kept)) and task in (None, found.estimate.task):
+            return found
+    of, option = ("", "") if task is None else (f" of task {task}", f" --task {task}")
+    raise UsageError(
+        f"no Fisher estimate{of} is kept of the weights at {name}", hint=f"`mgit fisher {name}{option}` makes one"
+    )
 
 
 def list_estimates(repo: Repository, *, weights: str = "") -> list[StoredFisher]:

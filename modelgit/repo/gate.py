@@ -62,6 +62,7 @@ def run_gate(
         f"commit refused: {broken} gate{'s' if broken != 1 else ''} failed; nothing was recorded",
         hint="`--gate warn` records anyway and marks the commit",
         records=tuple(records),
+        baseline=parent,
     )
 
 
@@ -83,11 +84,19 @@ def _gate_settings(repo: Repository, store: ObjectStore, manifest: Manifest) -> 
 
 
 class RefusedWithRecords(GateRefused):
-    """A refusal that carries the verdicts, for whoever shows them."""
+    """A refusal that carries the verdicts and the commit that they compare with, for whoever shows them."""
 
-    def __init__(self, message: str, *, hint: str | None = None, records: Sequence[EvalRecord] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        records: Sequence[EvalRecord] = (),
+        baseline: CommitId | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.records = tuple(records)
+        self.baseline = baseline
 
 
 def _override(record: EvalRecord) -> EvalRecord:

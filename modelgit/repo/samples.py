@@ -74,7 +74,7 @@ def compare_samples(
     examples, fingerprint = read_examples(prompts.path, settings, shown=prompts.shown or prompts.path.name)
     notes: dict[str, None] = {}
     answers = []
-    progress.start(_TASK, 2 * len(examples), unit="prompts")
+    progress.start(_TASK, 2 * len(examples), unit="answers")
     try:
         for manifest, place in ((before, repo.store), (after, store)):
             find_model(manifest, settings.model)

@@ -54,7 +54,8 @@ def headlines(behaviour: BehaviourDiff) -> Iterator[str]:
 def mass_line(diff: ModelDiff, behaviour: BehaviourDiff) -> Iterator[str]:
     """How much of the Fisher mass lies on what changed, if that is known."""
     if behaviour.fisher_share is not None:
-        changed = share(diff.values_changed(), diff.elements())
+        model = behaviour.model or None
+        changed = share(diff.values_changed(model), diff.elements(model))
         mass = share(behaviour.fisher_share, 1.0)
         yield f"the {changed} of values that changed carry {mass} of the diagonal Fisher mass of {printable(diff.old)}"
 

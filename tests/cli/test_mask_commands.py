@@ -117,6 +117,7 @@ def test_what_strays_is_refused_put_back_and_committed(bot: Any, files: Any, mas
     bot("commit", "-m", "trained", "--mask", "tone")
     shown = mask_ids(bot("mask", "show", "tone").out).splitlines()
     assert shown[-1] == "commit [id]  trained"
+    assert "Mask:   [id]" in mask_ids(bot("show").out).splitlines()
     assert bot("mask", "list").out.split("bot.safetensors")[1].startswith("  1 commit  ")
     document = json.loads(bot("mask", "apply", "tone", "--from", "HEAD~1", "--json").out)
     assert (document["schema"], document["count"], document["tensors"]) == ("mgit.mask-apply/1", 0, {})

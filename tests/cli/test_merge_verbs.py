@@ -24,7 +24,7 @@ def demo(mgit: Any) -> Any:
 def test_a_search_merges_and_its_merge_can_be_made_again(demo: Any) -> None:
     demo("merge", "topic")
     tried = demo("merge", "tone", "--dry-run")
-    assert "nothing was kept" in tried.all
+    assert "nothing was kept" in tried.all and "[dry run " in tried.all and "detached" not in tried.all
     found = demo("merge", "tone", "--search", "--candidate", "average", "--candidate", "ties density=0.5")
     assert "2 candidates" in found.all and "are the data that the gate reports on" in found.all
     assert "every byte is the same" in demo("merge", "--replay", "HEAD").out
@@ -55,6 +55,21 @@ def test_changes_are_picked_and_taken_back(demo: Any) -> None:
     assert "up to date" in demo("rebase", "main").all
     assert "no cherry-pick is under way" in demo("cherry-pick", "--continue", code=None).err
     assert "passes the gate as it is" in demo("soften", code=None).err
+
+
+def test_a_refused_rebase_names_the_commit_that_it_compares_with(demo: Any) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    demo("switch", "main")
+    demo("switch", "-c", "broken")
+    file = demo.directory / "models/bot/model.safetensors"
+    state = load_file(file)
+    state[min(state)] = np.full_like(state[min(state)], np.nan)
+    save_file(state, file)
+    demo("commit", "--gate", "warn", "-m", "broken")
+    onto = json.loads(demo("show", "topic", "--json").out)["id"].removeprefix("b3:")[:12]
+    assert f"eval builtin, baseline {onto}" in demo("rebase", "topic", code=1).err
 
 
 def test_several_branches_are_merged_at_once(demo: Any) -> None:

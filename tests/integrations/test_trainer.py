@@ -128,6 +128,17 @@ def test_gradient_clipping_and_accumulation_in_bf16(lab: Lab) -> None:
     assert lab.changed() == {TENSOR, "classifier.weight"}
 
 
+def test_the_mask_says_which_of_two_models_it_is(lab: Lab) -> None:
+    """Two paths are tracked, and `as_path` is not given."""
+    lab.model.save_pretrained(lab.repo.worktree / "other")
+    lab.repo.track("other")
+    lab.repo.commit("another model")
+    callback = MgitCallback(repo=lab.repo, commit_every=2)
+    lab.trainer(callback).train()
+    assert len(callback.commits) == 2 and not callback.errors
+    assert {change.model for made in callback.commits for change in made.patch.tensors} == {"bot"}
+
+
 class Meddle(TrainerCallback):
     def __init__(self, change: Callable[[torch.nn.Module], None]) -> None:
         self.change = change

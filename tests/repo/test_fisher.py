@@ -237,6 +237,36 @@ def test_shown_is_the_newest_of_a_revision_or_an_id(tasks: Repository) -> None:
         shown_fisher(tasks, "nothing")
 
 
+def test_shown_can_be_that_of_a_task(tasks: Repository) -> None:
+    topic = estimate_fisher(tasks, task="topic", revision="topic")
+    tone = estimate_fisher(tasks, task="tone", revision="topic")
+    assert shown_fisher(tasks, "topic").id == shown_fisher(tasks, "topic", task="tone").id == tone.id
+    assert shown_fisher(tasks, "topic", task="topic").id == topic.id
+    with pytest.raises(UsageError, match="no Fisher estimate of task other is kept of the weights at topic") as refused:
+        shown_fisher(tasks, "topic", task="other")
+    assert refused.value.hint == "`mgit fisher topic --task other` makes one"
+
+
+def test_shown_is_the_newest_of_all_models(tasks: Repository) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tasks.worktree / "models/bot", tasks.worktree / "models/zebra")
+    file = tasks.worktree / "models/zebra/model.safetensors"
+    save_file({name: value + np.float32(0.01) for name, value in load_file(file).items()}, file)
+    tasks.track("models/zebra")
+    config = tasks.worktree / "mgit.toml"
+    topic = TASKS[TASKS.index("[task.topic]") : TASKS.index("[task.tone]")]
+    config.write_text(
+        config.read_text() + topic.replace("task.topic", "task.other").replace("models/bot", "models/zebra")
+    )
+    repo = Repository.open(tasks.worktree)
+    repo.commit("two models")
+    first = estimate_fisher(repo, task="topic")
+    assert shown_fisher(repo, "HEAD").id == first.id
+    second = estimate_fisher(repo, task="other")
+    assert shown_fisher(repo, "HEAD").id == second.id != first.id
+
+
 def test_a_merge_says_where_its_fisher_came_from(tasks: Repository) -> None:
     kept = estimate_fisher(tasks, task="topic", revision="topic")
     tasks.switch("topic")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from msgspec.structs import replace
+
 from modelgit.objects import ManifestId, TensorSpec, decode, encode
 from modelgit.objects.diffs import (
     BehaviourDiff,
@@ -17,6 +19,7 @@ from modelgit.objects.diffs import (
     TensorDiff,
     key_changes,
 )
+from modelgit.reporting.behaviour_text import mass_line
 from modelgit.reporting.diff_text import diff_lines
 from modelgit.reporting.html import diff_fragment, diff_html
 from modelgit.reporting.markdown import diff_markdown
@@ -155,6 +158,20 @@ def test_text_of_a_diff() -> None:
         "the >99.9 % of values that changed carry 42.0 % of the diagonal Fisher mass of 0b77f1ac9e21",
         "note: measured on training data",
     ]
+
+
+def test_the_share_that_changed_is_that_of_the_tasks_model() -> None:
+    """Another model beside it counts for nothing."""
+    tensors = tuple(
+        replace(changed("w", elements=100, values=values), model=model)
+        for model, values in (("models/bot", 50), ("models/other", 0))
+    )
+    sizes = {"models/bot": {"w": 100}, "models/other": {"w": 100}}
+    diff = ModelDiff(old="a", new="b", tensors=tensors, sizes=sizes)
+    [line] = mass_line(diff, replace(behaviour(), model="models/bot"))
+    assert line.startswith("the 50.0 % of values that changed carry")
+    [line] = mass_line(diff, behaviour())
+    assert line.startswith("the 25.0 % of values that changed carry")
 
 
 def test_tokens_are_counted_apart_from_sequences() -> None:
