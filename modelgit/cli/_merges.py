@@ -117,5 +117,7 @@ def parse_strategies(texts: tuple[str, ...]) -> ChosenStrategy:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise UsageError(f"`{pair}` in `{text}` is not option=value", hint="--strategy 'average weights=2,1'")
+            if key in options:
+                raise UsageError(f"`{text}` sets {key} twice", hint=f"--strategy '{first} {key}={value}'")
             options[key] = value
     return ChosenStrategy(name, options, rules)

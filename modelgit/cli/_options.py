@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modelgit.cli._session import Session
 
 __all__ = [
+    "SEED",
     "Command",
     "Group",
     "command",
@@ -28,6 +29,19 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 pass_session = click.pass_obj
+
+
+class _Seed(click.IntRange):
+    """A whole number that records can hold, whose bounds are no news in a help text."""
+
+    def __init__(self) -> None:
+        super().__init__(-(2**63), 2**63 - 1)
+
+    def _describe_range(self) -> str:
+        return "64 bits"
+
+
+SEED = _Seed()
 
 
 def _change_directory(context: click.Context, _: click.Parameter, value: Sequence[str]) -> None:

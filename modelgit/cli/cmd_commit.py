@@ -11,7 +11,7 @@ import click
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._density import parse_share, reduced_data, say_reduced
 from modelgit.cli._format import plural, size
-from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._options import SEED, command, json_option, pass_session
 from modelgit.cli._output import Output, blue, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.errors import GateRefused, UsageError
@@ -52,7 +52,7 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
     type=click.Choice(["fisher", "magnitude", "uniform", "top-k", "top-k-fisher"]),
     help="Of a lossy patch: how values are chosen (fisher).",
 )
-@click.option("--seed", type=int, metavar="N", help="Of a lossy patch: the seed of its draws (0).")
+@click.option("--seed", type=SEED, metavar="N", help="Of a lossy patch: the seed of its draws (0).")
 @click.option("--task", metavar="NAME", help="Of a lossy patch: the task of mgit.toml that it is judged by.")
 @click.option(
     "--examples", type=click.IntRange(min=1), metavar="N", help="Of a lossy patch: inputs of the Fisher pass (512)."

@@ -9,7 +9,7 @@ import click
 
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
-from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._options import SEED, command, json_option, pass_session
 from modelgit.cli._output import Output, Part, columns, dim, plain_data
 from modelgit.cli._session import Session
 from modelgit.errors import UnknownRevision, UsageError
@@ -50,7 +50,12 @@ __all__ = ["diff"]
     help="With --samples: tokens of a language model at most.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="With --samples: the seed, the same for both sides."
+    "--seed",
+    type=SEED,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="With --samples: the seed, the same for both sides.",
 )
 @click.option(
     "--temperature",
@@ -167,7 +172,7 @@ def _compare_paths(session: Session, old: str | None, new: str | None, *, comput
 
 def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
     from modelgit.reporting.behaviour_text import behaviour_lines
-    from modelgit.reporting.diff_text import diff_lines, summary_line
+    from modelgit.reporting.diff_text import diff_lines, nonfinite_lines, summary_line
     from modelgit.reporting.samples import sample_lines
 
     if not stat:
@@ -177,6 +182,8 @@ def _print(output: Output, found: ModelDiff, *, stat: bool) -> None:
     for model in found.models:
         output.line(summary_line(found, model))
         output.lines(columns(_rows(found, model), right=[1, 2, 3], indent=2))
+        for line in nonfinite_lines(found.of(model)):
+            output.line(line)
     output.lines([[f"{file.path}  ", dim(file.kind)] for file in found.files])
     if found.behaviour is not None:
         for line in behaviour_lines(found, found.behaviour, width=output.width):

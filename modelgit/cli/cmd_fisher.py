@@ -8,9 +8,10 @@ import click
 
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural, size
-from modelgit.cli._options import command, group, json_option, pass_session
+from modelgit.cli._options import SEED, command, group, json_option, pass_session
 from modelgit.cli._output import Part, blue, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
+from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def fisher() -> None:
 @click.option(
     "--examples", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="How many examples."
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is drawn.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of what is drawn.")
 @click.option(
     "--settle",
     type=click.FloatRange(0, 1, min_open=True),
@@ -163,12 +164,19 @@ def fisher_list(session: Session, as_json: bool) -> None:
 
 
 @command("remove", example="mgit fisher remove 5e0a77c1")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="[ID]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Forget all of them, also when their list is damaged.")
 @pass_session
-def fisher_remove(session: Session, name: str) -> None:
+def fisher_remove(session: Session, name: str | None, everything: bool) -> None:
     """Forget an estimate; `mgit gc` frees its bytes.  ID may be shortened; `latest` is the newest one."""
-    from modelgit.repo.statistics import find_kept, forget
+    from modelgit.repo.statistics import find_kept, forget, forget_all
 
+    if (name is None) is not everything:
+        raise UsageError("name one estimate, or say --all", hint="`mgit fisher list` shows them")
+    if name is None:
+        forget_all(session.repository)
+        session.output.say("Forgot all Fisher estimates")
+        return
     kept = find_kept(session.repository, name)
     forget(session.repository, kept)
     session.output.say("Forgot Fisher estimate ", yellow(kept.id.short))

@@ -9,7 +9,7 @@ import click
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._density import parse_share
 from modelgit.cli._format import plural
-from modelgit.cli._options import command, group, json_option, pass_session
+from modelgit.cli._options import SEED, command, group, json_option, pass_session
 from modelgit.cli._output import Part, blue, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_mask_verify import mask_verify
@@ -87,7 +87,7 @@ def _difference(_: click.Context, __: click.Parameter, text: str | None) -> tupl
     metavar="N",
     help="How many examples a pass over the task's data looks at.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of what is drawn.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of what is drawn.")
 @json_option
 @pass_session
 def mask_create(

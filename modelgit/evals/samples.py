@@ -130,7 +130,10 @@ def _next_logits(model: TaskModel, inputs: Mapping[str, torch.Tensor], name: str
 def _checked(row: torch.Tensor, name: str) -> NDArray[np.float64]:
     values: NDArray[np.float64] = row.double().cpu().numpy()
     if np.isnan(values).any() or not np.isfinite(values.max(initial=-np.inf)):
-        raise CheckFailed(f"the model's logits for prompt `{name}` are not finite")
+        raise CheckFailed(
+            f"the model's logits for prompt `{name}` are not finite",
+            hint="`mgit eval` measures the model on its suites",
+        )
     return values
 
 

@@ -57,7 +57,10 @@ def check_outputs(outputs: torch.Tensor, batch: Batch, examples: ExampleSet, cla
         finite |= ~batch.counted.to(finite.device)
     if not bool(finite.all()):
         wrong = examples.examples[batch.indices[int((~finite).nonzero()[0, 0])]]
-        raise CheckFailed(f"the model's outputs for example `{wrong.id}` are not finite")
+        raise CheckFailed(
+            f"the model's outputs for example `{wrong.id}` are not finite",
+            hint="`mgit eval` measures the model on its suites",
+        )
 
 
 def directions(

@@ -171,7 +171,10 @@ def output_rows(model: TaskModel, outputs: torch.Tensor, batch: Batch, examples:
         first = int(found.example[int(bad.nonzero()[0, 0])])
         name = examples.examples[batch.indices[first]].id
         what = "outputs" if gaussian else "logits"
-        raise CheckFailed(f"the model's {what} for example `{name}` are not finite")
+        raise CheckFailed(
+            f"the model's {what} for example `{name}` are not finite",
+            hint="`mgit eval` measures the model on its suites",
+        )
     return found
 
 

@@ -274,6 +274,8 @@ def parse_rule(text: str) -> BoundStrategy:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"`{pair}` in the rule {text[:80]!r} is not option=value")
+        if key in given:
+            raise UsageError(f"the rule {text[:80]!r} sets {key} twice", hint=f"`{name} {key}={value}`")
         given[key] = value
     return STRATEGIES.get(name).bind(given)
 
@@ -297,7 +299,10 @@ def side_shares(weights: Sequence[float], sides: int) -> tuple[float, ...]:
         )
     total = math.fsum(weights)
     if min(weights) < 0 or not total > 0:
-        raise UsageError(f"weights {recipe_form(tuple(weights))} must not be negative, and not all 0")
+        raise UsageError(
+            f"weights {recipe_form(tuple(weights))} must not be negative, and not all 0",
+            hint="`average weights=2,1` counts ours twice",
+        )
     return tuple(weight / total for weight in weights)
 
 

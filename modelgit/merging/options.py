@@ -15,6 +15,7 @@ from modelgit.errors import BugError, UsageError
 __all__ = ["Between", "Option", "Scalar", "options_of", "recipe_form", "resolve_options", "split_rule"]
 
 Scalar = float | int | str | bool
+_INTEGER_BITS = 63
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -74,8 +75,11 @@ class Option:
             raise self._refuse(value, what) from None
         if number != value and isinstance(value, float):
             raise self._refuse(value, what)
+        if isinstance(number, int) and number.bit_length() > _INTEGER_BITS:
+            raise self._refuse(value, f"{what} below 2^{_INTEGER_BITS}")  # records hold no more
         if not math.isfinite(number) or not self.bounds.low <= number <= self.bounds.high:
-            raise self._refuse(value, f"{what} from {self.bounds.low:g} to {self.bounds.high:g}")
+            bounded = math.isfinite(self.bounds.low) or math.isfinite(self.bounds.high)
+            raise self._refuse(value, f"{what} from {self.bounds.low:g} to {self.bounds.high:g}" if bounded else what)
         return number
 
     def _refuse(self, value: object, wanted: str, *, near: tuple[str, ...] = ()) -> UsageError:

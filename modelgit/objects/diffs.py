@@ -30,7 +30,8 @@ class TensorDiff(Record, frozen=True, kw_only=True):
 
     `elements` counts those of the new tensor (of the old one, when it was removed); `values_changed` those whose bits
     differ.  `norm_delta` and `norm_old` are Euclidean norms of new - old and of old, `max_abs` and `rms` are of
-    new - old over all elements.  They are None where nothing was compared, or where the two do not compare.
+    new - old over all elements; values that are not finite on one side count in `nonfinite_old` and `nonfinite_new` and
+    in no norm.  They are None where nothing was compared, or where the two do not compare.
     """
 
     model: str
@@ -44,6 +45,8 @@ class TensorDiff(Record, frozen=True, kw_only=True):
     norm_old: float | None = None
     max_abs: float | None = None
     rms: float | None = None
+    nonfinite_old: int = 0
+    nonfinite_new: int = 0
 
     @property
     def relative_norm(self) -> float | None:

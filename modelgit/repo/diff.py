@@ -189,6 +189,8 @@ def compare_pair(
         norm_old=total.squared_old**0.5 if has_values else None,
         max_abs=total.largest_difference if has_values else None,
         rms=(total.squared_difference / max(1, spec.elements)) ** 0.5 if has_values else None,
+        nonfinite_old=total.nonfinite_old,
+        nonfinite_new=total.nonfinite_new,
     )
 
 

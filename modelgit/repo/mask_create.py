@@ -209,7 +209,9 @@ def _choose_from(
     if prefixes is not None:
         head = {name for name in floats if any(name == p or name.startswith(p + ".") for p in prefixes)}
         if prefixes and not head:
-            raise UsageError(f"no tensor of {entry.path} begins with {' or '.join(prefixes)}")
+            raise UsageError(
+                f"no tensor of {entry.path} begins with {' or '.join(prefixes)}", hint="`mgit cat-tensor` lists them"
+            )
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in floats):
             raise UsageError(f"no tensor of {entry.path} matches `{pattern}`", hint="`mgit cat-tensor` lists them")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.errors import IntegrityError, UsageError
+from modelgit.errors import UsageError
 from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
 from modelgit.objects import (
@@ -30,6 +30,7 @@ from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
 from modelgit.repo.load import find_model
+from modelgit.repo.reach import mask_files
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.metadata import read_record, write_record
@@ -112,7 +113,7 @@ def check_name(repo: Repository, name: str) -> None:
             f"a mask cannot be called {name[:64]!a}",
             hint="letters, digits and `._+-`, not `latest`, and nothing that could be an id",
         )
-    if (repo.paths.masks / name).exists():
+    if any(file.name == name for file, _ in mask_files(repo)):
         raise UsageError(f"there is a mask called `{name}` already", hint=f"`mgit mask remove {name}` frees the name")
 
 
@@ -191,15 +192,9 @@ def remove_mask(repo: Repository, name: str) -> StoredMask:
 
 def _kept(repo: Repository) -> dict[MaskId, tuple[str, ...]]:
     """The masks that this clone keeps with their names, the newest first."""
-    if not repo.paths.masks.is_dir():
-        return {}
     order: list[tuple[int, MaskId]] = []
     names: dict[MaskId, list[str]] = {}
-    for file in sorted(repo.paths.masks.iterdir()):
-        try:
-            mask = MaskId.parse(file.read_text(encoding="ascii", errors="replace").strip())
-        except (UsageError, IntegrityError):
-            continue  # what a killed command left
+    for file, mask in mask_files(repo):
         if file.name == mask.hex:
             order.append((-file.stat().st_mtime_ns, mask))
         elif _NAME.match(file.name):

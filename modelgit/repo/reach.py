@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelgit.errors import IntegrityError
+from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import (
     BlobId,
     Commit,
@@ -28,7 +31,9 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Needed", "commit_roots", "kept_objects", "merge_roots", "needed_objects"]
+__all__ = ["Needed", "commit_roots", "kept_objects", "mask_files", "merge_roots", "needed_objects"]
+
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 Needed = tuple[ObjectId, TensorSpec | None]
 
@@ -59,16 +64,27 @@ def merge_roots(repo: Repository) -> set[CommitId]:
     )
 
 
+def mask_files(repo: Repository) -> Iterator[tuple[Path, MaskId]]:
+    """The files by which this clone keeps masks, in the order of their names, and what each keeps.
+
+    One that is called by the id of a mask keeps that mask, whatever became of its content; one that is called by a name
+    and holds no id is passed over: the name is free, and the mask has a file of its own.
+    """
+    for file in sorted(repo.paths.masks.iterdir()) if repo.paths.masks.is_dir() else ():
+        if _HEX.match(file.name):
+            yield file, MaskId(bytes.fromhex(file.name))
+            continue
+        with contextlib.suppress(OSError, IntegrityError, UsageError):
+            yield file, MaskId.parse(file.read_text(encoding="ascii", errors="replace").strip())
+
+
 def kept_objects(repo: Repository) -> set[ObjectId]:
     """The masks that this clone keeps by name, and the Fisher estimates that the root lists.
 
     Raises IntegrityError when the list of estimates is missing or damaged.
     """
     kept: set[ObjectId] = set()
-    for file in sorted(repo.paths.masks.iterdir()) if repo.paths.masks.is_dir() else ():
-        text = file.read_text(encoding="ascii", errors="replace").strip()
-        if text.startswith("b3:") and len(text) == 67:
-            kept.add(MaskId.parse(text))
+    kept.update(mask for _, mask in mask_files(repo))
     return kept | {item.id for item in kept_estimates(repo)}
 
 

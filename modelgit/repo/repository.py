@@ -332,7 +332,7 @@ class Repository:
         redo: tuple[OperationId, ...] = (),
         author: str | None = None,
         prunings: Sequence[Pruning] = (),
-        keep: Callable[[Statistics], Statistics] | None = None,
+        keep: Callable[[Statistics], Statistics] | Statistics | None = None,
     ) -> View:
         """Move the root (see `store.publish`)."""
         return publish(

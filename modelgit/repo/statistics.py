@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "find_kept",
     "forget",
+    "forget_all",
     "keep",
     "kept_estimates",
     "refs_by_weights",
@@ -128,6 +129,11 @@ def find_kept(repo: Repository, name: str) -> KeptEstimate:
         what = f"`{name}` could be {len(found)} estimates" if found else f"no Fisher estimate `{name}`"
         raise UsageError(what, hint="`mgit fisher list` shows them, `mgit fisher REV` makes one")
     return next(iter(found.values()))
+
+
+def forget_all(repo: Repository) -> None:
+    """Begin a new list of kept estimates, whether or not the one that the root names can be read."""
+    repo.publish(lambda view: view, "fisher: remove all", keep=Statistics())
 
 
 def forget(repo: Repository, kept: KeptEstimate) -> None:

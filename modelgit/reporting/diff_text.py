@@ -11,7 +11,7 @@ from modelgit.reporting.heatmap import heat_map
 from modelgit.reporting.samples import sample_lines
 from modelgit.reporting.wording import amount, change, printable, share, shortened
 
-__all__ = ["diff_lines", "summary_line"]
+__all__ = ["diff_lines", "nonfinite_lines", "summary_line"]
 
 _MAX_LISTED = 20
 _MAX_VALUE = 60
@@ -26,6 +26,7 @@ def diff_lines(diff: ModelDiff, *, width: int = 100) -> list[str]:
         if model in diff.bases:
             lines.append(f"  adapter of {shortened(printable(diff.bases[model]), _MAX_VALUE)}")
         lines += heat_map(diff.of(model), sizes=diff.sizes.get(model)).render(width)
+        lines += nonfinite_lines(diff.of(model))
         lines += _structure(diff.of(model))
     lines += _files(diff.files)
     if diff.behaviour is not None:
@@ -53,6 +54,16 @@ def _structure(tensors: tuple[TensorDiff, ...]) -> Iterator[str]:
         yield f"  {_SIGNS[tensor.kind]} {printable(tensor.name)}  {' → '.join(specs)}"
     if len(listed) > _MAX_LISTED:
         yield f"  … and {len(listed) - _MAX_LISTED:,} more tensors added, removed or re-shaped"
+
+
+def nonfinite_lines(tensors: tuple[TensorDiff, ...]) -> Iterator[str]:
+    """`  heads.topic.weight: values that are not finite, and in no norm: 0 → 1`."""
+    listed = [tensor for tensor in tensors if tensor.nonfinite_old or tensor.nonfinite_new]
+    for tensor in listed[:_MAX_LISTED]:
+        counts = f"{tensor.nonfinite_old:,} → {tensor.nonfinite_new:,}"
+        yield f"  {printable(tensor.name)}: values that are not finite, and in no norm: {counts}"
+    if len(listed) > _MAX_LISTED:
+        yield f"  … and {len(listed) - _MAX_LISTED:,} more tensors with values that are not finite"
 
 
 def _spec(spec: TensorSpec) -> str:

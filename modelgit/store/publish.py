@@ -46,12 +46,13 @@ def publish(
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
     prunings: Sequence[Pruning] = (),
-    keep: Callable[[Statistics], Statistics] | None = None,
+    keep: Callable[[Statistics], Statistics] | Statistics | None = None,
 ) -> View:
     """Apply `change` to the current view and publish the result; returns the new view.
 
     `prunings` say of commits that become reachable which of them come without their weights.  `keep` makes the new list
-    of kept statistics of the current one; where nothing else changes, this is no operation that could be undone.
+    of kept statistics of the current one, or is it, whatever became of that; where nothing else changes,
+    this is no operation that could be undone.
 
     `change` is called again when another writer was first, and raises ConflictError itself when a ref that it moves
     is not where it was.  Packs of `session` must be sealed; what they rely on is checked against garbage collection.
@@ -65,7 +66,7 @@ def publish(
         before = operations.read(current.root.operation)
         after = change(before.view)
         retention, statistics = current.root.retention, current.root.statistics
-        kept = None if keep is None else keep(kept_log.read(statistics))
+        kept = keep(kept_log.read(statistics)) if callable(keep) else keep
         if kept is not None:
             statistics = kept_log.write(kept)
         operation = current.root.operation

@@ -37,13 +37,14 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 class SideRecords(Generic[I, R]):
-    """Files `<folder>/<hex>`, each a record of one kind; `shown` is what messages call it."""
+    """Files `<folder>/<hex>`, each a record of one kind; `shown` is what messages call it, `hint` what helps."""
 
-    def __init__(self, folder: Path, kind: type[I], record: type[R], *, shown: str) -> None:
+    def __init__(self, folder: Path, kind: type[I], record: type[R], *, shown: str, hint: str | None = None) -> None:
         self._folder = folder
         self._kind = kind
         self._record = record
         self._shown = shown
+        self._hint = hint
 
     def write(self, record: R) -> I:
         """Store a record durably; it counts once a root names it."""
@@ -61,11 +62,11 @@ class SideRecords(Generic[I, R]):
             with (self._folder / object_id.hex).open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)
         except FileNotFoundError:
-            raise IntegrityError(f"{self._shown} ({object_id.short}) is missing") from None
+            raise IntegrityError(f"{self._shown} ({object_id.short}) is missing", hint=self._hint) from None
         if len(data) > _MAX_BYTES:
             raise IntegrityError(f"{self._shown} ({object_id.short}) is longer than {_MAX_BYTES} bytes")
         if self._kind.of(data) != object_id:
-            raise IntegrityError(f"{self._shown} ({object_id.short}) does not match its id")
+            raise IntegrityError(f"{self._shown} ({object_id.short}) does not match its id", hint=self._hint)
         return decode(self._record, data, what=self._shown)
 
     def listed(self) -> set[I]:
@@ -89,7 +90,13 @@ def retention_records(path: Path) -> SideRecords[RetentionId, Retention]:
 
 def statistics_records(path: Path) -> SideRecords[StatisticsId, Statistics]:
     """The records of kept statistics of the repository directory `path`."""
-    return SideRecords(path / "statistics", StatisticsId, Statistics, shown="the list of kept estimates")
+    return SideRecords(
+        path / "statistics",
+        StatisticsId,
+        Statistics,
+        shown="the list of kept estimates",
+        hint="`mgit fisher remove --all` begins a new one; `mgit fisher` and `mgit fetch --fisher` fill it",
+    )
 
 
 def with_prunings(record: Retention, prunings: Iterable[Pruning]) -> Retention:

@@ -93,3 +93,21 @@ def test_estimates_travel_when_asked_and_what_moved_is_said(bot: Any, tmp_path: 
         "error: --delete goes with none"
     )
     assert bot("fetch", "--repair", "--fisher", code=2).err.startswith("error: --fisher does not go with --repair")
+
+
+def test_a_damaged_list_of_estimates_can_be_given_up(bot: Any) -> None:
+    bot("fisher", "--examples", "5")
+    for file in (bot.directory / ".mgit/statistics").iterdir():
+        file.write_bytes(b"")
+    for command in (["fisher", "list"], ["gc"]):
+        assert "hint: `mgit fisher remove --all` begins a new one" in bot(*command, code=4).err
+    bot("fisher", "remove", code=2)
+    bot("fisher", "remove", "latest", "--all", code=2)
+    assert bot("fisher", "remove", "--all").err == "Forgot all Fisher estimates\n"
+    bot("gc")
+    assert "stored in" in bot("fisher", "--examples", "5").err
+
+
+def test_a_seed_that_no_record_holds_is_refused_before_the_pass(bot: Any) -> None:
+    assert "--seed" in bot("fisher", "--seed", str(2**63), code=2).err
+    bot("fisher", "--examples", "2", "--seed", str(-(2**63)))

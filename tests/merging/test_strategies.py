@@ -1,4 +1,5 @@
 import math
+import re
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -309,3 +310,13 @@ def test_every_built_in_loads_and_is_described():
         found = STRATEGIES.get(name)
         assert found.name == name
         assert found.summary.endswith(".")
+
+
+def test_options_that_no_record_holds_or_that_contradict_are_refused() -> None:
+    for text, words in (
+        (f"dare seed={2**63}", "option `seed` must be a whole number below 2^63"),
+        ("ties density=0.1 density=0.2", "sets density twice"),
+        ("average weights=inf,1", "option `weights` must be a number, not 'inf'"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            parse_rule(text)

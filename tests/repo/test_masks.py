@@ -11,7 +11,8 @@ import pytest
 import modelgit
 from modelgit.errors import NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
-from modelgit.repo.masks import commits_under, compare_masks, remove_mask
+from modelgit.repo.gc import collect
+from modelgit.repo.masks import commits_under, compare_masks, find_mask, remove_mask
 
 pytest.importorskip("torch")
 
@@ -420,3 +421,13 @@ def test_information_times_change_at_either_side(toy: Repository) -> None:
         whole = sum(np.asarray(diagonal[name]).size for name in diagonal if name.startswith("heads."))
         found = {name: at for name, at in lists(made.mask).items() if not name.startswith("heads.")}
         assert found == naive(scores, round(0.02 * total) - whole)
+
+
+def test_a_damaged_file_of_a_mask_loses_its_name_at_most(plain: Repository) -> None:
+    made = plain.create_mask(density=0.1, score="random", name="mine").mask
+    for file in plain.paths.masks.iterdir():
+        file.write_bytes(b"")
+    collect(plain, prune_now=True)
+    assert [(mask.id, mask.names) for mask in plain.masks()] == [(made.id, ())]
+    assert find_mask(plain, "latest").record == made.record
+    assert plain.create_mask(density=0.1, score="random", name="mine").mask.names == ("mine",)

@@ -334,3 +334,8 @@ def test_labels_may_be_any_text() -> None:
         ManifestId.of(b"x").short
         in diff_lines(ModelDiff(old=ManifestId.of(b"x").short, new="worktree", tensors=(changed("w"),)))[0]
     )
+
+
+def test_values_that_are_not_finite_are_said() -> None:
+    diff = ModelDiff(old="a", new="b", tensors=(replace(changed("x.weight", delta=0.0), nonfinite_new=3),))
+    assert "  x.weight: values that are not finite, and in no norm: 0 → 3" in diff_lines(diff)
