@@ -81,12 +81,12 @@ class Files(NamedTuple):
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         (folder / "config.json").write_text('{"model_type": "none"}')
 
-    def digests(self, root: Path) -> dict[str, str]:
-        """sha256 of every file below `root`, without the repository's own directory."""
+    def digests(self, root: Path, *, everything: bool = False) -> dict[str, str]:
+        """sha256 of every file below `root`, without the repository's own directory unless `everything` is wanted."""
         return {
             path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*"))
-            if path.is_file() and ".mgit" not in path.parts
+            if path.is_file() and (everything or ".mgit" not in path.parts)
         }
 
 

@@ -43,6 +43,8 @@ __all__ = ["DEFAULT_EXAMPLES", "Compared", "Reduced", "commit_patch"]
 
 DEFAULT_EXAMPLES = 512
 
+_MEASURED = 1000
+
 
 class Compared(NamedTuple):
     """The patched model against the dense one on `examples` inputs; KL in nats per example.
@@ -367,7 +369,7 @@ class _Reduction:
         from modelgit.fisher.kl import measure
 
         patched = open_task(self.repo, manifest, data.settings, store=session)
-        found = measure(data.model, patched, data.measure_on, limit=None, listed=0, progress=self.progress)
+        found = measure(data.model, patched, data.measure_on, limit=_MEASURED, listed=0, progress=self.progress)
         return Compared(found.examples, found.kl, found.agreement, found.labelled, found.old_correct, found.new_correct)
 
     # -- recording

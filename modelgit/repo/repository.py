@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
     from modelgit.repo.commit import CommitResult
+    from modelgit.repo.density import Reduced
     from modelgit.repo.fisher import Diagonal, StoredFisher
     from modelgit.repo.load import ModelState
     from modelgit.repo.mask_apply import AppliedMask
@@ -414,6 +415,26 @@ class Repository:
             author=author,
             progress=progress,
         )
+
+    def commit_patch(
+        self,
+        message: str,
+        *,
+        density: float | None = None,
+        max_kl: float | None = None,
+        importance: str = "fisher",
+        seed: int = 0,
+        task: str | None = None,
+        gate: str = "block",
+        progress: Progress = SILENT,
+    ) -> Reduced:
+        """Record a sparse patch of a dense change, lossy, without training (see `repo.density`)."""
+        from modelgit.repo.density import commit_patch
+
+        return commit_patch(
+            self, message, density=density, max_kl=max_kl, importance=importance, seed=seed, task=task, gate=gate,
+            progress=progress,
+        )  # fmt: skip
 
     def load(self, revision: str = "HEAD", *, model: str | None = None) -> ModelState:
         """Tensors of a model by name; nothing is read before it is asked for (see `repo.load`)."""

@@ -24,7 +24,8 @@ from modelgit.repo.repack import repack
 from modelgit.repo.switch import restore
 from modelgit.repo.undo import undo
 
-COMMITS = ("commit", "commit-from", "commit-borrowed")
+COMMITS = ("commit", "commit-from", "commit-borrowed", "commit-density")
+FROM_THE_TREE = ("commit", "commit-borrowed", "commit-density")
 COMMANDS = (*COMMITS, "switch", "merge")
 HOUSEKEEPING = ("repack", "prune")
 CALLS = (
@@ -263,9 +264,13 @@ def check(files, scene: Scene, folder: Path, *, acknowledged: bool) -> bool:
         assert files.digests(worktree) == (scene.after if is_new else scene.before)
         assert repo.resolve("side") == scene.other
         status = repo.status()
-        assert status.is_clean == (is_new or scene.command not in ("commit", "commit-borrowed")), status
+        assert status.is_clean == (is_new or scene.command not in FROM_THE_TREE), status
         assert not repo.journal.pending
-        assert not repo.paths.rescue.exists(), "recovery took its own files for edits of the user"
+        if scene.command == "commit-density":
+            here = {*files.digests(worktree).values(), *files.digests(repo.paths.rescue, everything=True).values()}
+            assert {*scene.before.values()} <= here, "the dense weights were lost"
+        else:
+            assert not repo.paths.rescue.exists(), "recovery took its own files for edits of the user"
         report = fsck(repo)
         assert report.is_sound, report.findings
         go_on(repo, worktree)

@@ -14,6 +14,7 @@ import modelgit
 from modelgit.environment import Environment
 from modelgit.errors import MgitError
 from modelgit.repo import Repository
+from modelgit.repo.density import commit_patch
 from modelgit.repo.prune import prune
 from modelgit.repo.repack import repack
 
@@ -47,6 +48,8 @@ def run(repo: Repository, command: str) -> None:
 
         add(repo, str(repo.worktree.parent / "run"))
         repo.commit("killed")
+    elif command == "commit-density":
+        commit_patch(repo, "killed", density=0.02, importance="magnitude")
     elif command == "switch":
         repo.switch("side")
     elif command == "merge":

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 pytestmark = pytest.mark.crash
-COMMANDS = ("commit", "commit-from", "commit-borrowed", "switch", "merge")
+COMMANDS = ("commit", "commit-from", "commit-borrowed", "commit-density", "switch", "merge")
 KILL = "signal=SIGKILL"
 _MOST = 110  # points per command; more are sampled evenly
 _MOST_HOUSEKEEPING = 40
@@ -55,7 +55,7 @@ def test_a_kill_while_keeping_house_loses_nothing(scene_of: Callable, hit: Calla
     assert len([item for item in ran if item.code != 0]) >= 0.9 * len(ran)
 
 
-@pytest.mark.parametrize("command", ["commit-from", "switch", "merge"])
+@pytest.mark.parametrize("command", ["commit-from", "commit-density", "switch", "merge"])
 def test_recovery_can_be_killed_too(scene_of: Callable, hit: Callable, command: str) -> None:
     scene = scene_of(command)
     late = [point for point in scene.points if point.call in ("rename", "unlink", "fsync")]
