@@ -41,7 +41,7 @@ from modelgit.progress import SILENT, Progress
 
 __all__ = ["DRAWS_PER_COUNT", "EPSILON", "Kept", "Plan", "Survey", "draw", "survey"]
 
-EPSILON = 1e-2
+EPSILON = 1e-1
 """What is added to the diagonal, in units of its mean: an estimate of a few hundred examples has zeros by chance."""
 
 DRAWS_PER_COUNT = 4
