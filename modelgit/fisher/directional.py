@@ -33,7 +33,9 @@ from modelgit.progress import SILENT, Progress
 __all__ = ["Change", "Directional", "directional", "share_equal", "take_change"]
 
 _TASK = "directional KL"
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 20
+# A backward pass keeps the activations of its whole batch.
+_BATCH = 16
 # float32 outputs carry an error near 1e-6; a step that moves them by a hundredth keeps it below one in a thousand.
 _VISIBLE_MOVE = 0.01
 _SHORTEST_STEP, _LONGEST_STEP = 1e-3, 100.0
@@ -138,20 +140,21 @@ def directional(
 ) -> Directional:
     """1/2 d^T F d at the weights of `model`, in all and by tensor, on the first `limit` examples.
 
-    Costs a forward pass with tangents and a forward and backward pass.  Held: the model, the change, and the gradient
-    of one tensor; with central differences a shifted copy of what changed, too.  The model is measured in evaluation
-    mode and left as it was.  Raises UsageError when there are no examples or the model cannot be run, CheckFailed when
-    outputs are not finite.
+    Costs a forward pass with tangents and a forward and backward pass.  Held: the model, the change, the activations
+    of 16 examples and the gradient of one tensor; with central differences a shifted copy of what changed, too.  The
+    model is measured in evaluation mode and left as it was.  Raises UsageError when there are no examples or the model
+    cannot be run, CheckFailed when outputs are not finite.
     """
     count = len(examples) if limit is None else min(limit, len(examples))
     if count < 1:
         raise UsageError("a comparison needs at least one example")
+    size = batch_size or min(_BATCH, suitable_batch(model, examples))
     total = 0.0
     slopes = _Slopes(model, change.deltas)
     progress.start(_TASK, count, unit="examples")
     try:
         with evaluating(model.module), _Parts(model, change.deltas) as parts:
-            for batch in examples.batches(batch_size or suitable_batch(model, examples), limit=count):
+            for batch in examples.batches(size, limit=count):
                 progress.check()
                 inputs = batch_inputs(batch, module_device(model.module))
                 rows, slope = slopes.of(inputs, batch, examples)
@@ -289,7 +292,7 @@ class _Parts:
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The sum of products in float64, a few million at a time."""
+    """The sum of products in float64, a million at a time."""
     flat, flat_other = one.reshape(-1), other.reshape(-1)
     total = 0.0
     for start in range(0, flat.numel(), _CHUNK_ELEMENTS):
