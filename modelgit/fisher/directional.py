@@ -41,6 +41,8 @@ _VISIBLE_MOVE = 0.01
 _SHORTEST_STEP, _LONGEST_STEP = 1e-3, 100.0
 # Forward and backward mode compute one number in two ways; where they differ by more, one misses part of the model.
 _SAME = 0.01
+# Less than this is rounding in float32 (a change that a normalisation takes out): there is nothing to share out.
+_ROUNDING_KL = 1e-14
 
 make_dual: Callable[..., torch.Tensor] = forward_ad.make_dual
 unpack_dual: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = forward_ad.unpack_dual
@@ -167,8 +169,10 @@ def directional(
     kl = max(0.0, total / count)
     by_tensor = None if parts.problem else {name: value / count for name, value in sorted(parts.totals.items())}
     notes = [note for note in (slopes.note, parts.problem) if note]
-    if by_tensor is not None and abs(sum(by_tensor.values()) - kl) > _SAME * max(
-        kl, *map(abs, by_tensor.values()), 0.0
+    if (
+        by_tensor is not None
+        and kl > _ROUNDING_KL
+        and abs(sum(by_tensor.values()) - kl) > _SAME * max(kl, *map(abs, by_tensor.values()), 0.0)
     ):
         by_tensor = None
         notes.append("the model's gradient does not see the whole change, so it is not shared out among tensors")

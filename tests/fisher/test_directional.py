@@ -250,12 +250,22 @@ def test_a_head_of_another_shape_stays_apart(bert, sentences) -> None:
     old, new = bert(3), bert(4)
     with torch.no_grad():
         new.module.body.load_state_dict(old.module.body.state_dict())
-        new.module.body.encoder["layer"][0].output.dense.bias.add_(0.01)
+        new.module.body.encoder["layer"][0].output.dense.bias.add_(torch.linspace(0, 0.1, 12))
     change = take_change(old, new)
     assert change.apart == ("classifier.bias", "classifier.weight")
     assert list(change.deltas) == ["body.encoder.layer.0.output.dense.bias"]
     found = directional(old, change, sentences())
     assert found.by_tensor == {"encoder.layer.0.output.dense.bias": pytest.approx(found.kl, rel=1e-4)}
+
+
+def test_a_change_that_a_normalisation_takes_out_is_rounding(bert, sentences) -> None:
+    old, new = bert(), bert()
+    with torch.no_grad():
+        new.module.load_state_dict(old.module.state_dict())
+        new.module.body.encoder["layer"][0].output.dense.bias.add_(0.01)
+    found = form(old, new, sentences())
+    assert found.kl < 1e-14 and found.note is None
+    assert found.by_tensor is not None and abs(sum(found.by_tensor.values())) < 1e-14
 
 
 def test_taking_the_change_holds_no_third_model(bert) -> None:
