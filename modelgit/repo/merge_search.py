@@ -15,11 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.errors import GateRefused, UsageError
+from modelgit.errors import GateRefused, NothingToDo, UsageError
 from modelgit.evals.suites import Suite, load_suites
 from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
 from modelgit.merging.plan import plan as make_plan
 from modelgit.models.data import UNLABELLED
+from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, merge_small_files, open_sides
@@ -116,6 +117,8 @@ def search(
     Raises UsageError without a suite that has labels, GateRefused when the gate refuses every finalist.
     """
     head = repo.resolve("HEAD")
+    if is_ancestor(repo.resolve(revision), head, repo.parents_of):
+        raise NothingToDo(f"the branch has {revision} already", hint="`mgit log --graph` shows the history")
     sides = open_sides(repo, head, repo.resolve(revision))
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
     _, conflicts = merge_small_files(repo, sides, plan, {})

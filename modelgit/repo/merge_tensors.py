@@ -159,7 +159,13 @@ def make_commit(
             session.abort()
             return made
         verb = "merging" if not state.verb else f"the {state.verb}"
-        check_clean(repo, start, manifest, verb=verb, hint=f"`mgit restore .` first, or `mgit {state.name} --abort`")
+        check_clean(
+            repo,
+            start,
+            manifest,
+            verb=verb,
+            hint="`mgit commit -m …` first, or `mgit restore .` to give the changes up",
+        )
         session.seal()
     if state.todo:
         return made

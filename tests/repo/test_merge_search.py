@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
-from modelgit.errors import GateRefused, UsageError  # noqa: E402
+from modelgit.errors import GateRefused, NothingToDo, UsageError  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.merge_search import _shares, default_candidates, search  # noqa: E402
 
@@ -114,8 +114,8 @@ def test_what_cannot_be_searched_is_said(pair: Repository) -> None:
     with pytest.raises(UsageError, match="labelled data"):
         search(pair, "tone", candidates=TRIED)
     suites(pair)
-    with pytest.raises(UsageError, match="nothing to search"):
-        search(pair, "main")
+    with pytest.raises(NothingToDo, match="has main~1 already"):
+        search(pair, "main~1")
     with pytest.raises(UsageError, match="no merge strategy"):
         search(pair, "tone", candidates=["nothing"])
 
