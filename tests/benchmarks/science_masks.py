@@ -1,0 +1,238 @@
+"""FISH masks against a dense fine-tune, and beside random, bias-only and post-hoc masks with rates of their own.
+
+Every run trains from the published encoder and a head drawn by its seed, 3 epochs of AdamW in batches of 16, the head
+whole and counted.  FISH ranks by the Fisher information at the start (512 training texts, the default estimator);
+"post-hoc" by F·δ² of the dense fine-tune with the same seed.  The full model has seed 0 and takes, in each run of this
+benchmark, the rate of `FULL_RATES` that is best on the validation texts.  The upper three layers have seeds 0 to 2 and
+`TOP_RATES`: the best on validation texts, seed 0, of the first two rates of `GRID` on trec, of all three on reviews.
+
+    python tests/benchmarks/science_masks.py tune TASK          prints what every rate of the grid gives there
+    python tests/benchmarks/science_masks.py run TASK FOLDER    what `rows` runs, one process for each task
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import torch
+from science_data import (
+    EPOCHS,
+    RATES,
+    TASKS,
+    Kind,
+    Plan,
+    Task,
+    accuracy,
+    dense,
+    fine_tune,
+    new_model,
+    science_task,
+    weights_of,
+)
+from table import Row
+from torch.nn import functional
+
+from modelgit.fisher.estimate import estimate
+from modelgit.fisher.mask import Positions, bias_mask, top_mask
+from modelgit.fisher.scores import change_scores, random_scores
+from modelgit.integrations.torch import freeze_outside
+from modelgit.models.base import TaskModel
+
+__all__ = ["rows"]
+
+SEEDS = (0, 1, 2)
+METHODS: dict[Kind, tuple[str, ...]] = {
+    "full": ("FISH 0.5 %", "FISH 0.1 %"),
+    "top": ("FISH 0.5 %", "random 0.5 %", "FISH 0.1 %", "random 0.1 %", "bias only", "post-hoc 0.1 %"),
+}
+GRID: dict[str, tuple[float, ...]] = {
+    "FISH 0.5 %": (1e-3, 2e-3, 4e-3),
+    "FISH 0.1 %": (2e-3, 4e-3, 8e-3),
+    "random 0.5 %": (5e-3, 1e-2, 2e-2),
+    "random 0.1 %": (1e-2, 2e-2, 4e-2),
+    "bias only": (2e-3, 5e-3, 1e-2),
+    "post-hoc 0.1 %": (2e-3, 4e-3, 8e-3),
+}
+TOP_RATES: dict[str, dict[str, float]] = {
+    "trec": {
+        "FISH 0.5 %": 2e-3,
+        "random 0.5 %": 1e-2,
+        "FISH 0.1 %": 4e-3,
+        "random 0.1 %": 2e-2,
+        "bias only": 5e-3,
+        "post-hoc 0.1 %": 4e-3,
+    },
+    "reviews": {
+        "FISH 0.5 %": 4e-3,
+        "random 0.5 %": 2e-2,
+        "FISH 0.1 %": 8e-3,
+        "random 0.1 %": 4e-2,
+        "bias only": 1e-2,
+        "post-hoc 0.1 %": 8e-3,
+    },
+}
+FULL_RATES: dict[str, tuple[float, ...]] = {"FISH 0.5 %": (1e-3, 2e-3), "FISH 0.1 %": (2e-3, 4e-3)}
+BARS = {
+    ("trec", "FISH 0.5 %"): 2.0,
+    ("reviews", "FISH 0.5 %"): 3.0,
+    ("trec", "FISH 0.1 %"): 3.0,
+    ("reviews", "FISH 0.1 %"): 3.0,
+}
+_EXAMPLES = 512
+
+
+class Figures(NamedTuple):
+    """A method's rate, and its accuracy in per cent for each seed."""
+
+    rate: float
+    accuracies: list[float]
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """What a masked step costs; the full model with its bars; then the upper layers over three seeds."""
+    yield from _cost(plan)
+    command = [sys.executable, __file__, "run"]
+    quick = ["--quick"] if plan.quick else []
+    workers = {
+        task: subprocess.Popen([*command, task, str(plan.work), *quick], stdout=subprocess.PIPE, text=True)
+        for task in TASKS
+    }
+    found = {task: json.loads(worker.communicate()[0]) for task, worker in workers.items()}
+    for kind in ("full", "top"):
+        for task, figures in found.items():
+            yield from _table(task, kind, {method: Figures(*pair) for method, pair in figures[kind].items()})
+
+
+def _cost(plan: Plan) -> Iterator[Row]:
+    """CPU time of a step, plain, under a mask, and with a journal: each step the least of several rounds in turn."""
+    task = science_task("trec", quick=plan.quick)
+    batches = [next(iter(task.train.batches(16, seed=seed))) for seed in range(3 if plan.quick else 8)]
+    shapes = {name: tuple(value.shape) for name, value in weights_of(new_model(task)).items()}
+    mask = top_mask(random_scores(shapes), density=0.005)
+    least: dict[tuple[str, int], float] = {}
+    memory: dict[str, int] = {}
+    for _ in range(2 if plan.quick else 5):
+        for how in ("plain", "masked", "masked with a journal"):
+            model = new_model(task)
+            optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                if how != "plain":
+                    journal = Path(folder) / "journal" if "journal" in how else None
+                    stack.enter_context(
+                        freeze_outside(model.module, mask, optimizer, tensor_of=model.tensor_of, journal=journal)
+                    )
+                for at, batch in enumerate(batches):
+                    began = time.process_time()
+                    loss = functional.cross_entropy(model.module(**batch.inputs), batch.labels)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    took = time.process_time() - began
+                    least[how, at] = min(took, least.get((how, at), took))
+                memory[how] = sum(v.nbytes for state in optimizer.state.values() for v in state.values())
+    group = "Training under a mask: cost (22.6 M weights, 0.5 %, 16 questions a step, fused AdamW, CPU)"
+    steps = range(1, len(batches))  # the first one makes the moments
+    seconds = {how: mean(least[how, at] for at in steps) for how in memory}
+    plain = seconds["plain"]
+    yield Row(group, "plain step", 1000 * plain, "ms", note=f"moments {memory['plain'] / 1e6:.0f} MB")
+    for how in ("masked", "masked with a journal"):
+        note = f"{1000 * seconds[how]:.0f} ms, moments {memory[how] / 1e6:.1f} MB"
+        yield Row(group, f"{how}, more than plain", 100 * (seconds[how] / plain - 1), "%", 10, "at most", note)
+
+
+def _table(task: str, kind: str, figures: dict[str, Figures]) -> Iterator[Row]:
+    seeds = len(figures["dense"].accuracies)
+    model = "all 22.6 M weights" if kind == "full" else "upper three layers, 5.3 M weights"
+    group = f"FISH masks: {task}, {model}, {seeds} seed{'s' if seeds > 1 else ''}"
+    best = mean(figures["dense"].accuracies)
+    for method, (rate, values) in figures.items():
+        note = f"rate {rate:g}" + (f", sd {stdev(values):.1f}" if seeds > 1 else "")
+        yield Row(group, f"accuracy, {method}", mean(values), "%", note=note)
+        if method != "dense":
+            bar = BARS.get((task, method)) if kind == "full" else None
+            yield Row(group, f"below dense, {method}", best - mean(values), "points", bar, "at most")
+
+
+def _mask(plan: Plan, task: Task, method: str, seed: int) -> Positions:
+    model = new_model(task, seed=seed)
+    weights = weights_of(model)
+    head = {model.tensor_of[name] for name in model.head}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    name, _, share = method.partition(" ")
+    if name == "bias":
+        return bias_mask(shapes, head=head)
+    density = float(share.removesuffix(" %")) / 100
+    if name == "random":
+        return top_mask(random_scores(shapes, seed=seed), density=density, head=head)
+    if name == "FISH":
+        scores = estimate(model, task.train, limit=_EXAMPLES, seed=seed).values
+    else:
+        tuned = dense(plan, task, seed=seed)
+        fisher = estimate(tuned, task.train, limit=_EXAMPLES, seed=seed).values
+        scores = change_scores(shapes, _arrays(weights), _arrays(weights_of(tuned)), diagonal=fisher)
+    return top_mask(scores, density=density, head=head)
+
+
+def _arrays(weights: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {name: value.numpy() for name, value in weights.items()}
+
+
+def _trained(plan: Plan, task: Task, method: str, mask: Positions, *, lr: float, seed: int) -> TaskModel:
+    model = new_model(task, seed=seed)
+    fine_tune(model, task, lr=lr, seed=seed, mask=mask, epochs=1 if plan.quick else EPOCHS)
+    return model
+
+
+def _run(name: str, plan: Plan) -> dict[Kind, dict[str, Figures]]:
+    """Test accuracy in per cent by kind and method, a figure for each seed, and the rate."""
+    found: dict[Kind, dict[str, Figures]] = {}
+    for kind, methods in METHODS.items():
+        task = science_task(name, kind, quick=plan.quick)
+        seeds = SEEDS[:1] if kind == "full" else SEEDS[:2] if plan.quick else SEEDS
+        figures = {"dense": Figures(RATES[kind], [accuracy(dense(plan, task, seed=seed), task.test) for seed in seeds])}
+        for method in methods:
+            rates = FULL_RATES[method] if kind == "full" else (TOP_RATES[name][method],)
+            figures[method] = _measured(plan, task, method, rates, seeds)
+            print(f"masks: {name} {kind} {method}: {figures[method]}", file=sys.stderr, flush=True)
+        found[kind] = figures
+    return found
+
+
+def _measured(plan: Plan, task: Task, method: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> Figures:
+    """On the test texts, with the rate that the validation texts like best; ties go to the smaller one."""
+    best, figures = -1.0, Figures(0.0, [])
+    masks = {seed: _mask(plan, task, method, seed) for seed in seeds}
+    for rate in rates:
+        models = [_trained(plan, task, method, masks[seed], lr=rate, seed=seed) for seed in seeds]
+        valid = mean(accuracy(model, task.validation) for model in models) if len(rates) > 1 else 0.0
+        if valid > best:
+            best, figures = valid, Figures(rate, [accuracy(model, task.test) for model in models])
+    return figures
+
+
+def _tune(name: str, plan: Plan) -> None:
+    task = science_task(name, "top")
+    for method in METHODS["top"]:
+        mask = _mask(plan, task, method, 0)
+        for rate in GRID[method]:
+            model = _trained(plan, task, method, mask, lr=rate, seed=0)
+            print(f"{name} {method} {rate:g}: {accuracy(model, task.validation):.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, task_name, *more = sys.argv[1:]
+    if what == "tune":
+        with tempfile.TemporaryDirectory() as folder:
+            _tune(task_name, Plan(Path(folder)))
+    else:
+        print(json.dumps(_run(task_name, Plan(Path(more[0]), "--quick" in more))))
