@@ -9,7 +9,7 @@ import click
 
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._format import plural
-from modelgit.cli._merges import ChosenStrategy, called, conflict_lines, parse_strategies, plan_lines
+from modelgit.cli._merges import called, conflict_lines, parse_strategies, plan_lines
 from modelgit.cli._output import dim, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_commit import say_commit
@@ -50,7 +50,7 @@ def pick_options(function: F) -> F:
 def run_picks(
     session: Session,
     verb: Verb,
-    start: Callable[[ChosenStrategy], Picked] | None,
+    start: Callable[..., Picked] | None,
     *,
     go_on: bool,
     skip: bool,
@@ -58,7 +58,10 @@ def run_picks(
     strategies: tuple[str, ...],
     gate: str,
 ) -> None:
-    """Start, go on, or give up; `start` is None where no commit was named."""
+    """Start, go on, or give up.
+
+    `start` takes the keyword arguments that all verbs share; it is None where no commit was named.
+    """
     if sum((go_on, skip, abort)) > 1 or (start is None) != (go_on or skip or abort):
         raise UsageError(
             "name what to take, or one of --continue, --skip and --abort", hint=f"`mgit {verb} --help` shows how"
@@ -66,7 +69,7 @@ def run_picks(
     if strategies and start is None:
         raise UsageError("--strategy belongs to a start", hint=f"`mgit {verb} REV --strategy NAME`")
     from modelgit.repo.merge import abort_merge
-    from modelgit.repo.picks import continue_picks
+    from modelgit.repo.picks import DEFAULT_STRATEGY, continue_picks
 
     repo = session.repository
     if abort:
@@ -77,7 +80,14 @@ def run_picks(
         if start is None:
             done = continue_picks(repo, verb, gate=gate, skip=skip, progress=session.progress)
         else:
-            done = start(parse_strategies(strategies))
+            chosen = parse_strategies(strategies)
+            done = start(
+                strategy=chosen.name or DEFAULT_STRATEGY,
+                options=chosen.options,
+                rules=chosen.rules,
+                gate=gate,
+                progress=session.progress,
+            )
     except NegativeAnswer as refusal:
         _show_refusal(session, refusal)
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from modelgit.cli._complete import complete_revision
@@ -34,24 +36,12 @@ def cherry_pick(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit cherry-pick --continue`.
     """
-    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import cherry_pick as start
 
     run_picks(
         session,
         "cherry-pick",
-        None
-        if not revisions
-        else lambda chosen: start(
-            session.repository,
-            revisions,
-            strategy=chosen.name or DEFAULT_STRATEGY,
-            options=chosen.options,
-            rules=chosen.rules,
-            mainline=mainline,
-            gate=gate,
-            progress=session.progress,
-        ),
+        partial(start, session.repository, revisions, mainline=mainline) if revisions else None,
         go_on=go_on,
         skip=skip,
         abort=abort,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from modelgit.cli._complete import complete_revision
@@ -30,23 +32,12 @@ def rebase(
     Each change is added to what UPSTREAM has; what does not overlap stays exact.  The branch moves once, at the end,
     and `mgit undo` takes that back.  Conflicts stop it with the work tree untouched.
     """
-    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import rebase as start
 
     run_picks(
         session,
         "rebase",
-        None
-        if upstream is None
-        else lambda chosen: start(
-            session.repository,
-            upstream,
-            strategy=chosen.name or DEFAULT_STRATEGY,
-            options=chosen.options,
-            rules=chosen.rules,
-            gate=gate,
-            progress=session.progress,
-        ),
+        partial(start, session.repository, upstream) if upstream is not None else None,
         go_on=go_on,
         skip=skip,
         abort=abort,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from modelgit.cli._complete import complete_revision
@@ -34,24 +36,12 @@ def revert(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit revert --continue`.
     """
-    from modelgit.repo.picks import DEFAULT_STRATEGY
     from modelgit.repo.picks import revert as start
 
     run_picks(
         session,
         "revert",
-        None
-        if not revisions
-        else lambda chosen: start(
-            session.repository,
-            revisions,
-            strategy=chosen.name or DEFAULT_STRATEGY,
-            options=chosen.options,
-            rules=chosen.rules,
-            mainline=mainline,
-            gate=gate,
-            progress=session.progress,
-        ),
+        partial(start, session.repository, revisions, mainline=mainline) if revisions else None,
         go_on=go_on,
         skip=skip,
         abort=abort,

@@ -90,18 +90,7 @@ def revert(
     states = []
     for commit in commits:
         picked = _pick(repo, commit, rule, mainline, verb="revert")
-        if picked.base is None:
-            raise BaseMissing(commit)
-        subject = repo.commit_at(commit).subject
-        states.append(
-            msgspec.structs.replace(
-                picked,
-                base=commit,
-                theirs=picked.base,
-                author="",
-                message=f'Revert "{subject}"\n\nThis takes back commit {commit.short}.',
-            )
-        )
+        states.append(_reverted(repo, picked, commit))
     return _start(repo, "revert", states, None, gate, progress)
 
 
@@ -241,8 +230,13 @@ def _again(repo: Repository, state: MergeState, commit: CommitId, rule: _Rule) -
     mainline = None if len(repo.parents_of(commit)) < 2 else 1
     verb: Verb = "revert" if state.verb == "revert" else "rebase" if state.verb == "rebase" else "cherry-pick"
     picked = _pick(repo, commit, rule, mainline, verb=verb)
-    if verb != "revert" or picked.base is None:
-        return picked
+    return _reverted(repo, picked, commit) if verb == "revert" else picked
+
+
+def _reverted(repo: Repository, picked: MergeState, commit: CommitId) -> MergeState:
+    """The state that takes back what `picked` would apply: base and other side change places."""
+    if picked.base is None:
+        raise BaseMissing(commit)
     message = f'Revert "{repo.commit_at(commit).subject}"\n\nThis takes back commit {commit.short}.'
     return msgspec.structs.replace(picked, base=commit, theirs=picked.base, author="", message=message)
 
