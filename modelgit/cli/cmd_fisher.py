@@ -31,7 +31,7 @@ def fisher() -> None:
     """
 
 
-@command("make", example="mgit fisher main --task intents --examples 512")
+@command("make", example="mgit fisher make main --task intents --examples 512")
 @click.argument("revision", default="HEAD", shell_complete=complete_revision, metavar="[REV]")
 @click.option("--task", metavar="NAME", help="The task of mgit.toml (the only one).")
 @click.option(

@@ -92,8 +92,8 @@ class OutputFlip(Record, frozen=True, kw_only=True):
     id: str
     text: str
     kl: float
-    changed: int = 1
-    outputs: int = 1
+    changed: int
+    outputs: int
     old: str = ""
     new: str = ""
     old_margin: float | None = None
@@ -120,7 +120,7 @@ class BehaviourDiff(Record, frozen=True, kw_only=True):
     model: str = ""
     data: str = ""
     kind: str = ""
-    likelihood: str = "categorical"
+    likelihood: str
     examples: int = 0
     outputs: int = 0
     measured_kl: float | None = None
@@ -188,7 +188,7 @@ class SamplesDiff(Record, frozen=True, kw_only=True):
     kind: str
     pairs: tuple[SamplePair, ...] = ()
     n_tokens: int = 0
-    temperature: float = 0.0
+    temperature: float
     seed: int = 0
     notes: tuple[str, ...] = ()
 

@@ -47,6 +47,7 @@ def changed(name: str, *, delta: float = 0.03, elements: int = 1000, values: int
 def behaviour() -> BehaviourDiff:
     return BehaviourDiff(
         task="intents",
+        likelihood="categorical",
         data="data/test.jsonl",
         examples=512,
         outputs=512,
@@ -66,6 +67,8 @@ def behaviour() -> BehaviourDiff:
                 id="q7",
                 text="where is it",
                 kl=0.2,
+                changed=1,
+                outputs=1,
                 old="place",
                 new="person",
                 old_margin=0.1,
@@ -177,6 +180,7 @@ def test_the_share_that_changed_is_that_of_the_tasks_model() -> None:
 def test_tokens_are_counted_apart_from_sequences() -> None:
     found = BehaviourDiff(
         task="lm",
+        likelihood="categorical",
         kind="causal-lm",
         examples=10,
         outputs=200,
@@ -260,17 +264,19 @@ def nasty() -> ModelDiff:
         files=(FileDiff(path=NASTY, kind="changed", keys=(KeyChange(key=NASTY, old=NASTY, new=NASTY),)),),
         behaviour=BehaviourDiff(
             task=NASTY,
+            likelihood="categorical",
             data=NASTY,
             fisher_share=0.5,
             directional_kl=1.0,
             tensors=(TensorBehaviour(name=NASTY, divergence=1.0, fisher_share=0.5),),
             flipped=1,
-            flips=(OutputFlip(id=NASTY, text=NASTY, kl=1.0, old=NASTY, new=NASTY, label=NASTY),),
+            flips=(OutputFlip(id=NASTY, text=NASTY, kl=1.0, changed=1, outputs=1, old=NASTY, new=NASTY, label=NASTY),),
             notes=(NASTY,),
         ),
         samples=SamplesDiff(
             task=NASTY,
             kind="prediction",
+            temperature=0.0,
             pairs=(
                 SamplePair(
                     id=NASTY, prompt=NASTY, old=Sample(text=NASTY), new=Sample(classes=((NASTY, 0.5),)), same=False
