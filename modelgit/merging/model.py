@@ -22,6 +22,7 @@ from modelgit.patching.statistics import read_values
 __all__ = ["DEFAULT_RULE", "Diagonals", "ModelMerge", "matching_rule"]
 
 DEFAULT_RULE = "*"
+_PASS_BYTES = 1 << 20  # first passes look at so much of each side at a time: as float64 it stays in the cache
 
 
 class Diagonals(Protocol):
@@ -162,7 +163,7 @@ class _Material:
         for tensor in chosen:
             dtype, unit = tensor.spec.dtype, element_bytes(tensor.spec.dtype)
             copies = 2 if dtype == "C64" else 1  # the real and the imaginary part are as important as their number
-            for start, stop in windows(tensor.spec.size_bytes, step_bytes=STEP_BYTES):
+            for start, stop in windows(tensor.spec.size_bytes, step_bytes=_PASS_BYTES):
                 first, last = start // unit, stop // unit
                 yield Part(
                     where=Where(name=tensor.name, start=first, count=last - first),

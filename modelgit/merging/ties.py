@@ -16,6 +16,7 @@ from modelgit.numerics.ranking import Window, find_cuts, is_above
 __all__ = ["ties"]
 
 Trim = Literal["model", "tensor"]
+_NOWHERE = np.zeros(0, np.int64)
 
 
 def _thresholds(
@@ -95,4 +96,7 @@ def _kept(change: Array, side: int, name: str, statistics: Mapping[str, float], 
         prefix = f"last.{side}.."
         at_end = [(key[len(prefix) :], int(value)) for key, value in statistics.items() if key.startswith(prefix)]
         found = at_end[0] if at_end else None
-    return is_above(np.abs(change), least, found, name=where.name, positions=where.positions)
+    # Positions matter in the one tensor that the cut goes through.
+    at_cut = found is not None and found[0] == where.name
+    positions = where.positions if at_cut else _NOWHERE
+    return is_above(np.abs(change), least, found, name=where.name, positions=positions)
