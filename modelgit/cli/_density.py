@@ -17,7 +17,7 @@ __all__ = ["parse_share", "reduced_data", "say_reduced"]
 
 RESCUE_DAYS = 7
 LARGE_KL = 0.1
-"""In nats: above this, a patch without training has lost what a mask that is trained again would keep."""
+"""In nats for each output: above this, a patch has lost what a mask that is trained again would keep."""
 
 
 def parse_share(text: str, *, hint: str) -> float:
@@ -85,8 +85,8 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
             f"The work tree now holds the patched model; the dense weights are in {kept_in} for {RESCUE_DAYS} days."
         )
         output.say("hint: `mgit undo` takes the commit back and puts them into the work tree again, bit for bit")
-    cost = kept.predicted_kl if reduced.compared is None else reduced.compared.kl
-    if cost is not None and cost > LARGE_KL:
+    compared = reduced.compared
+    if compared is not None and compared.kl * compared.examples > LARGE_KL * compared.outputs:
         output.say(
             f"hint: {_density(reduced.density)} trained again under a mask keeps more: commit the dense weights on a "
             f"branch, then `mgit mask create --density {100 * reduced.density:.3g}% --from-diff main..BRANCH`"
@@ -99,7 +99,10 @@ def _density(value: float) -> str:
 
 def _divergence(reduced: Reduced, compared: Compared) -> str:
     predicted = reduced.kept.predicted_kl
-    words = f"KL to the dense model {change(compared.kl)} nats, measured on {plural(compared.examples, 'input')}"
+    words = f"KL to the dense model {change(compared.kl)} nats"
+    if compared.outputs > compared.examples:
+        words += f" for each input, {change(compared.kl * compared.examples / compared.outputs)} for each output"
+    words += f", measured on {plural(compared.examples, 'input')}"
     if predicted is not None:
         words += f"; predicted {change(predicted)}"
     elif reduced.importance.startswith("top-k"):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 from modelgit.fisher.scores import Scores
+from modelgit.numerics.ranking import BINS, bin_of, histogram, order_bits
 
 __all__ = ["BUDGETS", "Positions", "bias_mask", "mask_size", "top_mask"]
 
@@ -26,7 +27,6 @@ BUDGETS = ("global", "layer", "tensor")
 Positions = dict[str, NDArray[np.int64] | None]
 """Ascending element indices (C order) by tensor name; None means every element; absent names have none."""
 
-_PIECE_ELEMENTS = 1 << 20
 _NUMBERED = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -130,32 +130,30 @@ def _shares(names: list[str], sizes: Mapping[str, int], count: int, budget: str)
 
 def _bits(scores: Mapping[str, NDArray[np.floating]], name: str) -> NDArray[np.uint32]:
     """The scores of one tensor as integers of the same order.  Raises UsageError for negative scores and NaN."""
-    with np.errstate(over="ignore"):
-        flat = np.ascontiguousarray(scores[name], dtype=np.float32).reshape(-1)
-    if not bool((flat >= 0).all()):
+    values = np.asarray(scores[name])
+    if not bool((values >= 0).all()):
         raise UsageError(f"the scores of tensor `{name}` are negative or not numbers")
-    bits: NDArray[np.uint32] = (flat + np.float32(0)).view(np.uint32)  # the sum makes 0 of -0
-    return bits
+    return order_bits(values)
 
 
 def _highest(scores: Mapping[str, NDArray[np.floating]], names: list[str], count: int, *, positive: bool) -> Positions:
     """The `count` highest scores of `names` (sorted), first come first on ties; no zeros if `positive`."""
-    high = np.zeros(1 << 16, np.int64)
+    high = np.zeros(BINS, np.int64)
     zeros = 0
     for name in names:
         bits = _bits(scores, name)
-        high += _histogram(bits, 16)
+        high += histogram(bits, 16)
         zeros += bits.size - int(np.count_nonzero(bits))
     if positive:
         count = min(count, int(high.sum()) - zeros)
     if count <= 0:
         return {}
-    top, above = _bin_of(high, count)
-    low = np.zeros(1 << 16, np.int64)
+    top, above = bin_of(high, count)
+    low = np.zeros(BINS, np.int64)
     for name in names:
         bits = _bits(scores, name)
-        low += _histogram(bits[(bits >> 16) == top], 0)
-    bottom, higher = _bin_of(low, count - above)
+        low += histogram(bits[(bits >> 16) == top], 0)
+    bottom, higher = bin_of(low, count - above)
     threshold, ties = np.uint32((top << 16) | bottom), count - above - higher
     chosen: Positions = {}
     for name in names:
@@ -168,19 +166,3 @@ def _highest(scores: Mapping[str, NDArray[np.floating]], names: list[str], count
         if len(positions):
             chosen[name] = positions
     return chosen
-
-
-def _histogram(bits: NDArray[np.uint32], shift: int) -> NDArray[np.int64]:
-    """How often each value of 16 bits occurs, from `shift` up; in pieces, because numpy counts 64-bit integers."""
-    counts = np.zeros(1 << 16, np.int64)
-    for start in range(0, bits.size, _PIECE_ELEMENTS):
-        piece = (bits[start : start + _PIECE_ELEMENTS] >> shift) & 0xFFFF
-        counts += np.bincount(piece.astype(np.intp), minlength=1 << 16)
-    return counts
-
-
-def _bin_of(histogram: NDArray[np.int64], count: int) -> tuple[int, int]:
-    """The bin in which the `count`-th entry from the top lies, and how many lie in the bins above it."""
-    from_top = np.cumsum(histogram[::-1])
-    at = int(np.searchsorted(from_top, count))
-    return len(histogram) - 1 - at, int(from_top[at - 1]) if at else 0

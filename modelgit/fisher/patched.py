@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelgit.fisher.changes import STEP, read_window
-from modelgit.fisher.sparsify import DRAWS_PER_COUNT, Plan, draw
+from modelgit.fisher.sparsify import Plan, draw
 from modelgit.numerics.bits import Words
 from modelgit.numerics.floats import from_float64, to_float32, to_float64
 
@@ -32,12 +32,8 @@ class PatchedTensor:
 
     def read(self, start: int, stop: int) -> memoryview:
         """Raw bytes `start` to `stop`, on borders of elements."""
-        unit = self._width * DRAWS_PER_COUNT
-        low, high = start // unit * unit, min(-(-stop // unit) * unit, self.spec.size_bytes)
-        parts = [
-            self._window(first, min(first + STEP * self._width, high)) for first in range(low, high, STEP * self._width)
-        ]
-        return memoryview(b"".join(parts))[start - low : stop - low]
+        step = STEP * self._width
+        return memoryview(b"".join(self._window(first, min(first + step, stop)) for first in range(start, stop, step)))
 
     def read_into(self, start: int, out: memoryview) -> None:
         """The same into a buffer of the caller's."""

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
@@ -37,17 +36,14 @@ from modelgit.fisher.changes import (
 )
 from modelgit.fisher.mask import top_mask
 from modelgit.fisher.scores import Scores
+from modelgit.numerics.draws import uniform
+from modelgit.numerics.ranking import BINS, histogram
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["DRAWS_PER_COUNT", "EPSILON", "Kept", "Plan", "Survey", "draw", "survey"]
+__all__ = ["EPSILON", "Kept", "Plan", "Survey", "draw", "survey"]
 
 EPSILON = 1e-1
 """What is added to the diagonal, in units of its mean: an estimate of a few hundred examples has zeros by chance."""
-
-DRAWS_PER_COUNT = 4
-"""A count of the generator gives four numbers: draws begin at multiples of it."""
-
-_BINS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +140,16 @@ class Survey:
         if budget >= int(self.counts.sum()):
             return 0.0
         with np.errstate(invalid="ignore"):  # the last bins are those of NaN, and empty
-            edges = (np.arange(_BINS, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+            edges = (np.arange(BINS, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
         from_top = np.cumsum(self.counts[::-1])[::-1]
         below = np.concatenate([[0.0], np.cumsum(self.sums)[:-1]])
         with np.errstate(divide="ignore", invalid="ignore"):
             expected = from_top + np.where(below > 0, below / edges, 0.0)
         at = int(np.flatnonzero(expected >= budget)[-1])
-        inside = np.zeros(_BINS, np.int64)
+        inside = np.zeros(BINS, np.int64)
         for window in self.body(progress) if self.counts[at] else ():
             bits = window.score[~window.forced].view(np.uint32)
-            inside += np.bincount((bits[bits >> 16 == at] & 0xFFFF).astype(np.intp), minlength=_BINS)
+            inside += histogram(bits[bits >> 16 == at], 0)
         low = np.flatnonzero(inside)[::-1]
         values = ((np.uint32(at) << np.uint32(16)) | low.astype(np.uint32)).view(np.float32).astype(np.float64)
         return _water_level(
@@ -308,19 +304,19 @@ def survey(
     # A power of two: nothing is rounded, and scores keep clear of the ends of float32.
     factor = float(np.ldexp(1.0, -int(np.frexp(top)[1]))) if top > 0 else 1.0
     scale = Scale(importance=importance, mean_fisher=mean, floor=epsilon * mean, factor=factor)
-    counts = np.zeros(_BINS, np.int64)
-    sums, costs, slopes = np.zeros(_BINS), np.zeros(_BINS), np.zeros(_BINS)
+    counts = np.zeros(BINS, np.int64)
+    sums, costs, slopes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for delta in ordered:
         for window in windows(delta, scale, fisher, progress) if not delta.whole else ():
             score = window.score[~window.forced]
             bins = (score.view(np.uint32) >> 16).astype(np.intp)
-            counts += np.bincount(bins[score > 0], minlength=_BINS)
-            sums += np.bincount(bins, weights=score.astype(np.float64), minlength=_BINS)
+            counts += np.bincount(bins[score > 0], minlength=BINS)
+            sums += np.bincount(bins, weights=score.astype(np.float64), minlength=BINS)
             if window.fisher is not None:
                 cost = (window.fisher * window.delta * window.delta)[~window.forced]
-                costs += np.bincount(bins, weights=cost, minlength=_BINS)
+                costs += np.bincount(bins, weights=cost, minlength=BINS)
                 slope = np.divide(cost, score, out=np.zeros_like(cost), where=score > 0)
-                slopes += np.bincount(bins, weights=slope, minlength=_BINS)
+                slopes += np.bincount(bins, weights=slope, minlength=BINS)
         progress.advance("survey", 1)
     progress.finish("survey")
     return Survey(
@@ -370,8 +366,5 @@ def _check(deltas: Sequence[TensorDelta], fisher: Diagonal | None) -> None:
 
 
 def draw(seed: int, name: str, purpose: str, first: int, count: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) for elements `first` on (a multiple of four), the same whatever was drawn before."""
-    key = int.from_bytes(blake3(f"patch:{seed}:{purpose}:{name}".encode()).digest(length=16), "little")
-    generator = np.random.Philox(key=key)
-    generator.advance(first // DRAWS_PER_COUNT)
-    return np.random.Generator(generator).random(count)
+    """Uniform numbers in [0, 1) for `count` elements from `first` on, the same whatever was drawn before."""
+    return uniform(f"patch:{seed}:{purpose}:{name}", first, count)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelgit.errors import UsageError
+from modelgit.merging.model import matching_rule
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.tensors import TensorParts
 from modelgit.objects import TensorId, TensorSpec
 from modelgit.objects.merges import Conflict, Resolution
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, TensorSource, windows
 
-__all__ = ["Combined", "Grown", "GrownTensor", "Taken", "find_conflicts", "resolve_tensor"]
+__all__ = ["Combined", "Grown", "GrownTensor", "Taken", "find_conflicts", "resolve_tensor", "ruled_resolutions"]
 
 COMBINE = "combine"
 GROW_ROWS = "grow-rows"
+_PICKS = ("ours", "theirs", "base")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,16 @@ class GrownTensor:
     def read_into(self, start: int, out: memoryview) -> None:
         """The same into a buffer of the caller's."""
         out[:] = self.read(start, start + out.nbytes)
+
+
+def ruled_resolutions(conflicts: Sequence[Conflict], rules: Mapping[str, str]) -> dict[str, str]:
+    """What rules that pick a side ("pos.*" to "ours") decide of the conflicts of tensors, as text by conflict id."""
+    found = {}
+    for conflict in conflicts:
+        rule = rules.get(matching_rule(conflict.item, rules)) if conflict.item else None
+        if rule in _PICKS:
+            found[conflict.id] = f"take {rule}"
+    return found
 
 
 def find_conflicts(conflicts: Sequence[Conflict], text: str) -> tuple[Conflict, ...]:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cut", "Window", "find_cut", "find_cuts", "is_above"]
+__all__ = ["BINS", "Cut", "Window", "bin_of", "find_cuts", "histogram", "is_above", "order_bits"]
 
-_HALF = 1 << 16
+BINS = 1 << 16
+"""Of a histogram of one half of the bits."""
+_PIECE_ELEMENTS = 1 << 20
 
 
 class Window(NamedTuple):
@@ -37,19 +39,15 @@ class Cut(NamedTuple):
     position: int = 0
 
 
-def find_cut(windows: Callable[[], Iterable[Window]], share: float, *, at_least: int = 0) -> Cut:
-    """The cut above which the part `share` (rounded down) of all numbers lies, at least `at_least` of them.
-
-    `windows` is called two times, and a third one where some of several equal numbers are taken.  Numbers are compared
-    as float32; NaN counts as the largest.
-    """
-    return find_cuts(lambda: ([window] for window in windows()), [share], at_least=[at_least])[0]
-
-
 def find_cuts(
     windows: Callable[[], Iterable[Sequence[Window]]], shares: Sequence[float], *, at_least: Sequence[int]
 ) -> list[Cut]:
-    """The cuts of several sets of numbers, whose windows come side by side, in the same two or three passes."""
+    """The cuts of several sets of numbers, whose windows come side by side.
+
+    Above each cut lies the part `shares` (rounded down) of all numbers of its set, `at_least` so many.  `windows` is
+    called two times, and a third one where some of several equal numbers are taken.  Numbers are compared as float32;
+    NaN counts as the largest.
+    """
     sets = [_Histograms(share, least) for share, least in zip(shares, at_least, strict=True)]
     for row in windows():
         for each, window in zip(sets, row, strict=True):
@@ -76,7 +74,7 @@ class _Histograms:
         self._share = share
         self._at_least = at_least
         self._size = 0
-        self._bins = np.zeros(_HALF, np.int64)
+        self._bins = np.zeros(BINS, np.int64)
         self._top = -1
         self._threshold = 0
         self.wanted = 0
@@ -84,7 +82,7 @@ class _Histograms:
         self.cut: Cut | None = None
 
     def count(self, window: Window) -> None:
-        self._bins += np.bincount(_bits(window.values) >> 16, minlength=_HALF)
+        self._bins += histogram(order_bits(window.values), 16)
         self._size += window.values.size
 
     def choose_bin(self) -> None:
@@ -92,19 +90,19 @@ class _Histograms:
         if not self.wanted:
             self.cut = Cut(math.inf, "", -1)
             return
-        self._top, above = _bin_of(self._bins, self.wanted)
+        self._top, above = bin_of(self._bins, self.wanted)
         self.wanted -= above
-        self._bins = np.zeros(_HALF, np.int64)
+        self._bins = np.zeros(BINS, np.int64)
 
     def count_in_bin(self, window: Window) -> None:
         if self.wanted:
-            bits = _bits(window.values)
-            self._bins += np.bincount(bits[(bits >> 16) == self._top] & 0xFFFF, minlength=_HALF)
+            bits = order_bits(window.values)
+            self._bins += histogram(bits[(bits >> 16) == self._top], 0)
 
     def choose_number(self) -> None:
         if not self.wanted:
             return
-        bottom, higher = _bin_of(self._bins, self.wanted)
+        bottom, higher = bin_of(self._bins, self.wanted)
         self._threshold = self._top << 16 | bottom
         self.wanted -= higher
         self.least = float(np.array(self._threshold, np.uint32).view(np.float32))
@@ -114,7 +112,7 @@ class _Histograms:
     def find_last(self, window: Window) -> None:
         if self.cut is not None:
             return
-        equal = np.flatnonzero(_bits(window.values) == self._threshold)
+        equal = np.flatnonzero(order_bits(window.values) == self._threshold)
         if equal.size >= self.wanted:
             self.cut = Cut(self.least, window.name, window.start + int(equal[self.wanted - 1]))
         else:
@@ -133,7 +131,7 @@ def is_above(
 
     `last` is the cut's name and position, if it has them; `positions` are those of `values` in the tensor `name`.
     """
-    bits = _bits(values)
+    bits = order_bits(values)
     threshold = int(np.float32(least).view(np.uint32))
     above = bits > threshold
     if last is None or name < last[0]:
@@ -143,14 +141,25 @@ def is_above(
     return above.reshape(values.shape)
 
 
-def _bits(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+def order_bits(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+    """Non-negative numbers, rounded to float32, as integers of the same order; 1-D."""
     with np.errstate(over="ignore"):
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    return (flat + np.float32(0)).view(np.uint32)
+    bits: NDArray[np.uint32] = (flat + np.float32(0)).view(np.uint32)  # the sum makes 0 of -0
+    return bits
 
 
-def _bin_of(histogram: NDArray[np.int64], count: int) -> tuple[int, int]:
+def histogram(bits: NDArray[np.uint32], shift: int) -> NDArray[np.int64]:
+    """How often each value of 16 bits occurs, from `shift` up; in pieces, because numpy counts 64-bit integers."""
+    counts = np.zeros(BINS, np.int64)
+    for start in range(0, bits.size, _PIECE_ELEMENTS):
+        piece = (bits[start : start + _PIECE_ELEMENTS] >> shift) & 0xFFFF
+        counts += np.bincount(piece.astype(np.intp), minlength=BINS)
+    return counts
+
+
+def bin_of(counts: NDArray[np.int64], count: int) -> tuple[int, int]:
     """The bin in which the `count`-th entry from the top lies, and how many lie in the bins above it."""
-    from_top = np.cumsum(histogram[::-1])
+    from_top = np.cumsum(counts[::-1])
     at = int(np.searchsorted(from_top, count))
-    return _HALF - 1 - at, int(from_top[at - 1]) if at else 0
+    return len(counts) - 1 - at, int(from_top[at - 1]) if at else 0

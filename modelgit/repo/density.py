@@ -47,13 +47,14 @@ _MEASURED = 1000
 
 
 class Compared(NamedTuple):
-    """The patched model against the dense one on `examples` inputs; KL in nats per example.
+    """The patched model against the dense one on `examples` inputs with `outputs` in all; KL in nats per example.
 
-    `agreement` is the share of equal top classes; of `labelled` inputs the dense model has `dense_correct` right, the
+    `agreement` is the share of equal top classes; of `labelled` outputs the dense model has `dense_correct` right, the
     patched one `patched_correct`.
     """
 
     examples: int
+    outputs: int
     kl: float
     agreement: float
     labelled: int
@@ -370,7 +371,15 @@ class _Reduction:
 
         patched = open_task(self.repo, manifest, data.settings, store=session)
         found = measure(data.model, patched, data.measure_on, limit=_MEASURED, listed=0, progress=self.progress)
-        return Compared(found.examples, found.kl, found.agreement, found.labelled, found.old_correct, found.new_correct)
+        return Compared(
+            found.examples,
+            found.outputs,
+            found.kl,
+            found.agreement,
+            found.labelled,
+            found.old_correct,
+            found.new_correct,
+        )
 
     # -- recording
 

@@ -13,7 +13,7 @@ from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
 from modelgit.merging.options import split_rule
 from modelgit.merging.plan import plan as make_plan
-from modelgit.merging.resolve import find_conflicts
+from modelgit.merging.resolve import find_conflicts, ruled_resolutions
 from modelgit.objects import CommitId, Manifest
 from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
@@ -36,6 +36,7 @@ __all__ = [
     "continue_merge",
     "merge",
     "plan_merge",
+    "require_head",
     "resolve_conflicts",
     "waiting_state",
 ]
@@ -111,7 +112,7 @@ def sides_of(repo: Repository, state: MergeState, *, progress: Progress = SILENT
 
 def plan_merge(repo: Repository, revision: str) -> tuple[Sides, MergePlan]:
     """What a merge of `revision` would do, from ids and small files alone; nothing is changed."""
-    head = _head(repo)
+    head = require_head(repo)
     sides = open_sides(repo, head, repo.resolve(revision))
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
     _, conflicts = merge_small_files(repo, sides, plan, {})
@@ -141,7 +142,7 @@ def merge(
     """
     with repo.writing():
         refuse_during_merge(repo, "another merge")
-        ours = _head(repo)
+        ours = require_head(repo)
         theirs = repo.resolve(revision)
         configured = repo.settings.merge
         bound = parse_rule(configured.strategy) if strategy is None else STRATEGIES.get(strategy).bind(options or {})
@@ -331,6 +332,9 @@ def apply_state(
     """
     sides = sides_of(repo, state, progress=progress)
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
+    by_hand = len(state.resolutions)
+    ruled = ruled_resolutions(plan.conflicts, state.rules)
+    state = msgspec.structs.replace(state, resolutions={**ruled, **state.resolutions})
     contents, file_conflicts = merge_small_files(repo, sides, plan, state.resolutions)
     full = _with_conflicts(plan, file_conflicts)
     still_open = tuple(
@@ -364,7 +368,7 @@ def apply_state(
         made.overlap if made is not None else 0,
         made.agree if made is not None else 0,
         made.notes if made is not None else (),
-        len(state.resolutions),
+        by_hand,
     )
 
 
@@ -391,10 +395,11 @@ def _with_conflicts(plan: MergePlan, conflicts: Sequence[Conflict]) -> MergePlan
     return msgspec.structs.replace(plan, conflicts=(*plan.conflicts, *conflicts))
 
 
-def _head(repo: Repository) -> CommitId:
+def require_head(repo: Repository) -> CommitId:
+    """The current commit.  Raises RepositoryError when there is none."""
     head = repo.head()
     if head is None:
-        raise RepositoryError("there is no commit to merge into", hint="`mgit commit -m …` makes the first one")
+        raise RepositoryError("there is no commit to work on", hint="`mgit commit -m …` makes the first one")
     return head
 
 

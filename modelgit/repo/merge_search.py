@@ -19,11 +19,12 @@ from modelgit.errors import GateRefused, NothingToDo, UsageError
 from modelgit.evals.suites import Suite, load_suites
 from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
 from modelgit.merging.plan import plan as make_plan
+from modelgit.merging.resolve import ruled_resolutions
 from modelgit.models.data import UNLABELLED
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, merge_small_files, open_sides
+from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, merge_small_files, sides_of
 from modelgit.repo.merge_tensors import merged_manifest
 from modelgit.repo.tasks import suite_candidate, suite_examples
 
@@ -119,28 +120,30 @@ def search(
     head = repo.resolve("HEAD")
     if is_ancestor(repo.resolve(revision), head, repo.parents_of):
         raise NothingToDo(f"the branch has {revision} already", hint="`mgit log --graph` shows the history")
-    sides = open_sides(repo, head, repo.resolve(revision))
+    theirs = repo.resolve(revision)
+    state = MergeState(
+        ours=head,
+        theirs=theirs,
+        base=None,
+        message="",
+        strategy="average",
+        rules={**configured_rules(repo.settings.merge), **(rules or {})},
+    )
+    sides = sides_of(repo, state, progress=progress)
     plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
-    _, conflicts = merge_small_files(repo, sides, plan, {})
-    if plan.conflicts or conflicts:
-        first = (*plan.conflicts, *conflicts)[0]
+    state = msgspec.structs.replace(state, resolutions=ruled_resolutions(plan.conflicts, state.rules))
+    _, conflicts = merge_small_files(repo, sides, plan, state.resolutions)
+    still_open = [item for item in (*plan.conflicts, *conflicts) if item.id not in state.resolutions]
+    if still_open:
         raise UsageError(
-            f"the branches conflict ({first.id}), which no strategy decides",
-            hint=f"`mgit merge {revision}` and `mgit resolve`, or a rule: --strategy '{first.item or first.path}=ours'",
+            f"the branches conflict ({still_open[0].id}), which no strategy decides",
+            hint=f"`mgit merge {revision}` and `mgit resolve`; of a tensor, a rule: --strategy 'NAME=ours'",
         )
     if "combine" not in plan.counts:
         raise UsageError("no tensor was changed on both sides: there is nothing to search", hint="`mgit merge REV`")
     found = _data(repo, sides, data or {}, seed)
     texts = tuple(candidates) or default_candidates(fisher=_has_fisher(repo, sides, plan, progress))
     bound = {rule_text(item): item for item in (parse_rule(text) for text in texts)}
-    state = MergeState(
-        ours=head,
-        theirs=repo.resolve(revision),
-        base=sides.base_id,
-        message="",
-        strategy="average",
-        rules={**configured_rules(repo.settings.merge), **(rules or {})},
-    )
     scores, evaluated = _rounds(repo, sides, plan, state, bound, found, exhaustive, progress)
     total = sum(item.order.size for item in found)
     notes = [

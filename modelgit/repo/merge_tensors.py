@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import BugError, IntegrityError, MergeConflicts
-from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
+from modelgit.errors import BugError, MergeConflicts
+from modelgit.merging.base import STRATEGIES, BoundStrategy
 from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
@@ -20,12 +20,10 @@ from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
     CommitId,
     FileEntry,
-    FisherEstimate,
     Literal,
     Manifest,
     MergeRecipe,
     TensorId,
-    UsedFisher,
 )
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
@@ -36,11 +34,11 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
 from modelgit.repo.merge_files import merged_weights, open_side
+from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies
 from modelgit.repo.record import write_content_record
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.fs import PackSession
-from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
@@ -70,18 +68,8 @@ class MergedCommit(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Strategies(NamedTuple):
-    """What makes the values: the strategy, those of patterns of names, and the Fisher information that they use."""
-
-    bound: BoundStrategy
-    rules: Mapping[str, BoundStrategy]
-    rule_texts: dict[str, str]
-    fishers: Mapping[str, Sequence[FisherEstimate | None]]
-    used: tuple[UsedFisher, ...]
-
-
 class _Tensors(NamedTuple):
-    ran: _Strategies
+    ran: ChosenStrategies
     final: dict[str, dict[str, StoredTensor]]
     statistics: dict[str, str]
     notes: tuple[str, ...]
@@ -121,7 +109,7 @@ def make_commit(
     start = repo.manifest_of(state.head)
     with repo.session() as session:
         tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
-        manifest, before = _manifest_of(repo, session, sides, plan, contents, tensors)
+        manifest, before = _manifest_of(repo, session, sides, plan, contents, tensors), sides.ours.manifest
         if state.verb and (manifest.files, manifest.models) == (before.files, before.models):
             session.abort()
             return None
@@ -169,25 +157,26 @@ def make_commit(
         session.seal()
     if state.todo:
         return made
-    move_to(repo, state, result.id, session=session, progress=progress)
+    move_to(repo, state.head, result.id, verb=state.name, session=session, progress=progress)
     return made._replace(result=result._replace(branch=repo.view().branch))
 
 
 def move_to(
     repo: Repository,
-    state: MergeState,
+    start: CommitId,
     commit: CommitId,
     *,
+    verb: str,
     session: PackSession | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Bring the work tree and the current branch from where `state` began to `commit`."""
+    """Bring the work tree and the current branch from `start`, where they are, to `commit`."""
     view = repo.view()
     move_worktree(
         repo,
-        repo.manifest_of(state.head),
+        repo.manifest_of(start),
         repo.manifest_of(commit),
-        description=f"{state.name}: {repo.commit_at(commit).subject}",
+        description=f"{verb}: {repo.commit_at(commit).subject}",
         view=view,
         after=view.with_head(commit),
         session=session,
@@ -218,7 +207,7 @@ def virtual_base(
         with repo.session() as session:
             inner = msgspec.structs.replace(state, resolutions=taken)
             tensors = _merge_tensors(repo, session, inner, sides, plan, bound, progress)
-            manifest, _ = _manifest_of(repo, session, sides, plan, contents, tensors)
+            manifest = _manifest_of(repo, session, sides, plan, contents, tensors)
             session.seal()
         merged = commit
     return manifest
@@ -238,7 +227,7 @@ def merged_manifest(
 
     contents, _ = merge_small_files(repo, sides, plan, state.resolutions)
     tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
-    return _manifest_of(repo, session, sides, plan, contents, tensors)[0]
+    return _manifest_of(repo, session, sides, plan, contents, tensors)
 
 
 def _manifest_of(
@@ -248,12 +237,11 @@ def _manifest_of(
     plan: MergePlan,
     contents: Mapping[str, bytes | None],
     tensors: _Tensors,
-) -> tuple[Manifest, Manifest]:
-    """The merged manifest, and that of ours."""
+) -> Manifest:
+    """The manifest of merged tensors and files."""
     weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
     files = _merge_files(repo, session, sides, plan, contents)
-    merged = Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
-    return merged, sides.ours.manifest
+    return Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
 
 
 def _merge_tensors(
@@ -284,9 +272,12 @@ def _merge_tensors(
         works[model] = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
     combined = [model for model, work in works.items() if work.parts]
     if recipe is None:
-        ran = _strategies(repo, state, sides, combined, bound, notes, progress)
+        labelled = [("ours", sides.ours.manifest), ("theirs", sides.theirs.manifest)]
+        ran = choose_strategies(
+            repo, bound, state.rules, labelled, sides.base.manifest, combined, notes=notes, progress=progress
+        )
     else:
-        ran = _recorded(repo, recipe, bound)
+        ran = recorded_strategies(repo, recipe)
     for model, work in works.items():
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
@@ -405,66 +396,6 @@ def store_all(
     return made
 
 
-def _strategies(
-    repo: Repository,
-    state: MergeState,
-    sides: Sides,
-    models: Sequence[str],
-    bound: BoundStrategy,
-    notes: list[str],
-    progress: Progress,
-) -> _Strategies:
-    """The strategies of a merge with the Fisher information that they need for `models`; `notes` say where it is from.
-
-    Where no side of any model has any, `fisher` is an average, and is called so.
-    """
-    rules = {pattern: parse_rule(text) for pattern, text in state.rules.items()}
-    if not models or not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
-        return _Strategies(bound, rules, state.rules, {}, ())
-    from modelgit.repo.fisher import fisher_for_merge
-
-    fishers: dict[str, list[FisherEstimate | None]] = {}
-    used = []
-    for model in models:
-        for label, side in (("ours", sides.ours), ("theirs", sides.theirs)):
-            found = fisher_for_merge(repo, side.manifest, sides.base.manifest, model, progress=progress)
-            fishers.setdefault(model, []).append(found.estimate)
-            object_id = None if found.stored is None else found.stored.id
-            used.append(UsedFisher(model=model, side=label, how=found.how, words=found.words, estimate=object_id))
-            note = f"{label}: {found.words}" if len(models) == 1 else f"{label}, {model}: {found.words}"
-            if note not in notes:
-                notes.append(note)
-    if any(estimate is not None for found in fishers.values() for estimate in found):
-        return _Strategies(bound, rules, state.rules, fishers, tuple(used))
-    if any(item.name == "fisher" for item in (bound, *rules.values())):
-        notes.append("no side has a Fisher estimate: the values were averaged instead, and the recipe says so")
-    texts = {
-        pattern: rule_text(_averaging(rules[pattern])) if rules[pattern].name == "fisher" else text
-        for pattern, text in state.rules.items()
-    }
-    averaged = {pattern: _averaging(rule) for pattern, rule in rules.items()}
-    return _Strategies(_averaging(bound), averaged, texts, {}, tuple(used))
-
-
-def _recorded(repo: Repository, recipe: MergeRecipe, bound: BoundStrategy) -> _Strategies:
-    """The strategies of a recipe with the very estimates that it names.
-
-    Raises IntegrityError for an estimate that is not here.
-    """
-    fishers: dict[str, list[FisherEstimate | None]] = {}
-    for used in recipe.fishers:
-        if used.estimate is not None and not repo.store.has(used.estimate):
-            raise IntegrityError(
-                f"the merge used a Fisher estimate ({used.estimate.short}, {used.side}) that is not in this repository",
-                hint="`mgit fetch --fisher` brings those that were pushed",
-            )
-        estimate = None if used.estimate is None else read_record(repo.store, used.estimate, FisherEstimate)
-        fishers.setdefault(used.model, []).append(estimate)
-    known = {model: found for model, found in fishers.items() if any(item is not None for item in found)}
-    rules = {pattern: parse_rule(text) for pattern, text in recipe.rules.items()}
-    return _Strategies(bound, rules, recipe.rules, known, recipe.fishers)
-
-
 def _of_model(statistics: Mapping[str, str], model: str) -> dict[str, str]:
     prefix = f"{model}|"
     return {key[len(prefix) :]: value for key, value in statistics.items() if key.startswith(prefix)}
@@ -486,16 +417,9 @@ def remade(repo: Repository, state: MergeState, recipe: MergeRecipe, sides: Side
     bound = STRATEGIES.get(recipe.strategy).bind(recipe.options)
     with repo.session() as session:
         tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress, recipe=recipe)
-        manifest, _ = _manifest_of(repo, session, sides, plan, contents, tensors)
+        manifest = _manifest_of(repo, session, sides, plan, contents, tensors)
         session.abort()
     return manifest
-
-
-def _averaging(bound: BoundStrategy) -> BoundStrategy:
-    """What `fisher` is without any estimate: the average by the same weights.  Other strategies as they are."""
-    if bound.name != "fisher":
-        return bound
-    return STRATEGIES.get("average").bind({"weights": bound.recipe["weights"]})
 
 
 def _merge_files(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import NothingToDo, RepositoryError, UsageError
+from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
 from modelgit.merging.model import ModelMerge
@@ -20,20 +20,19 @@ from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
     CommitId,
     FileEntry,
-    FisherEstimate,
     Manifest,
     MergeRecipe,
     TensorId,
-    UsedFisher,
 )
 from modelgit.objects.graph import is_ancestor, merge_bases
 from modelgit.objects.merges import Conflict, MergeState
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
-from modelgit.repo.merge import configured_rules
+from modelgit.repo.merge import configured_rules, require_head
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_state import refuse_during_merge
+from modelgit.repo.merge_strategies import choose_strategies
 from modelgit.repo.merge_tensors import Work, compare_all, move_to, store_all, store_file
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
@@ -86,9 +85,7 @@ def merge_many(
     """
     with repo.writing():
         refuse_during_merge(repo, "another merge")
-        head = repo.head()
-        if head is None:
-            raise RepositoryError("there is no commit to merge into", hint="`mgit commit -m …` makes the first one")
+        head = require_head(repo)
         found = list(dict.fromkeys(repo.resolve(revision) for revision in revisions))
         theirs = [commit for commit in found if not is_ancestor(commit, head, repo.parents_of)]
         if not theirs:
@@ -96,7 +93,6 @@ def merge_many(
         configured = repo.settings.merge
         bound = parse_rule(configured.strategy) if strategy is None else STRATEGIES.get(strategy).bind(options or {})
         texts = {**configured_rules(configured), **(rules or {})}
-        bound_rules = {pattern: parse_rule(rule) for pattern, rule in texts.items()}
         base = _common(repo, head, theirs)
         state = MergeState(
             ours=head,
@@ -107,7 +103,7 @@ def merge_many(
             options=bound.recipe,
             rules=texts,
         )
-        return _merge(repo, state, base, (head, *theirs), bound, bound_rules, gate, progress)
+        return _merge(repo, state, base, (head, *theirs), bound, gate, progress)
 
 
 def _common(repo: Repository, head: CommitId, theirs: Sequence[CommitId]) -> CommitId:
@@ -130,7 +126,6 @@ def _merge(
     base_id: CommitId,
     commits: tuple[CommitId, ...],
     bound: BoundStrategy,
-    rules: Mapping[str, BoundStrategy],
     gate: str,
     progress: Progress,
 ) -> ManyMerged:
@@ -143,7 +138,10 @@ def _merge(
     encodings: Counter[str] = Counter()
     counted: dict[TensorId, ValueCounts] = {}
     overlap = agree = 0
-    fishers, used = _fishers(repo, base, sides, settled, bound, rules, notes, progress)
+    labelled = [(f"side {number}", side.manifest) for number, side in enumerate(sides, 1)]
+    ran = choose_strategies(
+        repo, bound, state.rules, labelled, base.manifest, sorted(settled.combined), notes=notes, progress=progress
+    )
     with repo.session() as session:
         reads = repo.reader(session)
         for model, names in sorted(settled.combined.items()):
@@ -158,7 +156,8 @@ def _merge(
             ]
             compared, split = compare_all(reads, parts, progress)
             overlap, agree = overlap + compared.overlap, agree + compared.agree
-            run = ModelMerge(reads, parts, bound, rules=rules, fishers=fishers.get(model, ()), split=split)
+            fishers = ran.fishers.get(model, ())
+            run = ModelMerge(reads, parts, ran.bound, rules=ran.rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
             writer = repo.writer(session, progress=progress)
@@ -181,19 +180,19 @@ def _merge(
             encodings=dict(encodings),
             recipe=MergeRecipe(
                 base=base_id,
-                strategy=bound.name,
-                options=bound.recipe,
-                rules=state.rules,
+                strategy=ran.bound.name,
+                options=ran.bound.recipe,
+                rules=ran.rule_texts,
                 statistics=statistics,
-                fishers=used,
+                fishers=ran.used,
             ),
         )
         check_clean(repo, before, manifest, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
         session.seal()
-    move_to(repo, state, result.id, session=session, progress=progress)
+    move_to(repo, state.head, result.id, verb="merge", session=session, progress=progress)
     count = sum(len(names) for names in settled.combined.values())
     made_at = result._replace(branch=repo.view().branch)
-    return ManyMerged(base_id, commits, bound.name, count, overlap, agree, tuple(notes), made_at)
+    return ManyMerged(base_id, commits, ran.bound.name, count, overlap, agree, tuple(notes), made_at)
 
 
 def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settled:
@@ -252,38 +251,6 @@ def _bytes(repo: Repository, item: FileEntry | bytes | None) -> bytes | None:
     if item is None or isinstance(item, bytes):
         return item
     return repo.file_bytes(repo.content_at(item.digest))
-
-
-def _fishers(
-    repo: Repository,
-    base: OpenSide,
-    sides: Sequence[OpenSide],
-    settled: _Settled,
-    bound: BoundStrategy,
-    rules: Mapping[str, BoundStrategy],
-    notes: list[str],
-    progress: Progress,
-) -> tuple[dict[str, list[FisherEstimate | None]], tuple[UsedFisher, ...]]:
-    if not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
-        return {}, ()
-    from modelgit.repo.fisher import fisher_for_merge
-
-    found: dict[str, list[FisherEstimate | None]] = {}
-    used = []
-    for model in sorted(settled.combined):
-        for number, side in enumerate(sides):
-            fisher = fisher_for_merge(repo, side.manifest, base.manifest, model, progress=progress)
-            found.setdefault(model, []).append(fisher.estimate)
-            object_id = None if fisher.stored is None else fisher.stored.id
-            label = f"side {number + 1}"
-            used.append(UsedFisher(model=model, side=label, how=fisher.how, words=fisher.words, estimate=object_id))
-            notes.append(f"{label}: {fisher.words}")
-    if not any(estimate is not None for items in found.values() for estimate in items):
-        raise UsageError(
-            f"`{bound.name}` needs Fisher information, and no side has any",
-            hint="`mgit fisher REV` makes an estimate; `--strategy average` needs none",
-        )
-    return found, tuple(used)
 
 
 def _manifest(repo: Repository, session: PackSession, ours: OpenSide, settled: _Settled) -> Manifest:

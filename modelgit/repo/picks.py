@@ -18,7 +18,7 @@ from modelgit.objects import CommitId
 from modelgit.objects.graph import ancestors, is_ancestor, topological
 from modelgit.objects.merges import MergeState, Verb
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.merge import MergeResult, apply_state, waiting_state
+from modelgit.repo.merge import MergeResult, apply_state, require_head, waiting_state
 from modelgit.repo.merge_state import clear_state, read_state, refuse_during_merge, write_state
 from modelgit.repo.update import check_clean
 
@@ -110,7 +110,7 @@ def rebase(
     once, at the end; the old commits stay in the operation log (`mgit undo`).
     """
     onto = repo.resolve(upstream)
-    head = _head(repo)
+    head = require_head(repo)
     if is_ancestor(onto, head, repo.parents_of):
         return Picked("rebase", (), (), head, head)
     here = set(ancestors((onto,), repo.parents_of))
@@ -143,7 +143,7 @@ def _start(
 ) -> Picked:
     with repo.writing():
         refuse_during_merge(repo, f"a {verb}")
-        head = _head(repo)
+        head = require_head(repo)
         first = MergeState(
             ours=onto or head, theirs=head, base=None, message="", strategy=DEFAULT_STRATEGY, verb=verb, start=head
         )
@@ -183,7 +183,7 @@ def _run(
     view = repo.view()
     if view.head == start and tip != start:
         # The last commit changed nothing here, or there was none: only the branch is left to move.
-        move_to(repo, at, tip, progress=progress)
+        move_to(repo, start, tip, verb=verb, progress=progress)
     if read_state(repo) is not None:
         clear_state(repo)
     if tip == start:
@@ -267,10 +267,3 @@ def _listed(repo: Repository, revisions: Sequence[str]) -> list[CommitId]:
     if not found:
         raise NothingToDo(f"there is no commit in {' '.join(revisions)}", hint="`mgit log A..B` lists a range")
     return found
-
-
-def _head(repo: Repository) -> CommitId:
-    head = repo.head()
-    if head is None:
-        raise RepositoryError("there is no commit to work on", hint="`mgit commit -m …` makes the first one")
-    return head

@@ -13,7 +13,6 @@ from modelgit.merging.base import parse_rule
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.tensors import TensorParts
 from modelgit.objects import CommitId, Manifest
-from modelgit.objects.merges import MergeState
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
@@ -96,14 +95,6 @@ def _search(
         )
     alpha = passing / _STEPS
     subject = repo.commit_at(head).subject
-    state = MergeState(
-        ours=head,
-        theirs=parent,
-        base=None,
-        message=message or f"Soften to {alpha:.0%}: {subject}",
-        strategy="average",
-        verb="soften",
-    )
     with repo.session() as session:
         manifest, _ = blend.write(session, alpha)
         before = repo.manifest_of(head)
@@ -114,14 +105,14 @@ def _search(
             manifest,
             before,
             compare_manifests(repo, before, manifest, new_store=session),
-            message=state.message,
+            message=message or f"Soften to {alpha:.0%}: {subject}",
             parents=(head,),
             evaluations=records,
             training=training_of(repo, head),
             trailers={"soften": f"{alpha:g} of {head} over {parent}"},
         )
         session.seal()
-    move_to(repo, state, result.id, session=session, progress=progress)
+    move_to(repo, head, result.id, verb="soften", session=session, progress=progress)
     made = result._replace(branch=repo.view().branch)
     return Softened(alpha, head, parent, tuple(probes), made)
 

@@ -84,10 +84,10 @@ def published(folder: Path) -> Path:
 
 def recipe() -> Recipe:
     return Recipe(
-        suites=Suites(SUITE.format(name="questions", flips=0.1), SUITE.format(name="reviews", flips=1.0)),
+        suites=Suites(SUITE.format(name="questions", flips=0.05), SUITE.format(name="reviews", flips=1.0)),
         density="10%",
         relied_on="0.04",
-        fisher_examples=32,
+        fisher_examples=48,
         questions=Training(1, 1e-3, 32),
         hasty=Training(6, 1e-2, 32),
         reviews=Training(1, 1e-3, 32),

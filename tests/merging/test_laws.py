@@ -12,7 +12,7 @@ from modelgit.merging.base import STRATEGIES, Part, Where
 from modelgit.merging.combine import combine_window
 from modelgit.numerics.draws import uniform
 from modelgit.numerics.floats import from_float64, to_float64
-from modelgit.numerics.ranking import Window, find_cut, is_above
+from modelgit.numerics.ranking import Window, find_cuts, is_above
 
 EXACT = {"ours", "theirs", "base"}
 COMPUTED = sorted(set(STRATEGIES) - EXACT)
@@ -317,7 +317,7 @@ def test_a_cut_is_that_of_a_sorted_list(tensors, share, window):
 
     entries = [(-value, f"t{index}", at) for index, values in enumerate(tensors) for at, value in enumerate(values)]
     wanted = {entry[1:] for entry in sorted(entries)[: int(share * len(entries))]}
-    cut = find_cut(windows, share)
+    (cut,) = find_cuts(lambda: ([window] for window in windows()), [share], at_least=[0])
     last = None if cut.name is None else (cut.name, cut.position)
     found = set()
     for item in windows():

@@ -144,3 +144,25 @@ def test_a_recorded_merge_is_made_again_bit_for_bit(bot: Repository, files, stra
     assert replay(bot, "HEAD").is_same
     with pytest.raises(UsageError, match="no recipe"):
         replay(bot, "side")
+
+
+def test_a_rule_that_picks_a_side_decides_what_has_no_mean(bot: Repository, files) -> None:
+    """Both sides changed a table of integers: a conflict, unless a rule names a side."""
+
+    def write(value: int) -> None:
+        table = np.full(4, value, np.int64).tobytes()
+        weights = {name: ("F32", array.shape, array.tobytes()) for name, array in files.floats(value).items()}
+        (bot.worktree / "bot.safetensors").write_bytes(files.safetensors({**weights, "steps": ("I64", (4,), table)}))
+        bot.commit(f"table {value}")
+
+    write(1)
+    bot.switch("side", create=True)
+    write(2)
+    bot.switch("main")
+    write(3)
+    with pytest.raises(MergeConflicts):
+        merge(bot, "side", strategy="average", dry_run=True)
+    done = merge(bot, "side", strategy="average", rules={"step*": "theirs"})
+    assert np.array(bot.load()["steps"].numpy()).tolist() == [2] * 4
+    assert done.resolved == 0 and list(done.commit.commit.recipe.resolutions.values()) == ["take theirs"]
+    assert replay(bot, "HEAD").is_same
