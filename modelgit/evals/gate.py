@@ -38,7 +38,7 @@ __all__ = ["Candidate", "decide", "run_suite", "suite_id", "unavailable"]
 
 _STOPPED = "not decided: the suite stopped at a proven failure"
 # The first that occurs decides.
-_PRECEDENCE: tuple[Decision, ...] = ("fail", "error", "inconclusive", "warn", "baseline", "pass")
+_PRECEDENCE: tuple[Decision, ...] = ("fail", "error", "inconclusive", "pending", "warn", "baseline", "pass")
 
 
 class Candidate(Protocol):

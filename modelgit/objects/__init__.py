@@ -4,7 +4,7 @@ from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_j
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
 from modelgit.objects.estimates import CodedTensor, FisherEstimate, KeptEstimate, Statistics
-from modelgit.objects.evaluations import CheckResult, Decision, EvalRecord
+from modelgit.objects.evaluations import CheckResult, ComparedWith, Decision, EvalRecord, Flip
 from modelgit.objects.external import External, HubSource, check_external, is_source, parse_source
 from modelgit.objects.ids import (
     BlobId,
@@ -54,6 +54,7 @@ __all__ = [
     "CodedTensor",
     "Commit",
     "CommitId",
+    "ComparedWith",
     "ContentId",
     "DType",
     "Decision",
@@ -65,6 +66,7 @@ __all__ = [
     "FileEntry",
     "FisherEstimate",
     "FisherId",
+    "Flip",
     "HubSource",
     "KeptEstimate",
     "LeafHasher",

@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import Literal as OneOf
 
 from modelgit.objects.canonical import Record
-from modelgit.objects.ids import ManifestId
+from modelgit.objects.ids import CommitId, ManifestId
 
-__all__ = ["CheckResult", "Decision", "EvalRecord"]
+__all__ = ["CheckResult", "ComparedWith", "Decision", "EvalRecord", "Flip"]
 
-Decision = OneOf["pass", "warn", "fail", "inconclusive", "error", "baseline"]
+Decision = OneOf["pass", "warn", "fail", "inconclusive", "error", "baseline", "pending"]
+"""The last word on a suite or on one line of it.
+
+"baseline": nothing to compare with yet; "pending": recorded before the suite ran, by a machine that leaves it to
+another.  Only "pass", "warn" and "baseline" let a change in.
+"""
 
 
 class CheckResult(Record, frozen=True, kw_only=True):
     """One line of a verdict.
 
-    `value` and `baseline` are in `unit` ("" for a ratio in [0, 1], "nats", "count"); `limit` is the sentence that
-    was tested ("max 1.0 %"); `detail` says on how many examples, and what was found.
+    `value` and `baseline` are in `unit` ("" for a ratio in [0, 1], "nats", "count", "bytes", "ms"); `limit` is the
+    sentence that was tested ("max 1.0 %"); `detail` says on how many examples, and what was found.  `test` is the test
+    of a suite file that the line belongs to, "" where a suite has lines only; `against` names the baseline that it
+    compares with ("parent", "tag:v1.0"), "" for an absolute limit; `slice` is "FIELD=VALUE" for a part of the
+    examples.  `broken` counts the examples that speak against the candidate among the `examples` evaluated of `total`
+    (negative flips, failed pins).
     """
 
     name: str
@@ -26,10 +35,45 @@ class CheckResult(Record, frozen=True, kw_only=True):
     unit: str = ""
     limit: str = ""
     detail: str = ""
+    test: str = ""
+    against: str = ""
+    slice: str = ""
+    examples: int = 0
+    total: int = 0
+    broken: int = 0
+
+
+class ComparedWith(Record, frozen=True, kw_only=True):
+    """A baseline of a verdict: `name` as the suite calls it, its weights (`repo.weights.weights_tree`), its manifest.
+
+    `commit` is the commit that the name meant when the suite ran; None for what is no commit.
+    """
+
+    name: str
+    manifest: ManifestId
+    weights: str
+    commit: CommitId | None = None
+
+
+class Flip(Record, frozen=True, kw_only=True):
+    """An example that was right in a baseline and is wrong now: its id, and the labels (gold, before, after)."""
+
+    test: str
+    example: str
+    gold: str
+    before: str
+    after: str
+    against: str = ""
 
 
 class EvalRecord(Record, frozen=True, kw_only=True):
-    """The verdict of one suite run on a candidate manifest against a baseline manifest (None for the first)."""
+    """The verdict of one suite run on a candidate manifest against baselines.
+
+    `baseline` is the manifest of the first of `baselines` (None for the first verdict of a history).  `weights` names
+    what was measured: equal for commits that differ in their message only.  `alpha` bounds the probability of a wrong
+    early verdict, `sampling` says how examples were chosen, `stage` when the suite is due.  `flips` are the first few
+    negative flips; `accepted` names the acceptances that excused a broken limit.
+    """
 
     candidate: ManifestId
     baseline: ManifestId | None
@@ -42,3 +86,10 @@ class EvalRecord(Record, frozen=True, kw_only=True):
     seed: int = 0
     versions: dict[str, str] = {}
     override: str | None = None
+    weights: str = ""
+    baselines: tuple[ComparedWith, ...] = ()
+    stage: str = ""
+    alpha: float | None = None
+    sampling: str = ""
+    flips: tuple[Flip, ...] = ()
+    accepted: tuple[str, ...] = ()

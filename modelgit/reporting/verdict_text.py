@@ -15,6 +15,7 @@ DECISION_WORDS = {
     "inconclusive": "OPEN",
     "error": "ERROR",
     "baseline": "first",
+    "pending": "later",
 }
 _NAME_WIDTH = 17
 _VALUE_WIDTH = 28

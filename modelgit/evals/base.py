@@ -1,0 +1,155 @@
+"""What tests of a suite see: data, the models that are compared, and how a test writes its lines.
+
+A kind of test is a function `run(test, run) -> Iterable[Row]` in a module of `evals/kinds/`; it asks the sides of the
+run for what they say about the data and knows nothing of repositories, caches or how a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelgit.config.suites import RunSettings, TestTable
+from modelgit.evals.checks import Row
+from modelgit.objects import Flip, ManifestId
+from modelgit.progress import SILENT, Progress
+from modelgit.registry import Registry
+
+if TYPE_CHECKING:
+    from modelgit.config.schema import TaskSettings
+    from modelgit.evals.predictions import Predictions
+    from modelgit.models.base import Example, ExampleSet, TaskModel
+
+__all__ = ["KINDS", "Dataset", "Deadline", "Kind", "Side", "SuiteRun", "data_name"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples of a suite: `labels` int64 `[N]` (-1 for none), and the values of the slice fields, `[N]` each.
+
+    `fingerprint` is the hex BLAKE3 of the raw data; `clusters` int64 `[N]` are equal for examples that belong together
+    (None: each is its own).  Held are all records of the file.
+    """
+
+    name: str
+    task: TaskSettings
+    examples: tuple[Example, ...]
+    fingerprint: str
+    labels: NDArray[np.int64]
+    slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    clusters: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+class Side(Protocol):
+    """One model of a comparison.
+
+    `name` is "candidate" or what the suite calls the baseline ("parent", "tag:v1.0"); `weights` names what is
+    measured.  Methods raise MgitError when what they are asked for cannot be computed.
+    """
+
+    name: str
+    manifest: ManifestId
+    weights: str
+    versions: Mapping[str, str]
+
+    def complete(self, data: Dataset) -> bool:
+        """Whether every prediction on `data` is known already, so that asking for them costs nothing."""
+
+    def predictions(self, data: Dataset, indices: NDArray[np.int64] | None = None) -> Predictions:
+        """One class for each example, at ascending `indices` or for all; computed at most once, and kept."""
+
+    def model(self, data: Dataset) -> TaskModel:
+        """The task model that `data` are for, with its weights; loaded at most once at a time."""
+
+    def encode(self, data: Dataset, indices: NDArray[np.int64]) -> ExampleSet:
+        """The inputs of the examples at `indices`, in that order."""
+
+    def scores(self, key: str) -> Mapping[str, Any] | None:
+        """What was kept under `key` for these weights by `keep_scores`; None when nothing was."""
+
+    def keep_scores(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a JSON object by the weights and `key` (which names everything else that it depends on)."""
+
+    def checkout(self) -> Path:
+        """A directory with the files of the side, read-only, kept until the run ends."""
+
+    def model_path(self, task: TaskSettings) -> str:
+        """The path of the task's model below `checkout()`."""
+
+    def size(self, task: TaskSettings) -> tuple[int, int]:
+        """Bytes and parameters of the task's model."""
+
+
+class Deadline(Protocol):
+    """The wall time that is left to a suite."""
+
+    def passed(self) -> bool:
+        """Whether it is over; a test then stops as inconclusive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRun:
+    """What a test is given.
+
+    `identity` is the id of the suite; `datasets` holds the data by the name that a test gives (`dataset`); `tasks`
+    are the tasks that tests name.  `flips` collects the first negative flips for reports.  `root` is the repository's
+    work tree, from which trusted code runs; `trusted` says whether code that the suite names may run.
+    """
+
+    identity: str
+    settings: RunSettings
+    candidate: Side
+    baselines: Sequence[Side]
+    datasets: Mapping[str, Dataset]
+    tasks: Mapping[str, TaskSettings]
+    deadline: Deadline
+    root: Path
+    trusted: bool = False
+    show_flips: int = 20
+    flips: list[Flip] = field(default_factory=list)
+    progress: Progress = SILENT
+
+
+class Kind(Protocol):
+    """A kind of test; `entry` is a function of this form in a module of `evals/kinds`."""
+
+    def __call__(self, test: Any, run: SuiteRun) -> Iterable[Row]:
+        """The lines of one test.
+
+        MgitError makes the test an "error".  A limit against a baseline with no baseline at hand is a line
+        "baseline".
+        """
+
+
+KINDS: Registry[Kind] = Registry(
+    "kind of test",
+    "modelgit.test_kinds",
+    {
+        "classification": "modelgit.evals.kinds.classification:run",
+        "nfr": "modelgit.evals.kinds.flips:run",
+        "kl": "modelgit.evals.kinds.drift:run",
+        "perplexity": "modelgit.evals.kinds.perplexity:run",
+        "pin": "modelgit.evals.kinds.checklist:run_pin",
+        "mft": "modelgit.evals.kinds.checklist:run_mft",
+        "inv": "modelgit.evals.kinds.checklist:run_inv",
+        "dir": "modelgit.evals.kinds.checklist:run_dir",
+        "retrieval-compat": "modelgit.evals.kinds.retrieval:run",
+        "lm-eval": "modelgit.evals.kinds.harness:run",
+        "python": "modelgit.evals.kinds.python:run",
+        "shell": "modelgit.evals.kinds.shell:run",
+        "resources": "modelgit.evals.kinds.resources:run",
+    },
+)
+
+
+def data_name(test: TestTable) -> str | None:
+    """The key of a test's data in `SuiteRun.datasets`: what `data` names, or the `path` itself."""
+    return getattr(test, "data", None) or getattr(test, "path", None)
