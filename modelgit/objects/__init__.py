@@ -1,6 +1,7 @@
 """Frozen records, typed ids and canonical bytes: everything that is persisted or passed between layers."""
 
 from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
+from modelgit.objects.checks import CheckReport, CheckSection, Finding, Outcome, PatchFacts
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
 from modelgit.objects.estimates import CodedTensor, FisherEstimate, KeptEstimate, Statistics
@@ -50,7 +51,9 @@ __all__ = [
     "LEAF_BYTES",
     "STORAGE_SUFFIX",
     "BlobId",
+    "CheckReport",
     "CheckResult",
+    "CheckSection",
     "CodedTensor",
     "Commit",
     "CommitId",
@@ -64,6 +67,7 @@ __all__ = [
     "FileChange",
     "FileContent",
     "FileEntry",
+    "Finding",
     "FisherEstimate",
     "FisherId",
     "Flip",
@@ -81,7 +85,9 @@ __all__ = [
     "ObjectId",
     "Operation",
     "OperationId",
+    "Outcome",
     "Patch",
+    "PatchFacts",
     "PatchId",
     "Pruning",
     "Record",
