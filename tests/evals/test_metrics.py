@@ -102,3 +102,123 @@ def test_no_examples_is_an_error_and_not_a_score(call: object) -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(UsageError, match="3 and 2"):
         metrics.count_flips([True, True, False], [True, True])
+
+
+# scipy.stats.binomtest(b, b + c, 0.5).pvalue and .proportion_ci(confidence, "exact") of SciPy 1.17.1.
+MCNEMAR = [
+    (0, 0, 1.0),
+    (1, 0, 1.0),
+    (5, 5, 1.0),
+    (49, 125, 7.58735464360591e-09),
+    (86, 78, 0.5847834991169736),
+    (75, 98, 0.0941147230155386),
+    (197, 95, 2.3659347604673145e-09),
+    (3, 40, 3.0213413992896676e-09),
+]
+CLOPPER_PEARSON = [
+    (0, 10, 0.95, 0.0, 0.30849710781876294),
+    (10, 10, 0.95, 0.6915028921812371, 1.0),
+    (1, 4000, 0.95, 6.329431957351027e-06, 0.0013921151219735432),
+    (86, 4000, 0.95, 0.017232315539000214, 0.026485011157233812),
+    (49, 4000, 0.99, 0.008227319308423742, 0.017474951175160104),
+    (3, 7, 0.9, 0.1287563928042363, 0.7746784159675543),
+    (0, 4000, 0.95, 0.0, 0.0009217947496064361),
+    (500, 1000, 0.95, 0.46854917297179194, 0.531450827028208),
+]
+
+
+@pytest.mark.parametrize(("negative", "positive", "expected"), MCNEMAR)
+def test_mcnemar_equals_scipy(negative: int, positive: int, expected: float) -> None:
+    assert math.isclose(metrics.mcnemar_exact(negative, positive), expected, rel_tol=1e-9)
+    assert metrics.mcnemar_exact(negative, positive) == metrics.mcnemar_exact(positive, negative)
+
+
+@pytest.mark.parametrize(("count", "total", "confidence", "low", "high"), CLOPPER_PEARSON)
+def test_clopper_pearson_equals_scipy(count: int, total: int, confidence: float, low: float, high: float) -> None:
+    measured = metrics.clopper_pearson(count, total, confidence=confidence)
+    assert measured == pytest.approx((low, high), rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize("call", [lambda: metrics.clopper_pearson(3, 2), lambda: metrics.mcnemar_exact(-1, 2)])
+def test_impossible_counts_are_refused(call: object) -> None:
+    with pytest.raises(UsageError):
+        call()  # type: ignore[operator]
+
+
+def test_macro_f1_of_a_known_table() -> None:
+    gold = [0, 0, 0, 1, 1, 2]
+    predicted = [0, 0, 1, 1, 3, -1]
+    # Class 0: tp 2, fn 1; class 1: tp 1, fp 1, fn 1; class 2: fn 1; class 3: fp 1; -1 is no class.
+    assert math.isclose(metrics.macro_f1(predicted, gold), (4 / 5 + 2 / 4 + 0 + 0) / 4)
+    assert metrics.macro_f1(gold, gold) == 1.0
+
+
+def test_calibration_error_of_known_bins() -> None:
+    confidence = np.array([0.95, 0.95, 0.95, 0.62, 0.62])
+    log_probs = np.log(np.stack([confidence, 1 - confidence], axis=1))
+    gold = [0, 0, 1, 0, 1]
+    # Bin of 0.95: accuracy 2/3; bin of 0.62: accuracy 1/2.
+    expected = 3 / 5 * abs(2 / 3 - 0.95) + 2 / 5 * abs(1 / 2 - 0.62)
+    assert math.isclose(metrics.expected_calibration_error(log_probs, gold), expected)
+    # Opposite faults in one bin cancel, in two bins they do not: 0.6 and 2/3 share a bin of 15 with its upper edge.
+    edges = np.log([[0.61, 0.39], [10 / 15, 5 / 15]])
+    assert math.isclose(metrics.expected_calibration_error(edges, [0, 1]), abs(1 / 2 - (0.61 + 10 / 15) / 2))
+    assert math.isnan(metrics.expected_calibration_error([[np.nan, np.nan]], [0]))
+
+
+def test_negative_log_likelihood_of_known_probabilities() -> None:
+    log_probs = np.log([[0.5, 0.5], [0.25, 0.75]])
+    assert math.isclose(metrics.mean_negative_log_likelihood(log_probs, [0, 1]), -(math.log(0.5) + math.log(0.75)) / 2)
+    assert metrics.mean_negative_log_likelihood(log_probs, [0, 2]) == math.inf
+    with pytest.raises(UsageError, match="1 of 2 examples have no label"):
+        metrics.mean_negative_log_likelihood(log_probs, [0, -1])
+
+
+def test_multiclass_rate_counts_wrong_to_other_wrong() -> None:
+    gold, old, new = [0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 2, 1, 0]
+    assert metrics.multiclass_negative_rate(old, new, gold) == 2 / 5
+    right = np.equal(old, gold), np.equal(new, gold)
+    assert metrics.count_flips(*right).negative_rate == 1 / 5
+
+
+def test_graded_flips_with_and_without_a_dead_band() -> None:
+    old, new = [0.5, 0.5, 0.5, 0.5, np.inf], [0.25, 0.49, 0.5, 0.75, np.inf]
+    plain = metrics.grade_flips(old, new)
+    assert (plain.negative, plain.positive, plain.total) == (2, 1, 5)
+    assert math.isclose(plain.mean_loss, (0.25 + 0.01) / 2)
+    banded = metrics.grade_flips(old, new, dead_band=0.05)
+    assert (banded.negative_rate, banded.positive_rate, banded.mean_loss) == (1 / 5, 1 / 5, 0.25)
+    with pytest.raises(UsageError, match="1 of 2 scores are NaN"):
+        metrics.grade_flips([0.0, np.nan], [0.0, 0.0])
+
+
+def test_recall_and_cosines_of_a_known_plane() -> None:
+    angles = np.radians([0, 10, 90, 100, 45])
+    index = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels = [0, 0, 1, 1, 2]
+    assert metrics.recall_at_k(index, index, labels).hits == 4
+    # Label 2 has one example, which can find nothing and is not counted; scale plays no part.
+    turned = 3 * np.stack([np.cos(angles + np.pi / 2), np.sin(angles + np.pi / 2)], axis=1)
+    found = metrics.recall_at_k(turned, index, labels)
+    assert (found.queries, found.hits, found.found.tolist()) == (4, 2, [False, False, True, True, False])
+    assert metrics.recall_at_k(turned, index, labels, k=4).rate == 1.0
+    assert np.allclose(metrics.cosines(index, turned), 0, atol=1e-12)
+    assert np.allclose(metrics.cosines(index, 2 * index), 1)
+    with pytest.raises(UsageError, match="1 of 5 embeddings are not finite"):
+        metrics.cosines(index, np.where(np.arange(5)[:, None] == 2, np.nan, index))
+
+
+def test_recall_by_blocks_equals_recall_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelgit.evals.metrics import retrieval
+
+    draw = np.random.default_rng(5)
+    old, new, labels = draw.normal(size=(53, 4)), draw.normal(size=(53, 4)), draw.integers(0, 9, 53)
+    old[7] = old[30]  # a tie
+    similar = (new / np.linalg.norm(new, axis=1)[:, None]) @ (old / np.linalg.norm(old, axis=1)[:, None]).T
+    np.fill_diagonal(similar, -np.inf)
+    nearest = np.argsort(-similar, axis=1, kind="stable")[:, :3]
+    monkeypatch.setattr(retrieval, "_BLOCK", 7)
+    recall = metrics.recall_at_k(new, old, labels, k=3)
+    assert recall.first.tolist() == nearest[:, 0].tolist()
+    counted = np.bincount(labels)[labels] > 1
+    assert recall.hits == np.count_nonzero((labels[nearest] == labels[:, None]).any(axis=1) & counted)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modelgit.errors import UsageError
 
-__all__ = ["Flips", "accuracy", "churn", "count_flips", "kl_divergences", "log_softmax", "margins", "top_labels"]
+__all__ = ["Flips", "GradedFlips", "churn", "count_flips", "grade_flips", "multiclass_negative_rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +84,6 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else float("nan")
 
 
-def accuracy(right: ArrayLike) -> float:
-    """The share of True in `right`, a bool array `[N]`.  Raises UsageError without examples."""
-    flags = np.asarray(right, dtype=bool)
-    if not flags.size:
-        raise UsageError("an accuracy needs at least one labelled example")
-    return float(np.count_nonzero(flags) / flags.size)
-
-
 def count_flips(old: ArrayLike, new: ArrayLike) -> Flips:
     """Compare two bool arrays `[N]` of "was right".  Raises UsageError when their lengths differ."""
     before, after = np.asarray(old, dtype=bool), np.asarray(new, dtype=bool)
@@ -114,52 +106,67 @@ def churn(old: ArrayLike, new: ArrayLike) -> float:
     return float(np.count_nonzero(before != after) / before.size)
 
 
-def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
-    """Log-probabilities in nats over the last axis of `[N, C]` logits; rows with NaN or +Inf become NaN."""
-    values = np.asarray(logits, dtype=np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        shifted = values - values.max(axis=-1, keepdims=True)
-        result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+@dataclass(frozen=True, kw_only=True)
+class GradedFlips:
+    """Examples whose score fell or rose by more than the dead band, of `total`; `lost` is the sum of what fell.
+
+    MUSCLE (Echterhoff et al. 2024, arXiv 2407.09435) for scores such as ROUGE or a judge's.
+    """
+
+    total: int
+    negative: int
+    positive: int
+    lost: float
+
+    @property
+    def negative_rate(self) -> float:
+        """Examples that got worse, of all."""
+        return _ratio(self.negative, self.total)
+
+    @property
+    def positive_rate(self) -> float:
+        """Examples that got better, of all."""
+        return _ratio(self.positive, self.total)
+
+    @property
+    def mean_loss(self) -> float:
+        """How much an example that got worse lost, on average; NaN when none did."""
+        return _ratio(self.lost, self.negative)
 
 
-def kl_divergences(old: ArrayLike, new: ArrayLike) -> NDArray[np.float64]:
-    """KL(old || new) of each example in nats, float64 `[N]`, from log-probabilities `[N, C]`.
+def grade_flips(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> GradedFlips:
+    """Compare two arrays of scores `[N]`; a change of at most `dead_band` is none.
 
-    Classes to which `old` gives no probability add nothing; a class that only `new` excludes gives infinity; a row
-    that is not finite gives NaN.  Rounding cannot make a divergence negative: it is clipped at zero.
+    Raises UsageError when their lengths differ or a score is NaN.
     """
     before, after = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
-    if before.shape != after.shape or before.ndim != 2:
-        raise UsageError(f"log-probabilities of shapes {list(before.shape)} and {list(after.shape)} do not compare")
+    _same_length(before, after)
     with np.errstate(invalid="ignore"):
-        terms = np.where(np.isneginf(before), 0.0, np.exp(before) * (before - after))
-        total: NDArray[np.float64] = terms.sum(axis=1)
-    total[np.isnan(before).any(axis=1) | np.isnan(after).any(axis=1)] = np.nan
-    return np.maximum(total, 0.0)
+        change = after - before
+    # Equal infinities are no change, and their difference is NaN.
+    change[before == after] = 0.0
+    if np.isnan(change).any():
+        raise UsageError(f"{int(np.count_nonzero(np.isnan(change))):,} of {change.size:,} scores are NaN")
+    fell = change < -dead_band
+    return GradedFlips(
+        total=change.size,
+        negative=int(np.count_nonzero(fell)),
+        positive=int(np.count_nonzero(change > dead_band)),
+        lost=float(-change[fell].sum()),
+    )
 
 
-def margins(log_probs: ArrayLike) -> NDArray[np.float64]:
-    """p1 - p2, the gap between the two most likely classes, float64 `[N]`; 1 with a single class, NaN for NaN rows."""
-    values = np.asarray(log_probs, dtype=np.float64)
-    if values.shape[1] < 2:
-        return np.where(np.isnan(values[:, 0]), np.nan, 1.0) if values.shape[1] else np.zeros(len(values))
-    top = np.partition(values, -2, axis=1)[:, -2:]
-    gap: NDArray[np.float64] = np.exp(top[:, 1]) - np.exp(top[:, 0])
-    gap[np.isnan(values).any(axis=1)] = np.nan
-    return gap
+def multiclass_negative_rate(old: ArrayLike, new: ArrayLike, gold: ArrayLike) -> float:
+    """NFR_mc: wrong now, and another label than before; a wrong label that turns into another wrong one counts, too.
 
-
-def top_labels(log_probs: ArrayLike) -> NDArray[np.int32]:
-    """The most likely class of each row, int32 `[N]`; ties go to the lower class, and a row with NaN predicts -1.
-
-    No gold label is -1, so a model that computes NaN is never right by luck.
+    All are integer arrays `[N]` (MUSCLE, arXiv 2407.09435).  Raises UsageError for no examples or other lengths.
     """
-    values = np.asarray(log_probs)
-    broken = np.isnan(values).any(axis=1)
-    labels: NDArray[np.int32] = np.argmax(np.where(broken[:, None], 0.0, values), axis=1).astype(np.int32)
-    labels[broken] = -1
-    return labels
+    before, after, truth = np.asarray(old), np.asarray(new), np.asarray(gold)
+    _same_length(before, after)
+    _same_length(before, truth)
+    if not before.size:
+        raise UsageError("a rate of flips needs at least one example")
+    return float(np.count_nonzero((after != truth) & (before != after)) / before.size)
 
 
 def _same_length(before: NDArray[np.generic], after: NDArray[np.generic]) -> None:

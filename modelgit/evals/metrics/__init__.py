@@ -1,0 +1,43 @@
+"""Measures of models on examples: pure functions over arrays, one module per topic."""
+
+from modelgit.evals.metrics.classes import (
+    accuracy,
+    expected_calibration_error,
+    kl_divergences,
+    log_softmax,
+    macro_f1,
+    margins,
+    mean_negative_log_likelihood,
+    top_labels,
+)
+from modelgit.evals.metrics.flips import (
+    Flips,
+    GradedFlips,
+    churn,
+    count_flips,
+    grade_flips,
+    multiclass_negative_rate,
+)
+from modelgit.evals.metrics.intervals import clopper_pearson, mcnemar_exact
+from modelgit.evals.metrics.retrieval import cosines, recall_at_k
+
+__all__ = [
+    "Flips",
+    "GradedFlips",
+    "accuracy",
+    "churn",
+    "clopper_pearson",
+    "cosines",
+    "count_flips",
+    "expected_calibration_error",
+    "grade_flips",
+    "kl_divergences",
+    "log_softmax",
+    "macro_f1",
+    "margins",
+    "mcnemar_exact",
+    "mean_negative_log_likelihood",
+    "multiclass_negative_rate",
+    "recall_at_k",
+    "top_labels",
+]
