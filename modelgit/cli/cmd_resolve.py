@@ -20,9 +20,17 @@ __all__ = ["resolve"]
 @click.option(
     "--with", "value", metavar="VALUE", help="A value (JSON) for a key, or a method for a tensor (combine, grow-rows)."
 )
+@click.option(
+    "--rows",
+    multiple=True,
+    metavar="FIRST:END=SIDE",
+    help="Where rows of a tensor come from (ours, theirs, base or combine), without END up to the last; repeatable.",
+)
 @json_option
 @pass_session
-def resolve(session: Session, name: str | None, take: str | None, value: str | None, as_json: bool) -> None:
+def resolve(
+    session: Session, name: str | None, take: str | None, value: str | None, rows: tuple[str, ...], as_json: bool
+) -> None:
     """Decide the conflict NAME (a tensor, a file, or FILE:KEY); without NAME, list the open ones.
 
     The decisions are kept until `mgit merge --continue` commits them or `mgit merge --abort` drops them (or `mgit
@@ -38,7 +46,7 @@ def resolve(session: Session, name: str | None, take: str | None, value: str | N
         raise NothingToDo("no merge is under way", hint="`mgit merge BRANCH` starts one")
     ours = repo.view().branch or "HEAD"
     if name is None:
-        if take is not None or value is not None:
+        if take is not None or value is not None or rows:
             raise UsageError("which conflict?", hint="`mgit resolve` lists them")
         if as_json:
             items = [{"id": conflict.id, **plain_data(conflict)} for conflict in state.conflicts]
@@ -49,9 +57,16 @@ def resolve(session: Session, name: str | None, take: str | None, value: str | N
             output.say("all conflicts are resolved")
             output.say(f"hint: `mgit {state.name} --continue` goes on")
         return
-    if as_json or (take is None) == (value is None):
-        raise UsageError(f"say how {name} is decided", hint=f"`mgit resolve {name} --take ours`, or --with VALUE")
-    resolution = Resolution.parse(f"take {take}" if take is not None else f"with {value}")
+    if as_json:
+        raise UsageError("--json lists the open conflicts, and decides none", hint="`mgit resolve --json`")
+    texts = [f"take {take}"] * (take is not None) + [f"with {value}"] * (value is not None)
+    texts += [f"rows {','.join(rows)}"] * bool(rows)
+    if len(texts) != 1:
+        raise UsageError(
+            f"say how {name} is decided",
+            hint=f"`mgit resolve {name} --take ours`, or --with VALUE, or --rows 0:100=ours --rows 100:=theirs",
+        )
+    resolution = Resolution.parse(texts[0])
     left = resolve_conflicts(repo, name, resolution)
     output.say(f"Resolved {name}: {resolution}; {plural(len(left), 'conflict')} left")
     if not left:

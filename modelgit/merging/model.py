@@ -44,7 +44,7 @@ def matching_rule(name: str, rules: Iterable[str]) -> str:
 class ModelMerge:
     """All tensors of one model that a strategy has to make.
 
-    `tensors` come without Fisher diagonals; these are found by name in `fishers`, one estimate (or None) a side.
+    `tensors` that come without Fisher diagonals get those of their name in `fishers`, one estimate (or None) a side.
     `rules` maps patterns of tensor names to other strategies than `strategy`; `assigned` says by name which of them
     makes a tensor, where patterns do not.  `split` names the tensors of which some side is sparse or masked.  Without
     `keep_equal`, values that are equal on all sides are the strategy's, too.  `statistics`, taken from a recipe,
@@ -138,7 +138,9 @@ class ModelMerge:
         )
 
     def _with_fisher(self, parts: TensorParts) -> TensorParts:
-        found = tuple(_diagonal_for(parts, entries) for entries in self._diagonals) or (None,) * len(parts.sides)
+        found = parts.fisher  # of a table with rows in an order of its own
+        if not found:
+            found = tuple(_diagonal_for(parts, entries) for entries in self._diagonals) or (None,) * len(parts.sides)
         return TensorParts(name=parts.name, spec=parts.spec, base=parts.base, sides=parts.sides, fisher=found)
 
 

@@ -1,24 +1,56 @@
-"""Deciding conflicts: a side is taken, values are combined after all, or a vocabulary that grew is merged by rows."""
+"""Deciding conflicts: a side is taken, values are combined after all, or rows come from several sides."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from modelgit.errors import UsageError
+from modelgit.errors import CheckpointFormatError, UsageError
 from modelgit.merging.model import matching_rule
 from modelgit.merging.plan import StoredTensor
+from modelgit.merging.rows import RowPlan, RowViews, Run, joined, sliced
 from modelgit.merging.tensors import TensorParts
-from modelgit.objects import TensorId, TensorSpec
-from modelgit.objects.merges import Conflict, Resolution
-from modelgit.patching.base import WINDOW_BYTES, TensorReads, TensorSource, windows
+from modelgit.objects import CodedTensor, TensorId, TensorSpec
+from modelgit.objects.merges import Conflict, Resolution, RowRange, SideName
+from modelgit.patching.base import TensorReads, windows
 
-__all__ = ["Combined", "Grown", "GrownTensor", "Taken", "find_conflicts", "resolve_tensor", "ruled_resolutions"]
+__all__ = [
+    "COMBINE",
+    "GROW_ROWS",
+    "TOKENS",
+    "Combined",
+    "Sides",
+    "Taken",
+    "Viewed",
+    "find_conflicts",
+    "resolve_tensor",
+    "ruled_resolutions",
+    "viewed",
+]
 
 COMBINE = "combine"
 GROW_ROWS = "grow-rows"
+TOKENS: dict[str, SideName] = {"ours-tokens": "ours", "theirs-tokens": "theirs"}
+"""Methods for a table in which both sides gave one new token different rows: whose row it keeps."""
 _PICKS = ("ours", "theirs", "base")
+
+
+class Sides(NamedTuple):
+    """One tensor on the three sides of a merge; None where a side lacks it."""
+
+    base: StoredTensor | None
+    ours: StoredTensor | None
+    theirs: StoredTensor | None
+
+    def stored(self) -> dict[SideName, TensorId | None]:
+        """The tensors by side."""
+        return {
+            "base": None if self.base is None else self.base[1],
+            "ours": None if self.ours is None else self.ours[1],
+            "theirs": None if self.theirs is None else self.theirs[1],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,41 +68,40 @@ class Combined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grown:
-    """The first rows are merged as `parts`; the tensor has shape `spec`, and its last rows are those of `longer`."""
+class Viewed:
+    """A table of shape `spec` whose rows lie in several places.
 
-    parts: TensorParts
+    The strategy makes it of `parts`; without these it is `view` as it is.  It is coded against the stored tensor
+    `parent`.
+    """
+
     spec: TensorSpec
-    longer: TensorId
+    plan: RowPlan
+    sides: Sides
+    parent: TensorId
+    parts: TensorParts | None = None
+    view: TensorId | None = None
 
-    def source(self, reads: TensorReads, prefix: TensorSource) -> GrownTensor:
-        """The whole tensor, given the source of its merged first rows."""
-        return GrownTensor(reads, self.spec, prefix, self.longer)
+    def with_fishers(self, views: RowViews, fishers: Sequence[CodedTensor | None]) -> TensorParts:
+        """The parts with the Fisher diagonals of ours and theirs, as these are stored, in the order of the rows.
 
-
-class GrownTensor:
-    """A tensor whose first rows come from a merge and whose last rows come from one side; a TensorSource."""
-
-    step_bytes = WINDOW_BYTES
-
-    def __init__(self, reads: TensorReads, spec: TensorSpec, prefix: TensorSource, longer: TensorId) -> None:
-        self.spec = spec
-        self._reads = reads
-        self._prefix = prefix
-        self._longer = longer
-
-    def read(self, start: int, stop: int) -> bytes | bytearray | memoryview:
-        """Raw bytes `start` to `stop`."""
-        border = self._prefix.spec.size_bytes
-        if stop <= border:
-            return self._prefix.read(start, stop)
-        if start >= border:
-            return self._reads.read(self._longer, start, stop)
-        return bytearray(self._prefix.read(start, border)) + self._reads.read(self._longer, border, stop)
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        """The same into a buffer of the caller's."""
-        out[:] = self.read(start, start + out.nbytes)
+        A row that a side lacks has none there: its value is equal on all sides, and nothing asks.
+        """
+        if self.parts is None:
+            raise UsageError("nothing is combined")
+        found: list[CodedTensor | None] = []
+        for side, coded in zip(("ours", "theirs"), fishers, strict=True):
+            runs = self.plan.runs("ours" if side == "ours" else "theirs") or ()
+            known = self.sides.ours if side == "ours" else self.sides.theirs
+            if coded is None or known is None or coded.shape != known[0].shape:
+                found.append(None)
+                continue
+            elements = self.spec.elements // self.spec.shape[0] if self.spec.shape[0] else 0
+            width = elements * (4 if coded.scale is None else 1)
+            stored: dict[SideName, TensorId | None] = {"base": None, "ours": None, "theirs": None}
+            stored["ours" if side == "ours" else "theirs"] = coded.id
+            found.append(CodedTensor(views.add(runs, stored, width), self.spec.shape, coded.scale))
+        return replace(self.parts, fisher=tuple(found))
 
 
 def ruled_resolutions(conflicts: Sequence[Conflict], rules: Mapping[str, str]) -> dict[str, str]:
@@ -107,34 +138,136 @@ def find_conflicts(conflicts: Sequence[Conflict], text: str) -> tuple[Conflict, 
 
 
 def resolve_tensor(
-    name: str,
-    resolution: Resolution,
-    *,
-    reads: TensorReads,
-    base: StoredTensor | None,
-    ours: StoredTensor | None,
-    theirs: StoredTensor | None,
-) -> Taken | Combined | Grown:
+    name: str, resolution: Resolution, sides: Sides, views: RowViews, *, aligned: RowPlan | None = None
+) -> Taken | Combined | Viewed:
     """Apply `resolution` to the tensor `name`, which is in conflict (or belongs to a model that is).
 
     `combine` merges tensors of equal shape and float dtype with the strategy; `grow-rows` merges the rows that all
-    have and keeps those that one side added.  The parts of the answer, if any, go into the ModelMerge of the model.
+    have and keeps those that one side added; ranges of rows name a side for each.  `aligned` says where the rows of a
+    table are whose vocabulary is merged: then ranges count rows of the result, and a side that is taken whole brings
+    the rows of its tokens.  The parts of the answer, if any, go into the ModelMerge of the model.
     Raises UsageError when the resolution does not fit the tensors.
     """
+    if resolution.rows:
+        return _ranged(name, resolution.rows, sides, views, aligned)
     if resolution.take is not None:
-        return Taken(tensor={"base": base, "ours": ours, "theirs": theirs}[resolution.take])
-    if resolution.value == GROW_ROWS:
-        return _grown(name, reads, base, ours, theirs)
-    if resolution.value == COMBINE:
-        return _combined(name, base, ours, theirs)
-    near = difflib.get_close_matches(resolution.value or "", [GROW_ROWS, COMBINE], n=1)
+        if aligned is not None:
+            every = RowRange(start=0, stop=aligned.rows, source=resolution.take)
+            return _ranged(name, (every,), sides, views, aligned)
+        return Taken(tensor={"base": sides.base, "ours": sides.ours, "theirs": sides.theirs}[resolution.take])
+    if aligned is not None:
+        if resolution.value == COMBINE and not aligned.unfounded:
+            return viewed(name, aligned, sides, views)
+        if resolution.value in TOKENS:
+            return viewed(name, _decided(aligned, TOKENS[resolution.value]), sides, views)
+    elif resolution.value == GROW_ROWS:
+        return _grown(name, sides, views)
+    elif resolution.value == COMBINE:
+        return _combined(name, sides)
+    known = list(TOKENS) if aligned is not None else [GROW_ROWS, COMBINE]
+    near = difflib.get_close_matches(resolution.value or "", known, n=1)
     raise UsageError(
-        f"tensors cannot be resolved with `{resolution.value}`" + (f"; did you mean `{near[0]}`?" if near else ""),
-        hint=f"`mgit resolve {name} --with {GROW_ROWS}`, `--with {COMBINE}`, or `--take ours`",
+        f"{name} cannot be resolved with `{resolution.value}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+        hint=f"`mgit resolve {name} --with {known[0]}`, `--with {known[1]}`, `--take ours`, or `--rows 0:100=ours …`",
     )
 
 
-def _combined(name: str, base: StoredTensor | None, ours: StoredTensor | None, theirs: StoredTensor | None) -> Combined:
+def viewed(name: str, plan: RowPlan, sides: Sides, views: RowViews) -> Taken | Viewed:
+    """The table that the strategy makes of the rows that `plan` names.
+
+    Raises UsageError where rows of the sides are no values of one kind that have a mean.
+    """
+    used = {run.side for runs in (plan.base, plan.ours, plan.theirs) for run in runs or ()}
+    tensors = dict(zip(_SIDE_NAMES, sides, strict=True))
+    specs = [tensor[0] for side, tensor in tensors.items() if tensor is not None and side in used]
+    if not specs or not all(spec.shape for spec in specs) or len({(s.dtype, s.shape[1:]) for s in specs}) > 1:
+        raise _misfit(name, "rows", "more than the number of rows differs")
+    try:
+        width = TensorSpec(dtype=specs[0].dtype, shape=(1, *specs[0].shape[1:])).size_bytes
+    except CheckpointFormatError:
+        raise _misfit(name, "rows", f"rows of {specs[0].dtype} do not fill whole bytes") from None
+    spec = TensorSpec(dtype=specs[0].dtype, shape=(plan.rows, *specs[0].shape[1:]))
+    stored = sides.stored()
+    ours, theirs = (views.add(runs, stored, width) for runs in (plan.ours, plan.theirs))
+    base = None if plan.base is None else views.add(plan.base, stored, width)
+    # A table is coded against one of its own shape, or else against the longest: bases may be cut.
+    present = [tensor for tensor in (sides.ours, sides.theirs, sides.base) if tensor is not None]
+    parent = max(present, key=lambda tensor: (tensor[0] == spec, tensor[0].shape[:1]))
+    if ours == theirs and base in (None, ours):
+        whole = next((tensor for tensor in present if tensor == (spec, ours)), None)
+        if whole is not None:
+            return Taken(tensor=whole)
+        return Viewed(spec=spec, plan=plan, sides=sides, parent=parent[1], view=ours)
+    if not spec.kind.is_float:
+        raise _misfit(name, "rows", f"{spec.dtype} values have no mean")
+    parts = TensorParts(name=name, spec=spec, base=base, sides=(ours, theirs))
+    return Viewed(spec=spec, plan=plan, sides=sides, parent=parent[1], parts=parts)
+
+
+_SIDE_NAMES: tuple[SideName, ...] = ("base", "ours", "theirs")
+
+
+def _as_they_are(sides: Sides) -> dict[SideName, tuple[Run, ...]]:
+    """All rows of each side that has the tensor, in its own order."""
+    return {
+        side: (Run(side, 0, tensor[0].shape[0]),)
+        for side, tensor in zip(_SIDE_NAMES, sides, strict=True)
+        if tensor is not None and tensor[0].shape
+    }
+
+
+def _ranged(
+    name: str, ranges: Sequence[RowRange], sides: Sides, views: RowViews, aligned: RowPlan | None
+) -> Taken | Viewed:
+    known = _as_they_are(sides)
+    if aligned is not None:
+        known = {"ours": aligned.ours, "theirs": aligned.theirs}
+        if aligned.base is not None:
+            known["base"] = aligned.base
+    found: dict[SideName, list[Run]] = {"base": [], "ours": [], "theirs": []}
+    for item in ranges:
+        wanted = [side for side in _SIDE_NAMES if side in known or side != "base"]
+        wanted = wanted if item.source == "combine" else [item.source]
+        counts = {side: sum(run.length for run in known.get(side, ())) for side in wanted}
+        stop = item.stop if item.stop is not None else max(counts.values())
+        for side, count in sorted(counts.items(), key=lambda pair: pair[1]):
+            if side not in known:
+                raise _misfit(name, f"rows {item}", f"{side} has no such tensor")
+            if stop > count or item.start >= stop:
+                raise UsageError(
+                    f"{name} cannot be resolved with rows {item}: {side} has {count} rows",
+                    hint=f"`mgit resolve {name} --rows 0:{count}={item.source} --rows {count}:=…`",
+                )
+        clash = (
+            next((low for low, high in aligned.unfounded if low < stop and high > item.start), None)
+            if aligned
+            else None
+        )
+        if item.source == "combine" and clash is not None:
+            raise _misfit(name, f"rows {item}", f"row {clash} is of a token that both sides added: name a side for it")
+        for side in _SIDE_NAMES:
+            chosen = known.get(side, ()) if item.source == "combine" else known[item.source]
+            found[side] += sliced(chosen, item.start, stop)
+    combines = any(item.source == "combine" for item in ranges)
+    base = None if combines and "base" not in known else joined(found["base"])
+    return viewed(name, RowPlan(base=base, ours=joined(found["ours"]), theirs=joined(found["theirs"])), sides, views)
+
+
+def _decided(plan: RowPlan, side: SideName) -> RowPlan:
+    """`plan` with the rows that have no base taken from `side`."""
+    chosen = plan.runs(side) or ()
+    runs = [plan.base, plan.ours, plan.theirs]
+    for start, stop in plan.unfounded:
+        taken = sliced(chosen, start, stop)
+        runs = [
+            None if old is None else (*sliced(old, 0, start), *taken, *sliced(old, stop, plan.rows)) for old in runs
+        ]
+    base, ours, theirs = (None if old is None else joined(old) for old in runs)
+    return RowPlan(base=base, ours=ours or (), theirs=theirs or ())
+
+
+def _combined(name: str, sides: Sides) -> Combined:
+    base, ours, theirs = sides
     if ours is None or theirs is None:
         raise _misfit(name, COMBINE, "one side removed it")
     if ours[0] != theirs[0]:
@@ -145,16 +278,11 @@ def _combined(name: str, base: StoredTensor | None, ours: StoredTensor | None, t
     return Combined(parts=TensorParts(name=name, spec=ours[0], base=ancestor, sides=(ours[1], theirs[1])))
 
 
-def _grown(
-    name: str,
-    reads: TensorReads,
-    base: StoredTensor | None,
-    ours: StoredTensor | None,
-    theirs: StoredTensor | None,
-) -> Grown:
+def _grown(name: str, sides: Sides, views: RowViews) -> Taken | Viewed:
+    base, ours, theirs = sides
     if ours is None or theirs is None:
         raise _misfit(name, GROW_ROWS, "one side removed it")
-    specs = [tensor[0] for tensor in (base, ours, theirs) if tensor is not None]
+    specs = [tensor[0] for tensor in sides if tensor is not None]
     if len({(spec.dtype, spec.shape[1:]) for spec in specs}) > 1 or not all(spec.shape for spec in specs):
         raise _misfit(name, GROW_ROWS, "more than the number of rows differs")
     if not ours[0].kind.is_float:
@@ -165,10 +293,12 @@ def _grown(
         raise _misfit(name, GROW_ROWS, "one side removed rows")
     longer, shorter = (ours, theirs) if rows[0] >= rows[1] else (theirs, ours)
     prefix = TensorSpec(dtype=ours[0].dtype, shape=(shared, *ours[0].shape[1:]))
-    if not _equal(reads, longer[1], shorter[1], prefix.size_bytes, shorter[0].size_bytes):
+    if not _equal(views, longer[1], shorter[1], prefix.size_bytes, shorter[0].size_bytes):
         raise _misfit(name, GROW_ROWS, "both sides added rows, and not the same ones")
-    parts = TensorParts(name=name, spec=prefix, base=None if base is None else base[1], sides=(ours[1], theirs[1]))
-    return Grown(parts=parts, spec=longer[0], longer=longer[1])
+    new = Run("ours" if longer is ours else "theirs", shared, max(rows) - shared)
+    found = {side: joined((Run(side, 0, shared), new)) for side in _SIDE_NAMES}
+    plan = RowPlan(base=None if base is None else found["base"], ours=found["ours"], theirs=found["theirs"])
+    return viewed(name, plan, sides, views)
 
 
 def _equal(reads: TensorReads, first: TensorId, second: TensorId, start: int, stop: int) -> bool:

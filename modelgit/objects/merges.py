@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal as OneOf
 
 from modelgit.errors import UsageError
@@ -16,16 +17,32 @@ __all__ = [
     "MergePlan",
     "MergeState",
     "Resolution",
+    "RowRange",
     "SideName",
     "TensorDecision",
     "Verb",
 ]
 
 Action = OneOf["keep", "ours", "theirs", "both-same", "combine", "conflict"]
-ConflictKind = OneOf["shape", "dtype", "integer", "deleted-changed", "added-added", "text", "key", "binary"]
+ConflictKind = OneOf[
+    "shape",
+    "dtype",
+    "integer",
+    "deleted-changed",
+    "added-added",
+    "text",
+    "key",
+    "binary",
+    "signs",
+    "tokens",
+    "vocabulary",
+]
 SideName = OneOf["ours", "theirs", "base"]
+RowSource = OneOf["ours", "theirs", "base", "combine"]
 
 _SIDES: dict[str, SideName] = {"ours": "ours", "theirs": "theirs", "base": "base"}
+_ROW_SOURCES: dict[str, RowSource] = {**_SIDES, "combine": "combine"}
+_RANGE = re.compile(r"(\d{0,15}):(\d{0,15})=(ours|theirs|base|combine)\Z", re.ASCII)
 
 
 class TensorDecision(Record, frozen=True, kw_only=True):
@@ -68,27 +85,77 @@ class Conflict(Record, frozen=True, kw_only=True):
         return f"{self.path}:{self.item}" if self.item else self.path
 
 
+class RowRange(Record, frozen=True, kw_only=True):
+    """Rows `start` up to `stop` (None: up to the last one) of a table, and what they become."""
+
+    start: int
+    stop: int | None
+    source: RowSource
+
+    @classmethod
+    def parse(cls, text: str) -> RowRange:
+        """Read `FIRST:END=ours|theirs|base|combine`.  Raises UsageError for anything else."""
+        found = _RANGE.match(text.strip())
+        if found is None:
+            raise UsageError(
+                f"not a range of rows: {text[:80]!r}",
+                hint="write `--rows 0:30522=theirs --rows 30522:=ours` (or =base, or =combine)",
+            )
+        first, last, source = found.groups()
+        start, stop = int(first or 0), int(last) if last else None
+        if stop is not None and stop <= start:
+            raise UsageError(
+                f"there are no rows in {text.strip()[:80]}", hint="the first row, then the one after the last"
+            )
+        return cls(start=start, stop=stop, source=_ROW_SOURCES[source])
+
+    def __str__(self) -> str:
+        return f"{self.start}:{'' if self.stop is None else self.stop}={self.source}"
+
+
 class Resolution(Record, frozen=True, kw_only=True):
-    """What somebody said about a conflict: `take` a side, or put in `value` (JSON text, or the name of a method)."""
+    """What somebody said about a conflict.
+
+    `take` a side, put in `value` (JSON text, or the name of a method), or take `rows` of a tensor from several sides.
+    """
 
     take: SideName | None = None
     value: str | None = None
+    rows: tuple[RowRange, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Resolution:
-        """Read `take ours|theirs|base` or `with VALUE`.  Raises UsageError for anything else."""
+        """Read `take ours|theirs|base`, `with VALUE` or `rows RANGE,RANGE`.  Raises UsageError for anything else."""
         verb, _, rest = text.partition(" ")
         if verb == "take" and rest in _SIDES:
             return cls(take=_SIDES[rest])
         if verb == "with" and rest:
             return cls(value=rest)
+        if verb == "rows" and rest:
+            return cls(rows=_in_order([RowRange.parse(item) for item in rest.split(",")]))
         raise UsageError(
             f"not a resolution: {text[:80]!r}",
-            hint="write `--take ours`, `--take theirs`, `--take base` or `--with VALUE`",
+            hint="write `--take ours`, `--take theirs`, `--take base`, `--with VALUE` or `--rows RANGE=SIDE`",
         )
 
     def __str__(self) -> str:
+        if self.rows:
+            return "rows " + ",".join(str(item) for item in self.rows)
         return f"take {self.take}" if self.take is not None else f"with {self.value}"
+
+
+def _in_order(ranges: list[RowRange]) -> tuple[RowRange, ...]:
+    """Ranges sorted, every row once.  Raises UsageError where rows are missing or named twice."""
+    ordered = sorted(ranges, key=lambda item: item.start)
+    row: int | None = 0
+    for item in ordered:
+        if row is None or item.start < row:
+            raise UsageError(f"row {item.start} is in two ranges", hint=f"each row once: `--rows {ordered[0]} …`")
+        if item.start > row:
+            missing = f"row {row} is" if item.start == row + 1 else f"rows {row} to {item.start - 1} are"
+            raise UsageError(f"{missing} in no range", hint=f"`--rows {row}:{item.start}=ours`")
+        row = item.stop
+    return tuple(ordered)
 
 
 class MergePlan(Record, frozen=True, kw_only=True):

@@ -299,22 +299,25 @@ def _bytes(repo: Repository, manifest: Manifest, path: str) -> bytes | None:
 
 def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict], resolution: Resolution) -> None:
     """Try the resolution on every tensor it is meant for, so that a wrong one is refused when it is typed."""
+    from modelgit.merging.resolve import Sides as TensorSides
     from modelgit.merging.resolve import resolve_tensor
+    from modelgit.merging.rows import RowViews
 
-    reads = repo.reader()
+    views = RowViews(repo.reader())
     for conflict in chosen:
         if conflict.path not in {*sides.ours.side.models, *sides.theirs.side.models}:
+            if resolution.rows:
+                raise UsageError(f"{conflict.path} has no rows", hint=f"`mgit resolve {conflict.id} --take ours`")
+            continue
+        if not conflict.item:
+            if resolution.take is None:
+                raise UsageError(
+                    f"{conflict.path} is in conflict as a whole", hint=f"`mgit resolve {conflict.path} --take ours`"
+                )
             continue
         models = [side.side.models.get(conflict.path, {}) for side in (sides.base, sides.ours, sides.theirs)]
-        for name in [conflict.item] if conflict.item else []:
-            resolve_tensor(
-                name,
-                resolution,
-                reads=reads,
-                base=models[0].get(name),
-                ours=models[1].get(name),
-                theirs=models[2].get(name),
-            )
+        tensor = TensorSides(*(model.get(conflict.item) for model in models))
+        resolve_tensor(conflict.item, resolution, tensor, views)
 
 
 def apply_state(

@@ -14,12 +14,15 @@ from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.plan import plan as make_plan
-from modelgit.merging.resolve import Grown, Taken, resolve_tensor
+from modelgit.merging.resolve import Combined, Taken, Viewed, resolve_tensor
+from modelgit.merging.resolve import Sides as TensorSides
+from modelgit.merging.rows import RowViews, ViewSource
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
     CommitId,
     FileEntry,
+    FisherEstimate,
     Literal,
     Manifest,
     MergeRecipe,
@@ -80,11 +83,11 @@ class _Tensors(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A model's tensors: settled ones (None: gone), those that a strategy makes, and how some of these grow."""
+    """A model's tensors: settled ones (None: gone), those that a strategy makes, and tables with rows of several."""
 
     settled: dict[str, StoredTensor | None]
     parts: list[TensorParts]
-    grown: dict[str, Grown]
+    viewed: dict[str, Viewed]
 
 
 def make_commit(
@@ -262,7 +265,7 @@ def _merge_tensors(
     encodings: Counter[str] = Counter()
     counted: dict[TensorId, ValueCounts] = {}
     total = Comparison(changed=(0, 0))
-    reads = repo.reader(session)
+    reads = RowViews(repo.reader(session))
     decisions: dict[str, list[TensorDecision]] = {}
     for decision in plan.tensors:
         decisions.setdefault(decision.model, []).append(decision)
@@ -281,10 +284,11 @@ def _merge_tensors(
     for model, work in works.items():
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
-        if work.parts:
+        if work.parts or work.viewed:
             found, split = compare_all(reads, work.parts, progress)
             total += found
             fishers = ran.fishers.get(model, ())
+            _place_fishers(reads, work, fishers)
             run = ModelMerge(
                 reads,
                 work.parts,
@@ -305,8 +309,19 @@ def _merge_tensors(
     return _Tensors(ran, final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings), counted)
 
 
+def _place_fishers(views: RowViews, work: Work, fishers: Sequence[FisherEstimate | None]) -> None:
+    """Give the tables of `work` their Fisher diagonals, row by row as the tables themselves."""
+    if not any(fishers):
+        return
+    diagonals = [None if estimate is None else estimate.coded() for estimate in fishers]
+    for number, parts in enumerate(work.parts):
+        if parts.name in work.viewed:
+            found = [None if entries is None else entries.get(parts.name) for entries in diagonals]
+            work.parts[number] = work.viewed[parts.name].with_fishers(views, found)
+
+
 def _divide(
-    reads: TensorReads,
+    reads: RowViews,
     resolutions: Mapping[str, str],
     model: str,
     decisions: Sequence[TensorDecision],
@@ -321,24 +336,20 @@ def _divide(
         if decision.action == "combine":
             stored = base.get(name)
             ancestor = stored[1] if stored is not None and stored[0] == ours[name][0] else None
-            sides = (ours[name][1], theirs[name][1])
-            work.parts.append(TensorParts(name=name, spec=ours[name][0], base=ancestor, sides=sides))
+            pair = (ours[name][1], theirs[name][1])
+            work.parts.append(TensorParts(name=name, spec=ours[name][0], base=ancestor, sides=pair))
         elif decision.action == "conflict":
             text = resolutions.get(f"{model}:{name}") or resolutions[model]
-            outcome = resolve_tensor(
-                name,
-                Resolution.parse(text),
-                reads=reads,
-                base=base.get(name),
-                ours=ours.get(name),
-                theirs=theirs.get(name),
-            )
+            sides = TensorSides(base.get(name), ours.get(name), theirs.get(name))
+            outcome = resolve_tensor(name, Resolution.parse(text), sides, reads)
             if isinstance(outcome, Taken):
                 work.settled[name] = outcome.tensor
-                continue
-            work.parts.append(outcome.parts)
-            if isinstance(outcome, Grown):
-                work.grown[name] = outcome
+            elif isinstance(outcome, Combined):
+                work.parts.append(outcome.parts)
+            else:
+                work.viewed[name] = outcome
+                if outcome.parts is not None:
+                    work.parts.append(outcome.parts)
         else:
             work.settled[name] = (theirs if decision.action == "theirs" else ours).get(name)
     return work
@@ -370,17 +381,17 @@ def store_all(
     progress: Progress,
 ) -> dict[str, StoredTensor]:
     """Make and store every tensor of a model; each source goes when its tensor is stored."""
-    specs = {item.name: work.grown[item.name].spec if item.name in work.grown else item.spec for item in work.parts}
+    specs = {item.name: item.spec for item in work.parts} | {name: item.spec for name, item in work.viewed.items()}
 
     def jobs() -> Iterator[StoreJob]:
         for item in work.parts:
             source: TensorSource = run.source(item.name)
-            parent = item.sides[0]
-            if item.name in work.grown:
-                # A grown tensor is coded against the side that grew: it has its shape.
-                parent = work.grown[item.name].longer
-                source = work.grown[item.name].source(reads, source)
+            parent = work.viewed[item.name].parent if item.name in work.viewed else item.sides[0]
             yield StoreJob(item.name, source, source.spec, source.spec.size_bytes, parent)
+        for name, table in work.viewed.items():
+            if table.view is not None:
+                source = ViewSource(reads, table.spec, table.view)
+                yield StoreJob(name, source, table.spec, table.spec.size_bytes, table.parent)
 
     made: dict[str, StoredTensor] = {}
     progress.start("merge", sum(spec.size_bytes for spec in specs.values()))

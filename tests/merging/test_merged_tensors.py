@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
+from modelgit.merging import rows as rows_module
 from modelgit.merging.base import STRATEGIES, Prepared, Where, strategy
 from modelgit.merging.combine import RUN_ELEMENTS, Comparison, combine_window, compare_window
 from modelgit.merging.model import ModelMerge, matching_rule
-from modelgit.merging.resolve import Combined, Grown, Taken, resolve_tensor
+from modelgit.merging.resolve import Combined, Sides, Taken, Viewed, resolve_tensor
+from modelgit.merging.rows import RowViews, Run, ViewSource, joined
 from modelgit.merging.tensors import MergedTensor, TensorParts, compare
 from modelgit.numerics.floats import from_float64, to_float64
 from modelgit.objects import CodedTensor, FisherEstimate, ManifestId, TensorEntry, TensorId, TensorSpec
@@ -277,14 +279,14 @@ def test_rules_choose_by_name_the_longest_pattern():
 
 def grow(memory, base, ours, theirs, how="with grow-rows", name="average"):
     stored = [None if side is None else memory.put(side) for side in (base, ours, theirs)]
-    sides = dict(zip(("base", "ours", "theirs"), stored, strict=True))
-    found = resolve_tensor("embed", Resolution.parse(how), reads=memory, **sides)
+    views = RowViews(memory)
+    found = resolve_tensor("embed", Resolution.parse(how), Sides(*stored), views)
     if isinstance(found, Taken):
         return found
-    merge = ModelMerge(memory, [found.parts], bind(name), split=["embed"])
-    source = merge.source("embed")
-    if isinstance(found, Grown):
-        source = found.source(memory, source)
+    if isinstance(found, Viewed) and found.view is not None:
+        source = ViewSource(views, found.spec, found.view)
+    else:
+        source = ModelMerge(views, [found.parts], bind(name), split=["embed"]).source("embed")
     for start, stop in windows(source.spec.size_bytes, step_bytes=12):
         assert bytes(source.read(start, stop)) == bytes(source.read(0, source.spec.size_bytes))[start:stop]
     return values_of(source).reshape(source.spec.shape)
@@ -329,25 +331,75 @@ def test_a_side_can_be_taken_or_the_strategy_be_asked_after_all():
         grow(memory, base, ours, theirs, "with grow-row")
     sides = [memory.put(value, "I64", ()) for value in (bytes(8), b"\1" + bytes(7), b"\2" + bytes(7))]
     with pytest.raises(UsageError, match="no mean"):
-        resolve_tensor("n", Resolution(value="combine"), reads=memory, base=sides[0], ours=sides[1], theirs=sides[2])
-    assert isinstance(
-        resolve_tensor(
-            "e", Resolution(value="combine"), reads=memory, base=None, ours=memory.put(ours), theirs=memory.put(theirs)
-        ),
-        Combined,
-    )
+        resolve_tensor("n", Resolution(value="combine"), Sides(*sides), RowViews(memory))
+    pair = Sides(None, memory.put(ours), memory.put(theirs))
+    assert isinstance(resolve_tensor("e", Resolution(value="combine"), pair, RowViews(memory)), Combined)
+
+
+def test_rows_can_come_from_several_sides():
+    memory = Memory()
+    base = np.arange(8.0).reshape(4, 2)
+    ours, theirs = base[:3] + 10, np.vstack([base + np.array([[20], [20], [0], [0]]), [[8, 9]]])
+    found = grow(memory, base, ours, theirs, "rows 0:1=ours,1:2=combine,2:4=base,4:=theirs")
+    np.testing.assert_array_equal(found, [[10, 11], [17, 18], [4, 5], [6, 7], [8, 9]])
+    np.testing.assert_array_equal(grow(memory, base, ours, theirs, "rows 0:2=theirs,2:=ours"), [*theirs[:2], ours[2]])
+    np.testing.assert_array_equal(grow(memory, None, ours, theirs, "rows 0:3=combine,3:=theirs")[3:], theirs[3:])
+    assert grow(memory, base, ours, theirs, "rows :=theirs").tensor == memory.put(theirs)
+    assert str(Resolution.parse("rows 30:=ours,:30=theirs")) == "rows 0:30=theirs,30:=ours"
+    for text, why in (
+        ("rows 0:2=ours,3:=theirs", "row 2 is in no range"),
+        ("rows 0:3=ours,2:=theirs", "row 2 is in two ranges"),
+        ("rows 0:=ours,2:=theirs", "row 2 is in two ranges"),
+        ("rows 2:2=ours", "there are no rows"),
+        ("rows 0:1=us", "not a range of rows"),
+        ("rows 0:4=ours,4:=theirs", "ours has 3 rows"),
+        ("rows 0:3=combine,3:=combine", "ours has 3 rows"),
+        ("rows 0:3=ours,5:=theirs", "rows 3 to 4 are in no range"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            grow(memory, base, ours, theirs, text)
+    with pytest.raises(UsageError, match="theirs has no such tensor"):
+        grow(memory, base, ours, None, "rows 0:1=ours,1:=theirs")
+    with pytest.raises(UsageError, match="more than the number of rows"):
+        grow(memory, base, ours, np.zeros((4, 3)), "rows 0:1=ours,1:=theirs")
+    whole = [memory.put(bytes([value]) * 16, "I64", (2,)) for value in range(3)]
+    with pytest.raises(UsageError, match="no mean"):
+        resolve_tensor("n", Resolution.parse("rows 0:=combine"), Sides(*whole), RowViews(memory))
+    picked = resolve_tensor("n", Resolution.parse("rows 0:1=ours,1:2=theirs"), Sides(*whole), RowViews(memory))
+    assert picked.view is not None and picked.parts is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ours", "theirs", "base"]), st.integers(0, 9)), min_size=1, max_size=40))
+def test_rows_in_any_order_are_read_as_they_are(rows):
+    memory = Memory()
+    blocks, width = rows_module._BLOCK_BYTES, 24
+    rows_module._BLOCK_BYTES = 64  # so that rows go over the borders of blocks
+    try:
+        tables = {side: np.random.default_rng(n).bytes(10 * width) for n, side in enumerate(("base", "ours"))}
+        stored = {side: memory.put(raw, "U8", (10, width))[1] for side, raw in tables.items()} | {"theirs": None}
+        views = RowViews(memory)
+        view = views.add(joined([Run(side, row, 1) for side, row in rows]), stored, width)
+        whole = b"".join(
+            bytes(width) if side == "theirs" else tables[side][row * width : (row + 1) * width] for side, row in rows
+        )
+        for start, stop in itertools.combinations(range(0, len(whole) + 1, 20), 2):
+            assert views.read(view, start, stop) == whole[start:stop]
+    finally:
+        rows_module._BLOCK_BYTES = blocks
 
 
 def test_a_grown_tensor_uses_the_first_rows_of_each_sides_fisher():
     memory = Memory()
-    base, ours, theirs = (memory.put(np.full((rows, 1), value)) for rows, value in ((2, 0.0), (2, 2.0), (3, 4.0)))
-    found = resolve_tensor("embed", Resolution(value="grow-rows"), reads=memory, base=base, ours=ours, theirs=theirs)
+    sides = Sides(*(memory.put(np.full((rows, 1), value)) for rows, value in ((2, 0.0), (2, 2.0), (3, 4.0))))
+    views = RowViews(memory)
+    found = resolve_tensor("embed", Resolution(value="grow-rows"), sides, views)
     fishers = [
         estimate(body=memory.put([1.0]), embed=memory.put([[1.0], [0.0]])),
         estimate(body=memory.put([1.0]), embed=memory.put([[0.0], [1.0], [5.0]])),
     ]
-    merge = ModelMerge(memory, [found.parts], bind("fisher"), fishers=fishers)
-    assert values_of(found.source(memory, merge.source("embed"))).tolist() == [2, 4, 4]
+    parts = found.with_fishers(views, [fisher.coded()["embed"] for fisher in fishers])
+    merge = ModelMerge(views, [parts], bind("fisher"), fishers=fishers)
+    assert values_of(merge.source("embed")).tolist() == [2, 4, 4]
     assert merge.notes == ()
     # The resized table is no part of the body that the norms are taken over.
     assert (merge.statistics["*:norm.0"], merge.statistics["*:norm.1"]) == ("1.0", "1.0")

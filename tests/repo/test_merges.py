@@ -166,3 +166,31 @@ def test_a_rule_that_picks_a_side_decides_what_has_no_mean(bot: Repository, file
     assert np.array(bot.load()["steps"].numpy()).tolist() == [2] * 4
     assert done.resolved == 0 and list(done.commit.commit.recipe.resolutions.values()) == ["take theirs"]
     assert replay(bot, "HEAD").is_same
+
+
+def test_rows_are_recorded_and_made_again(bot: Repository, files) -> None:
+    """A table that both sides resized in different ways: each row from where somebody says."""
+
+    def write(rows: int, value: int) -> np.ndarray:
+        table = np.random.default_rng(value).standard_normal((rows, 4)).astype(np.float32)
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays({**files.floats(0), "embed": table}))
+        bot.commit(f"{rows} rows")
+        return table
+
+    base = write(6, 0)
+    bot.switch("side", create=True)
+    theirs = write(9, 1)
+    bot.switch("main")
+    ours = write(8, 2)
+    with pytest.raises(MergeConflicts):
+        merge(bot, "side", strategy="average")
+    with pytest.raises(UsageError, match="base has 6 rows"):
+        resolve_conflicts(bot, "embed", Resolution.parse("rows 0:7=combine,7:=ours"))
+    resolve_conflicts(bot, "embed", Resolution.parse("rows 6:8=ours,0:1=base,1:6=combine,8:=theirs"))
+    done = continue_merge(bot)
+    mean = (ours.astype(np.float64) + theirs[:8]) / 2
+    expected = np.vstack([base[:1], mean[1:6].astype(np.float32), ours[6:], theirs[8:]])
+    assert np.array_equal(np.array(bot.load()["embed"].numpy()), expected)
+    recipe = done.commit.commit.recipe
+    assert recipe.resolutions == {"bot.safetensors:embed": "rows 0:1=base,1:6=combine,6:8=ours,8:=theirs"}
+    assert replay(bot, "HEAD").is_same
