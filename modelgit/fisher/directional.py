@@ -25,9 +25,17 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from modelgit.errors import UsageError
-from modelgit.fisher.kl import OutputRows, output_rows, row_parts, run_model, suitable_batch
-from modelgit.fisher.modes import batch_inputs, evaluating, module_device
 from modelgit.models.base import Batch, ExampleSet, TaskModel
+from modelgit.models.outputs import (
+    OutputRows,
+    batch_inputs,
+    evaluating,
+    module_device,
+    output_rows,
+    row_parts,
+    run_model,
+    suitable_batch,
+)
 from modelgit.progress import SILENT, Progress
 
 __all__ = ["Change", "Directional", "directional", "share_equal", "take_change"]

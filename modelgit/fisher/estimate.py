@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from modelgit.errors import UsageError
 from modelgit.fisher.directions import ESTIMATORS, EXACT_CLASSES, Estimator, check_outputs, directions
 from modelgit.fisher.hooks import GradientSquares
-from modelgit.fisher.modes import batch_inputs, evaluating, module_device
 from modelgit.fisher.settling import Settling, SettlingState
 from modelgit.models.base import Batch, ExampleSet, TaskModel
+from modelgit.models.outputs import batch_inputs, evaluating, module_device
 from modelgit.progress import SILENT, Progress
 
 __all__ = ["BLOCK", "ESTIMATORS", "EXACT_CLASSES", "Accumulator", "FisherDiagonal", "PartialFisher", "estimate"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from modelgit.errors import CheckFailed, UsageError
-from modelgit.fisher.modes import batch_inputs, evaluating, module_device
 from modelgit.models.base import Batch, ExampleSet, TaskModel
+from modelgit.models.outputs import batch_inputs, evaluating, module_device
 from modelgit.progress import SILENT, Progress
 
 __all__ = ["mean_gradient"]

@@ -38,10 +38,10 @@ def recall_at_k(queries: ArrayLike, index: ArrayLike, labels: ArrayLike, *, k: i
     `queries` and `index` are embeddings `[N, D]` of the same N examples, by a new and by an old model for instance
     (Shen et al., "Towards Backward-Compatible Representation Learning", CVPR 2020); `labels` are integers `[N]`, below
     0 for none.  An example is not its own neighbour, and of equally near ones the earlier counts.  A query whose label
-    no other example has cannot find anything and is not counted.  Held are blocks of 1,024 x 1,024 similarities beside
-    float64 copies of both sets.  Raises UsageError for shapes that do not fit, or values that are not finite.
+    no other example has cannot find anything and is not counted.  Held are blocks of 1,024 rows and their similarities.
+    Raises UsageError for shapes that do not fit, or values that are not finite.
     """
-    asked, known = _unit(queries), _unit(index)
+    asked, known = _rows(queries), _rows(index)
     gold = np.asarray(labels, dtype=np.int64)
     if asked.shape != known.shape or gold.shape != asked.shape[:1]:
         raise UsageError(
@@ -55,7 +55,7 @@ def recall_at_k(queries: ArrayLike, index: ArrayLike, labels: ArrayLike, *, k: i
     wanted = min(k, count - 1)
     for start in range(0, count if wanted > 0 else 0, _BLOCK):
         rows = np.arange(start, min(count, start + _BLOCK))
-        nearest = _nearest(asked[rows], known, rows, wanted)
+        nearest = _nearest(_unit(asked[rows]), known, rows, wanted)
         first[rows] = nearest[:, 0]
         found[rows] = (gold[nearest] == gold[rows, None]).any(axis=1)
     found &= counted
@@ -63,13 +63,13 @@ def recall_at_k(queries: ArrayLike, index: ArrayLike, labels: ArrayLike, *, k: i
 
 
 def _nearest(
-    asked: NDArray[np.float64], known: NDArray[np.float64], own: NDArray[np.int64], k: int
+    asked: NDArray[np.float64], known: NDArray[np.floating], own: NDArray[np.int64], k: int
 ) -> NDArray[np.intp]:
     """Positions of the `k` rows of `known` that are nearest to each row of `asked`, nearest first; never its own."""
     best = np.full((len(asked), 0), -np.inf)
     places = np.zeros((len(asked), 0), dtype=np.intp)
     for start in range(0, len(known), _BLOCK):
-        block = known[start : start + _BLOCK]
+        block = _unit(known[start : start + _BLOCK])
         similar = asked @ block.T
         inside = (own >= start) & (own < start + len(block))
         similar[np.flatnonzero(inside), own[inside] - start] = -np.inf
@@ -86,22 +86,35 @@ def cosines(old: ArrayLike, new: ArrayLike) -> NDArray[np.float64]:
 
     0 where one of them is zero.  Raises UsageError for two shapes, or values that are not finite.
     """
-    before, after = _unit(old), _unit(new)
+    before, after = _rows(old), _rows(new)
     if before.shape != after.shape:
         raise UsageError(f"embeddings of shapes {list(before.shape)} and {list(after.shape)} do not compare")
-    result: NDArray[np.float64] = np.clip(np.einsum("nd,nd->n", before, after), -1.0, 1.0)
-    return result
+    result = np.zeros(len(before))
+    for start in range(0, len(before), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        result[part] = np.einsum("nd,nd->n", _unit(before[part]), _unit(after[part]))
+    return np.clip(result, -1.0, 1.0)
 
 
-def _unit(values: ArrayLike) -> NDArray[np.float64]:
-    """Rows of length 1; a row of zeros stays one."""
-    rows = np.array(values, dtype=np.float64)
+def _rows(values: ArrayLike) -> NDArray[np.floating]:
+    rows = np.asarray(values)
+    if rows.dtype.kind != "f":
+        rows = rows.astype(np.float64)
     if rows.ndim != 2:
         raise UsageError(f"embeddings are one row for each example, not an array of shape {list(rows.shape)}")
-    if not np.isfinite(rows).all():
-        broken = int(np.count_nonzero(~np.isfinite(rows).all(axis=1)))
+    broken = sum(
+        int(np.count_nonzero(~np.isfinite(rows[start : start + _BLOCK]).all(axis=1)))
+        for start in range(0, len(rows), _BLOCK)
+    )
+    if broken:
         raise UsageError(f"{broken:,} of {len(rows):,} embeddings are not finite")
+    return rows
+
+
+def _unit(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows of length 1 in float64; a row of zeros stays one."""
     # By the largest value first, so that squares neither overflow nor vanish.
+    rows = values.astype(np.float64)
     rows /= np.where((largest := np.abs(rows).max(axis=1, keepdims=True, initial=0.0)) > 0, largest, 1.0)
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     rows /= np.where(lengths > 0, lengths, 1.0)[:, None]
