@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from modelgit.cli._format import ago, duration, plural
 from modelgit.cli._output import Painted, Part, blue, bold, columns, dim, green, red, yellow
-from modelgit.reporting.verdict_text import DECISION_WORDS, measurement
+from modelgit.reporting.verdict_text import (
+    DECISION_WORDS,
+    baseline_words,
+    check_label,
+    check_notes,
+    flip_words,
+    measurement,
+)
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
@@ -81,9 +88,12 @@ def patch_words(patch: Patch) -> str:
 
 
 def verdict_lines(
-    records: Iterable[EvalRecord], *, baseline: CommitId | None = None, indent: int = 0
+    records: Iterable[EvalRecord], *, baseline: CommitId | None = None, indent: int = 0, flips: int = 0
 ) -> list[list[Part]]:
-    """The lines of verdicts: one heading a suite, one line a check.  `baseline` is the commit compared with."""
+    """The lines of verdicts: one heading a suite, one line a check, and the first `flips` examples that broke.
+
+    `baseline` is the commit compared with, where a record does not name its own.  Slices that pass are counted only.
+    """
     lines: list[list[Part]] = []
     pad = " " * indent
     for record in records:
@@ -91,21 +101,30 @@ def verdict_lines(
         if record.decision == "baseline":
             lines.append([pad, f"eval {record.suite}: recorded as the first baseline ({took})"])
             measured = [check for check in record.results if check.value is not None]
-            lines += columns([[check.name, measurement(check)[1]] for check in measured], indent=indent + 2)
+            rows: list[list[Part]] = [[check_label(record, check), measurement(check)[1]] for check in measured]
+            lines += columns(rows, indent=indent + 2)
             continue
-        known = baseline.short if baseline is not None else record.baseline and f"tree {record.baseline.short}"
-        against = f", baseline {known}" if known else ""
-        lines.append([pad, f"eval {record.suite}{against} ({took})"])
-        lines += columns([_check_row(check) for check in record.results], indent=indent + 2)
-        if record.override:
-            lines.append([pad, yellow(f"  {record.override}")])
+        lines.append([pad, f"eval {record.suite}{_against(record, baseline)} ({took})"])
+        shown = [check for check in record.results if not (check.slice and check.decision == "pass")]
+        lines += columns([_check_row(record, check) for check in shown], indent=indent + 2)
+        if len(shown) < len(record.results):
+            lines.append([pad, dim(f"  {plural(len(record.results) - len(shown), 'slice')} within the limit")])
+        lines += [[pad, "  ", yellow(note)] for note in (record.override, *record.accepted) if note]
+        lines += [[pad, "  ", red("↯ "), flip_words(flip)] for flip in record.flips[:flips]]
     return lines
 
 
-def _check_row(check: CheckResult) -> list[Part]:
+def _against(record: EvalRecord, baseline: CommitId | None) -> str:
+    if record.baselines:
+        return f", {baseline_words(record)}"
+    known = baseline.short if baseline is not None else record.baseline and f"tree {record.baseline.short}"
+    return f", baseline {known}" if known else ""
+
+
+def _check_row(record: EvalRecord, check: CheckResult) -> list[Part]:
     before, after = measurement(check)
-    limit = check.limit.removeprefix("max ")
-    notes = ": ".join(note for note in (f"limit {limit}" if limit else "", check.detail) if note)
+    notes = check_notes(check)
     paint = _PAINTS.get(check.decision, yellow)
     word = paint(DECISION_WORDS[check.decision])
-    return [check.name, f"{before} → {after}" if before else after, word, f"({notes})" if notes else ""]
+    values = f"{before} → {after}" if before else after
+    return [check_label(record, check), values, word, f"({notes})" if notes else ""]

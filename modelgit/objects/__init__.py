@@ -5,7 +5,7 @@ from modelgit.objects.checks import CheckReport, CheckSection, Finding, Outcome,
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
 from modelgit.objects.estimates import CodedTensor, FisherEstimate, KeptEstimate, Statistics
-from modelgit.objects.evaluations import CheckResult, ComparedWith, Decision, EvalRecord, Flip
+from modelgit.objects.evaluations import LETS_IN, CheckResult, ComparedWith, Decision, EvalRecord, Flip, worst_decision
 from modelgit.objects.external import External, HubSource, check_external, is_source, parse_source
 from modelgit.objects.ids import (
     BlobId,
@@ -49,6 +49,7 @@ __all__ = [
     "DIGEST_BYTES",
     "DTYPES",
     "LEAF_BYTES",
+    "LETS_IN",
     "STORAGE_SUFFIX",
     "BlobId",
     "CheckReport",
@@ -126,4 +127,5 @@ __all__ = [
     "tensor_id",
     "to_builtins",
     "to_json",
+    "worst_decision",
 ]

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal as OneOf
 
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import CommitId, ManifestId
 
-__all__ = ["CheckResult", "ComparedWith", "Decision", "EvalRecord", "Flip"]
+__all__ = ["LETS_IN", "CheckResult", "ComparedWith", "Decision", "EvalRecord", "Flip", "worst_decision"]
 
 Decision = OneOf["pass", "warn", "fail", "inconclusive", "error", "baseline", "pending"]
 """The last word on a suite or on one line of it.
 
 "baseline": nothing to compare with yet; "pending": recorded before the suite ran, by a machine that leaves it to
-another.  Only "pass", "warn" and "baseline" let a change in.
+another.  Only those of `LETS_IN` let a change in.
 """
+LETS_IN: frozenset[Decision] = frozenset({"pass", "warn", "baseline"})
+
+# The first that occurs decides.
+_WORST_FIRST: tuple[Decision, ...] = ("fail", "error", "inconclusive", "pending", "warn", "baseline", "pass")
+
+
+def worst_decision(decisions: Iterable[Decision]) -> Decision:
+    """Many decisions in one: the worst, where "error" and "inconclusive" are worse than "warn".
+
+    None at all is an "error": a gate that checked nothing has passed nothing.
+    """
+    found = set(decisions)
+    return next((decision for decision in _WORST_FIRST if decision in found), "error")
 
 
 class CheckResult(Record, frozen=True, kw_only=True):

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from html import escape
 
 from modelgit.objects.diffs import ModelDiff, TensorDiff
 from modelgit.reporting.behaviour_html import behaviour_parts
 from modelgit.reporting.diff_text import diff_lines, summary_line
 from modelgit.reporting.heatmap import HeatMap, heat_map
-from modelgit.reporting.markup import text
+from modelgit.reporting.markup import STYLE, document, text
 from modelgit.reporting.samples import sample_parts
-from modelgit.reporting.wording import amount, change, printable, share
+from modelgit.reporting.wording import amount, change, share
 
 __all__ = ["ShownDiff", "diff_fragment", "diff_html"]
 
 _MAX_TENSORS = 200
 _CELL, _GAP, _LABEL, _HEAD = 26, 4, 190, 22
-_STYLE = """
-.mgit{font:14px/1.45 system-ui,sans-serif;max-width:72rem;margin:1.5rem auto;padding:0 1rem}
-.mgit h1{font-size:1.2rem}.mgit h2{font-size:1rem;margin-top:2rem}
-.mgit table{border-collapse:collapse;width:100%}
-.mgit th,.mgit td{text-align:left;padding:.2rem .6rem;border-bottom:1px solid #8884}
-.mgit td.n,.mgit th.n{text-align:right;font-variant-numeric:tabular-nums}
-.mgit code,.mgit svg text{font-family:ui-monospace,monospace;font-size:12px}
-.mgit svg text{fill:currentColor}.mgit svg rect{fill:#d9480f}.mgit svg rect.less{fill:#1971c2}
-.mgit .note{opacity:.75}.mgit td.text{white-space:pre-wrap;overflow-wrap:anywhere;vertical-align:top}
-.mgit tr.other{background:#d9480f18}
-""".strip()
 
 
 class ShownDiff(ModelDiff, frozen=True, kw_only=True):
@@ -46,19 +34,13 @@ class ShownDiff(ModelDiff, frozen=True, kw_only=True):
 
 
 def diff_html(diff: ModelDiff) -> str:
-    """A complete document.  Its policy forbids every fetch and every script, whatever a tensor is called."""
-    title = f"{escape(printable(diff.old))} → {escape(printable(diff.new))}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title></head><body>{diff_fragment(diff)}</body></html>\n"
-    )
+    """A complete document."""
+    return document(f"{diff.old} → {diff.new}", diff_fragment(diff))
 
 
 def diff_fragment(diff: ModelDiff) -> str:
     """The same without a document around it, for notebooks."""
-    parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{text(diff.old)} → {text(diff.new)}</h1>']
+    parts = [f'<style>{STYLE}</style><div class="mgit"><h1>{text(diff.old)} → {text(diff.new)}</h1>']
     for model in diff.models:
         parts.append(f"<h2>{text(model)}</h2><p>{text(summary_line(diff, model))}</p>")
         parts.append(_svg(heat_map(diff.of(model), sizes=diff.sizes.get(model), max_rows=200)))

@@ -1,14 +1,22 @@
-"""The verdict of a gate as lines of plain text."""
+"""How a verdict reads: the words of a decision, of a measurement, and of what a line is about."""
 
 from __future__ import annotations
 
-from modelgit.objects import CheckResult, EvalRecord
+from modelgit.objects import CheckResult, Decision, EvalRecord, Flip, Outcome
 from modelgit.reporting.wording import change, points, printable, rate
 
-__all__ = ["DECISION_WORDS", "measurement", "verdict_lines"]
+__all__ = [
+    "DECISION_WORDS",
+    "OUTCOME_MARKS",
+    "baseline_words",
+    "check_label",
+    "check_notes",
+    "flip_words",
+    "measurement",
+]
 
 # Only what refuses is in capitals.
-DECISION_WORDS = {
+DECISION_WORDS: dict[Decision, str] = {
     "pass": "pass",
     "warn": "warn",
     "fail": "FAIL",
@@ -17,24 +25,15 @@ DECISION_WORDS = {
     "baseline": "first",
     "pending": "later",
 }
-_NAME_WIDTH = 17
-_VALUE_WIDTH = 28
-# "91.2 % → " comes before the new value.
-_BEFORE_WIDTH = 9
-
-
-def verdict_lines(record: EvalRecord) -> list[str]:
-    """A heading and one line per check: `  accuracy  91.2 % → 91.0 % -0.2 pt  pass  (limit -0.5 pt)`."""
-    against = "first baseline" if record.baseline is None else f"baseline {record.baseline.short}"
-    lines = [f"eval {printable(record.suite)}, {against}"]
-    names = [printable(result.name) for result in record.results]
-    name_width = max([_NAME_WIDTH, *(len(name) + 1 for name in names)])
-    for name, result in zip(names, record.results, strict=True):
-        before, after = measurement(result)
-        values = f"{f'{before} → ' if before else '':>{_BEFORE_WIDTH}}{after}"
-        tail = _parenthesis(result)
-        lines.append(f"  {name:<{name_width}}{values:<{_VALUE_WIDTH}}{DECISION_WORDS[result.decision]:<4}{tail}")
-    return lines
+OUTCOME_MARKS: dict[Outcome, str] = {
+    "pass": "✓",
+    "warn": "!",
+    "fail": "✗",
+    "error": "✗",
+    "inconclusive": "?",
+    "skip": "·",
+}
+"""Parts of a check in one character."""
 
 
 def measurement(result: CheckResult) -> tuple[str, str]:
@@ -50,17 +49,44 @@ def measurement(result: CheckResult) -> tuple[str, str]:
     return before, f"{after} {100 * (result.value / result.baseline - 1):+.1f} %" if result.baseline else after
 
 
+def check_label(record: EvalRecord, result: CheckResult) -> str:
+    """What a line is about: `accuracy`, or `intents: accuracy vs tag:v1, lang=de`.
+
+    A baseline is named only where there are several to confuse it with.
+    """
+    named = result.test and result.test != result.name
+    label = printable(f"{result.test}: {result.name}" if named else result.name)
+    if result.against and len(record.baselines) > 1:
+        label += f" vs {printable(result.against)}"
+    return f"{label}, {printable(result.slice)}" if result.slice else label
+
+
+def check_notes(result: CheckResult) -> str:
+    """The limit and what was found: `limit 1.0 %: 9 of 412 examples`; "" when there is nothing to say."""
+    limit = printable(result.limit.removeprefix("max "))
+    detail = printable(result.detail)
+    return ": ".join(note for note in (f"limit {limit}" if limit else "", detail) if note)
+
+
+def baseline_words(record: EvalRecord) -> str:
+    """What a verdict compares with: `baseline 0b77f1ac9e21`, `baselines parent 0b77f1ac9e21, tag:v1 91cd04e6b7aa`."""
+    if not record.baselines:
+        return "first baseline" if record.baseline is None else f"baseline tree {record.baseline.short}"
+    known = [(side.name, side.commit or side.manifest) for side in record.baselines]
+    if len(known) == 1:
+        name, what = known[0]
+        return f"baseline {what.short}" if name == "parent" else f"baseline {printable(name)} {what.short}"
+    return "baselines " + ", ".join(f"{printable(name)} {what.short}" for name, what in known)
+
+
+def flip_words(flip: Flip) -> str:
+    """`q7: place → person` (what the baseline said, what the candidate says)."""
+    return f"{printable(flip.example)}: {printable(flip.before)} → {printable(flip.after)}"
+
+
 def _number(value: float, unit: str) -> str:
     if unit == "":
         return rate(value)
     if unit == "count":
         return f"{value:,.0f}"
-    return f"{change(value)} {unit}"
-
-
-def _parenthesis(result: CheckResult) -> str:
-    limit = printable(result.limit.removeprefix("max "))
-    detail = printable(result.detail)
-    if limit:
-        return f"  (limit {limit}: {detail})" if detail else f"  (limit {limit})"
-    return f"  ({detail})" if detail else ""
+    return f"{change(value)} {printable(unit)}"

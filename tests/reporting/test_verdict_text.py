@@ -1,71 +1,39 @@
 from __future__ import annotations
 
-from modelgit.objects import CheckResult, EvalRecord, ManifestId
-from modelgit.reporting.markdown import verdict_markdown
-from modelgit.reporting.verdict_text import verdict_lines
+from msgspec.structs import replace
 
-BASE = ManifestId(bytes.fromhex("0b77f1ac9e21") + bytes(26))
-
-
-def record(*results: CheckResult, baseline: ManifestId | None = BASE, suite: str = "smoke") -> EvalRecord:
-    return EvalRecord(
-        candidate=ManifestId.of(b"new"),
-        baseline=baseline,
-        suite=suite,
-        suite_id="",
-        results=results,
-        decision="fail",
-        seconds=0.0,
-    )
+from modelgit.objects import CheckResult, EvalRecord
+from modelgit.reporting.verdict_text import baseline_words, check_label, check_notes, measurement
 
 
-def test_golden_verdict() -> None:
-    lines = verdict_lines(
-        record(
-            CheckResult(name="accuracy", decision="pass", value=0.910, baseline=0.912, limit="-0.5 pt"),
-            CheckResult(
-                name="negative flips",
-                decision="fail",
-                value=0.0218,
-                limit="max 1.0 %",
-                detail="9 of the 412 examples drawn from 4,000 went from right to wrong; proven at alpha 0.05",
-            ),
-            CheckResult(name="kl", decision="pass", value=0.0031, unit="nats", limit="max 0.05 nats"),
-            CheckResult(name="accuracy", decision="pass", baseline=0.912, limit="-2.0 pt", detail="holds"),
-            CheckResult(name="kl", decision="inconclusive", limit="max 1 nats", detail="not decided"),
-        )
-    )
-    assert lines == [
-        "eval smoke, baseline 0b77f1ac9e21",
-        "  accuracy         91.2 % → 91.0 % -0.2 pt     pass  (limit -0.5 pt)",
-        "  negative flips            2.2 %              FAIL  (limit 1.0 %: 9 of the 412 examples drawn from 4,000 "
-        "went from right to wrong; proven at alpha 0.05)",
-        "  kl                        0.0031 nats        pass  (limit 0.05 nats)",
-        "  accuracy         91.2 % → ?                  pass  (limit -2.0 pt: holds)",
-        "  kl                                           OPEN  (limit 1 nats: not decided)",
-    ]
+def test_measurements() -> None:
+    line = CheckResult(name="a", decision="pass")
+    assert measurement(replace(line, value=0.910, baseline=0.912)) == ("91.2 %", "91.0 % -0.2 pt")
+    assert measurement(replace(line, value=0.0218)) == ("", "2.2 %")
+    assert measurement(replace(line, value=0.0031, unit="nats")) == ("", "0.0031 nats")
+    assert measurement(replace(line, value=8.36, baseline=8.41, unit="ms")) == ("8.4 ms", "8.4 ms -0.6 %")
+    assert measurement(replace(line, baseline=0.912)) == ("91.2 %", "?")
+    assert measurement(replace(line, value=2.0, unit="count")) == ("", "2")
+    assert measurement(replace(line, value=2.0, unit="x\x1b[2J")) == ("", "2 x\\x1b[2J")
+    assert measurement(line) == ("", "")
 
 
-def test_builtin_checks_and_a_first_baseline() -> None:
-    lines = verdict_lines(
-        record(
-            CheckResult(name="finite values", decision="fail", value=2.0, unit="count", detail="w (1 NaN)"),
-            CheckResult(name="names and shapes", decision="baseline"),
-            baseline=None,
-            suite="built\x1b[2Jin",
-        )
-    )
-    assert lines == [
-        "eval built\\x1b[2Jin, first baseline",
-        "  finite values             2                  FAIL  (w (1 NaN))",
-        "  names and shapes                             first",
-    ]
+def test_notes() -> None:
+    line = CheckResult(name="a", decision="pass", limit="max 1.0 %", detail="w (1 NaN)")
+    assert check_notes(line) == "limit 1.0 %: w (1 NaN)"
+    assert check_notes(replace(line, limit="")) == "w (1 NaN)"
+    assert check_notes(replace(line, detail="")) == "limit 1.0 %"
 
 
-def test_markdown_table_shows_markup_as_text() -> None:
-    text = verdict_markdown(
-        [record(CheckResult(name="a|b", decision="error", detail="<img src=x> [x](javascript:y) @team `c`\nd"))]
-    )
-    lines = text.splitlines()
-    assert len(lines) == 3
-    assert lines[2] == (r"| smoke | a\|b |  |  |  | ERROR | &lt;img src=x&gt; \[x\]\(javascript:y\) \@team \`c\`\\nd |")
+def test_a_baseline_is_named_where_there_are_several(verdict: EvalRecord) -> None:
+    first, flips, *_ = verdict.results
+    assert check_label(verdict, first) == "accuracy"
+    assert check_label(verdict, flips) == "intents-flips: negative flips vs parent"
+    assert check_label(verdict, replace(flips, slice="lang=d\ne")).endswith("vs parent, lang=d\\ne")
+    assert baseline_words(verdict) == "baselines parent 0b77f1ac9e21, tag:v1 91cd04e6b7aa"
+    one = replace(verdict, baselines=verdict.baselines[:1])
+    assert check_label(one, flips) == "intents-flips: negative flips"
+    assert baseline_words(one) == "baseline 0b77f1ac9e21"
+    assert baseline_words(replace(verdict, baselines=verdict.baselines[1:])) == "baseline tag:v1 91cd04e6b7aa"
+    assert baseline_words(replace(verdict, baselines=())) == "baseline tree 5ca1ab1e0000"
+    assert baseline_words(replace(verdict, baselines=(), baseline=None)) == "first baseline"
