@@ -14,9 +14,6 @@ import modelgit
 from modelgit.environment import Environment
 from modelgit.errors import MgitError
 from modelgit.repo import Repository
-from modelgit.repo.density import commit_patch
-from modelgit.repo.prune import prune
-from modelgit.repo.repack import repack
 
 REFUSED = 9
 
@@ -38,7 +35,7 @@ def opened(worktree: Path) -> Repository:
 
 
 def run(repo: Repository, command: str) -> None:
-    """One command."""
+    """One command.  What only some of them need is imported there: this program is started a thousand times."""
     if command == "commit":
         repo.commit("killed")
     elif command == "commit-from":
@@ -49,14 +46,20 @@ def run(repo: Repository, command: str) -> None:
         add(repo, str(repo.worktree.parent / "run"))
         repo.commit("killed")
     elif command == "commit-density":
+        from modelgit.repo.density import commit_patch
+
         commit_patch(repo, "killed", density=0.02, importance="magnitude")
     elif command == "switch":
         repo.switch("side")
     elif command == "merge":
         repo.merge("side", strategy="average")
     elif command == "repack":
+        from modelgit.repo.repack import repack
+
         repack(repo, prune_now=True)
     elif command == "prune":
+        from modelgit.repo.prune import prune
+
         prune(repo)
     else:
         raise SystemExit(f"no command {command}")
