@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.cli._format import ago, duration, plural
 from modelgit.cli._output import Painted, Part, blue, bold, columns, dim, green, red, yellow
-from modelgit.reporting.verdict_text import (
-    DECISION_WORDS,
-    baseline_words,
-    check_label,
-    check_notes,
-    flip_words,
-    measurement,
-)
+from modelgit.reporting.verdict_text import baseline_words, check_cells, check_label, flip_words, measurement
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
@@ -122,9 +115,6 @@ def _against(record: EvalRecord, baseline: CommitId | None) -> str:
 
 
 def _check_row(record: EvalRecord, check: CheckResult) -> list[Part]:
-    before, after = measurement(check)
-    notes = check_notes(check)
+    cells = check_cells(record, check)
     paint = _PAINTS.get(check.decision, yellow)
-    word = paint(DECISION_WORDS[check.decision])
-    values = f"{before} → {after}" if before else after
-    return [check_label(record, check), values, word, f"({notes})" if notes else ""]
+    return [cells.label, cells.values, paint(cells.word), cells.notes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from modelgit.objects import CheckResult, Decision, EvalRecord, Flip, Outcome
 from modelgit.reporting.wording import change, points, printable, rate
 
@@ -66,6 +68,38 @@ def check_notes(result: CheckResult) -> str:
     limit = printable(result.limit.removeprefix("max "))
     detail = printable(result.detail)
     return ": ".join(note for note in (f"limit {limit}" if limit else "", detail) if note)
+
+
+class CheckCells(NamedTuple):
+    """One line of a verdict in four cells, all of them printable."""
+
+    label: str
+    values: str
+    word: str
+    notes: str
+
+
+def check_cells(record: EvalRecord, result: CheckResult) -> CheckCells:
+    """`accuracy`, `91.2 % → 91.0 % -0.2 pt`, `pass`, `(limit -0.5 pt)`."""
+    before, after = measurement(result)
+    notes = check_notes(result)
+    return CheckCells(
+        check_label(record, result),
+        f"{before} → {after}" if before else after,
+        DECISION_WORDS[result.decision],
+        f"({notes})" if notes else "",
+    )
+
+
+def verdict_lines(record: EvalRecord) -> list[str]:
+    """A heading and one line per check, in columns, as plain text."""
+    rows = [check_cells(record, result) for result in record.results]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = [f"eval {printable(record.suite)}, {baseline_words(record)}"]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join(["", *cells, row.notes]).rstrip())
+    return lines
 
 
 def baseline_words(record: EvalRecord) -> str:
