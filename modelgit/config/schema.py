@@ -66,10 +66,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class UserSettings(Table, frozen=True, kw_only=True):
-    """Who commits."""
+    """Who commits; `signing_key` is the file of the private ssh key that signs verdicts."""
 
     name: str | None = None
     email: str | None = None
+    signing_key: str | None = None
 
 
 class TrackSettings(Table, frozen=True, kw_only=True):

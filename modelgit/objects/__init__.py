@@ -15,6 +15,7 @@ from modelgit.objects.ids import (
     FisherId,
     ManifestId,
     MaskId,
+    NoteId,
     ObjectId,
     OperationId,
     PatchId,
@@ -26,6 +27,7 @@ from modelgit.objects.ids import (
 )
 from modelgit.objects.manifest import FileContent, FileEntry, Literal, Manifest, ModelEntry, Segment, TensorRef
 from modelgit.objects.masks import Mask, MaskRegion
+from modelgit.objects.notes import KeptNote, Note, NoteKind
 from modelgit.objects.operations import Operation, Pruning, Retention, Root, View
 from modelgit.objects.patches import FileChange, Patch, TensorChange
 from modelgit.objects.tensors import (
@@ -74,6 +76,7 @@ __all__ = [
     "Flip",
     "HubSource",
     "KeptEstimate",
+    "KeptNote",
     "LeafHasher",
     "Literal",
     "Manifest",
@@ -83,6 +86,9 @@ __all__ = [
     "MaskRegion",
     "MergeRecipe",
     "ModelEntry",
+    "Note",
+    "NoteId",
+    "NoteKind",
     "ObjectId",
     "Operation",
     "OperationId",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import FisherId, ManifestId, TensorId
+from modelgit.objects.notes import KeptNote
 from modelgit.objects.tensors import TensorEntry
 
 __all__ = ["CodedTensor", "FisherEstimate", "KeptEstimate", "Statistics"]
@@ -89,6 +90,7 @@ class KeptEstimate(Record, frozen=True, kw_only=True):
 
 
 class Statistics(Record, frozen=True, kw_only=True):
-    """What a repository keeps of statistics besides its commits, the oldest first; one list for each kind."""
+    """What a repository keeps besides its commits, the oldest first; one list for each kind."""
 
     fishers: tuple[KeptEstimate, ...] = ()
+    notes: tuple[KeptNote, ...] = ()

@@ -17,6 +17,7 @@ __all__ = [
     "FisherId",
     "ManifestId",
     "MaskId",
+    "NoteId",
     "ObjectId",
     "OperationId",
     "PatchId",
@@ -148,6 +149,13 @@ class EvalRecordId(ObjectId):
     KIND = "eval"
 
 
+class NoteId(ObjectId):
+    """A statement about weights or suites, with its signature."""
+
+    __slots__ = ()
+    KIND = "note"
+
+
 class OperationId(ObjectId):
     """One published change of the repository's view."""
 
@@ -156,7 +164,7 @@ class OperationId(ObjectId):
 
 
 class StatisticsId(ObjectId):
-    """Which statistics (Fisher estimates) a repository keeps."""
+    """What a repository keeps beside its commits: Fisher estimates and notes."""
 
     __slots__ = ()
     KIND = "statistics"
@@ -181,6 +189,7 @@ _CLASSES: dict[str, type[ObjectId]] = {
         MaskId,
         FisherId,
         EvalRecordId,
+        NoteId,
         OperationId,
         RetentionId,
         StatisticsId,

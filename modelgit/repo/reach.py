@@ -20,12 +20,13 @@ from modelgit.objects import (
     ManifestId,
     Mask,
     MaskId,
+    Note,
     ObjectId,
     Patch,
     TensorId,
     TensorSpec,
 )
-from modelgit.repo.statistics import kept_estimates
+from modelgit.repo.statistics import kept_statistics
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
@@ -79,13 +80,14 @@ def mask_files(repo: Repository) -> Iterator[tuple[Path, MaskId]]:
 
 
 def kept_objects(repo: Repository) -> set[ObjectId]:
-    """The masks that this clone keeps by name, and the Fisher estimates that the root lists.
+    """The masks that this clone keeps by name, and the Fisher estimates and notes that the root lists.
 
-    Raises IntegrityError when the list of estimates is missing or damaged.
+    Raises IntegrityError when the list of these is missing or damaged.
     """
     kept: set[ObjectId] = set()
     kept.update(mask for _, mask in mask_files(repo))
-    return kept | {item.id for item in kept_estimates(repo)}
+    record = kept_statistics(repo)
+    return kept | {item.id for item in record.fishers} | {item.id for item in record.notes}
 
 
 def needed_objects(
@@ -175,6 +177,9 @@ def children_of(repo: Repository, object_id: ObjectId, *, training: bool = True)
         case "fisher":
             estimate = read_record(store, object_id, FisherEstimate)
             yield from ((entry.id, entry.spec) for entry in estimate.diagonal)
+        case "note":
+            note = read_record(store, object_id, Note)
+            yield from ((record, None) for record in (note.record,) if record is not None)
         case "eval":
             if not store.has(object_id):
                 raise IntegrityError(f"eval {object_id} is missing from the store")

@@ -26,6 +26,7 @@ __all__ = [
     "forget_all",
     "keep",
     "kept_estimates",
+    "kept_statistics",
     "refs_by_weights",
     "shapes_of",
     "weights_key",
@@ -85,20 +86,24 @@ def shapes_of(repo: Repository, manifest: Manifest, model: str) -> dict[str, tup
     return found | {view.name: view.spec.shape for view in view_entries(repo.views_of(manifest, entry))}
 
 
+def kept_statistics(repo: Repository) -> Statistics:
+    """What is kept beside the commits.  Raises IntegrityError when the list is missing or damaged."""
+    current = repo.roots.read().root.statistics
+    try:
+        return repo.statistics_records.read(current)
+    except IntegrityError:
+        newer = repo.roots.read().root.statistics  # another list may have taken its place meanwhile
+        if newer == current:
+            raise
+        return repo.statistics_records.read(newer)
+
+
 def kept_estimates(repo: Repository, *, weights: str = "") -> list[KeptEstimate]:
     """The estimates that are kept (of certain weights), the newest first.
 
     Raises IntegrityError when the list is missing or damaged.
     """
-    current = repo.roots.read().root.statistics
-    try:
-        record = repo.statistics_records.read(current)
-    except IntegrityError:
-        newer = repo.roots.read().root.statistics  # another list may have taken its place meanwhile
-        if newer == current:
-            raise
-        record = repo.statistics_records.read(newer)
-    return [item for item in reversed(record.fishers) if not weights or item.weights == weights]
+    return [item for item in reversed(kept_statistics(repo).fishers) if not weights or item.weights == weights]
 
 
 def keep(
@@ -132,14 +137,26 @@ def find_kept(repo: Repository, name: str) -> KeptEstimate:
 
 
 def forget_all(repo: Repository) -> None:
-    """Begin a new list of kept estimates, whether or not the one that the root names can be read."""
-    repo.publish(lambda view: view, "fisher: remove all", keep=Statistics())
+    """Begin a new list of kept estimates, whether or not the one that the root names can be read.
+
+    Notes stay unless they are lost with a list that is damaged.
+    """
+
+    def without(record: Statistics) -> Statistics:
+        return msgspec.structs.replace(record, fishers=())
+
+    try:
+        kept_statistics(repo)
+    except IntegrityError:
+        repo.publish(lambda view: view, "fisher: remove all", keep=Statistics())
+    else:
+        repo.publish(lambda view: view, "fisher: remove all", keep=without)
 
 
 def forget(repo: Repository, kept: KeptEstimate) -> None:
     """Take an estimate off the list; `mgit gc` frees its bytes."""
 
     def without(record: Statistics) -> Statistics:
-        return Statistics(fishers=tuple(item for item in record.fishers if item.id != kept.id))
+        return msgspec.structs.replace(record, fishers=tuple(item for item in record.fishers if item.id != kept.id))
 
     repo.publish(lambda view: view, "fisher: remove", keep=without)

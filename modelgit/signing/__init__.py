@@ -1,1 +1,1 @@
-"""Signatures over canonical bytes.  Empty until commits are signed: their place among the layers is kept."""
+"""ssh signatures over statements: made and checked by `ssh-keygen -Y`, believed for keys that are listed."""

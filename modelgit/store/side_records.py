@@ -16,6 +16,7 @@ import msgspec
 from modelgit.errors import IntegrityError
 from modelgit.objects import (
     KeptEstimate,
+    KeptNote,
     ObjectId,
     Pruning,
     Retention,
@@ -27,7 +28,7 @@ from modelgit.objects import (
 )
 from modelgit.store.durable import make_directory, write_durably
 
-__all__ = ["SideRecords", "retention_records", "statistics_records", "with_estimates", "with_prunings"]
+__all__ = ["SideRecords", "retention_records", "statistics_records", "with_estimates", "with_notes", "with_prunings"]
 
 _MAX_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
@@ -94,7 +95,7 @@ def statistics_records(path: Path) -> SideRecords[StatisticsId, Statistics]:
         path / "statistics",
         StatisticsId,
         Statistics,
-        shown="the list of kept estimates",
+        shown="the list of kept estimates and notes",
         hint="`mgit fisher remove --all` begins a new one; `mgit fisher` and `mgit fetch --fisher` fill it",
     )
 
@@ -114,4 +115,12 @@ def with_estimates(record: Statistics, estimates: Iterable[KeptEstimate]) -> Sta
     """`record` with `estimates` as the newest, each in place of one with the same key."""
     fresh = tuple({item.key: item for item in estimates}.values())
     keys = {item.key for item in fresh}
-    return Statistics(fishers=(*(item for item in record.fishers if item.key not in keys), *fresh))
+    kept = (item for item in record.fishers if item.key not in keys)
+    return msgspec.structs.replace(record, fishers=(*kept, *fresh))
+
+
+def with_notes(record: Statistics, notes: Iterable[KeptNote]) -> Statistics:
+    """`record` with those of `notes` that it does not list yet as the newest."""
+    known = {item.id for item in record.notes}
+    fresh = {item.id: item for item in notes if item.id not in known}
+    return msgspec.structs.replace(record, notes=(*record.notes, *fresh.values()))

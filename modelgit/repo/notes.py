@@ -1,0 +1,246 @@
+"""Notes that a repository keeps: verdicts attached to weights after the fact, and examples that may break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from modelgit.errors import NothingToDo, UsageError
+from modelgit.objects import CommitId, EvalRecord, EvalRecordId, KeptNote, Manifest, Note, NoteId
+from modelgit.objects.acceptances import Acceptance, write_acceptance
+from modelgit.objects.attestations import make_test_result, sums_up, write_test_result
+from modelgit.repo.statistics import kept_statistics
+from modelgit.repo.weights import weights_tree
+from modelgit.signing.notes import CheckedNote, check_note, check_signature
+from modelgit.signing.program import NAMESPACE, sign
+from modelgit.signing.signers import SIGNERS_FILE, AllowedSigners
+from modelgit.store.base import ObjectStore
+from modelgit.store.metadata import read_record, write_record
+from modelgit.store.side_records import with_notes
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = [
+    "KnownNote",
+    "add_acceptance",
+    "allowed_signers",
+    "attach_verdicts",
+    "check_kept",
+    "kept_notes",
+    "notes_about",
+    "signing_key",
+]
+
+_MAX_SIGNERS_BYTES = 1 << 20
+
+
+class KnownNote(NamedTuple):
+    """A kept note after the check; `record` is the verdict of a test result, None where it is not that one."""
+
+    kept: KeptNote
+    note: Note
+    checked: CheckedNote
+    record: EvalRecord | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is to be believed here: an allowed signer vouches for it, or it was made in this clone."""
+        if self.checked.problem:
+            return False
+        return bool(self.checked.signature.principals) or (not self.kept.origin and not self.note.signature)
+
+
+def kept_notes(repo: Repository, *, kind: str, about: str = "") -> list[KeptNote]:
+    """The notes of a kind that are kept (about certain weights or a suite), the newest first.
+
+    Raises IntegrityError when the list is missing or damaged.
+    """
+    notes = reversed(kept_statistics(repo).notes)
+    return [item for item in notes if item.kind == kind and about in ("", item.about)]
+
+
+def allowed_signers(
+    repo: Repository, manifest: Manifest | None = None, *, store: ObjectStore | None = None
+) -> AllowedSigners | None:
+    """The allowed signers that `manifest` records, or else those of the work tree, as with settings; None without any.
+
+    Raises IntegrityError when the recorded file is missing from the store or absurdly long.
+    """
+    if manifest is not None:
+        entry = manifest.file(SIGNERS_FILE)
+        if entry is None:
+            return None
+        data = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store, limit=_MAX_SIGNERS_BYTES)
+        return AllowedSigners.parse(data.decode("utf-8", errors="replace"))
+    if repo.paths.worktree is None:
+        return None
+    try:
+        with (repo.paths.worktree / SIGNERS_FILE).open("rb") as file:
+            data = file.read(_MAX_SIGNERS_BYTES + 1)
+    except OSError:
+        return allowed_signers(repo, repo.manifest_of(repo.head()))
+    return AllowedSigners.parse(data.decode("utf-8", errors="replace"))
+
+
+def check_kept(
+    repo: Repository,
+    kept: KeptNote,
+    signers: AllowedSigners | None,
+    *,
+    store: ObjectStore | None = None,
+    now_s: float | None = None,
+    at_s: float | None = None,
+) -> KnownNote:
+    """Read and check one note.
+
+    `at_s` is when the key must be valid: at the moment that the note names, unless given.  Raises IntegrityError when
+    an object is missing or damaged, MissingExtraError when a signature cannot be checked for want of ssh-keygen.
+    """
+    where = store or repo.store
+    note = read_record(where, kept.id, Note)
+    now = time.time() if now_s is None else now_s
+    checked = check_note(note, signers, now_s=now, about=kept.about, at_s=at_s)
+    record = None
+    if checked.result is not None and not checked.problem and note.record is not None:
+        record = read_record(where, note.record, EvalRecord)
+        if not sums_up(checked.result, record):
+            record = None
+            checked = checked._replace(problem="the statement does not say what its verdict says")
+    if kept.kind != note.kind:
+        checked = checked._replace(problem=f"it is listed as a {kept.kind} and is a {note.kind}")
+    return KnownNote(kept, note, checked, record)
+
+
+def notes_about(
+    repo: Repository, weights: str, *, signers: AllowedSigners | None, at_s: float | None = None
+) -> list[KnownNote]:
+    """The test results about a weights tree, the newest first, each checked."""
+    return [check_kept(repo, kept, signers, at_s=at_s) for kept in kept_notes(repo, kind="test-result", about=weights)]
+
+
+def signing_key(repo: Repository, given: str | None = None) -> Path | None:
+    """The file of the signing key: the one given, or that of the settings; `~` is the user's home.
+
+    Raises UsageError when `given` is "" (the configured one is asked for) and none is configured.
+    """
+    text = given or repo.settings.user.signing_key
+    if not text:
+        if given is None:
+            return None
+        raise UsageError("no signing key is configured", hint="`mgit config set --user user.signing_key PATH` names it")
+    if text == "~" or text.startswith("~/"):
+        return repo.environment.home / text[2:]
+    return repo.environment.cwd / text
+
+
+def attach_verdicts(
+    repo: Repository,
+    commit: CommitId,
+    records: Sequence[EvalRecord],
+    *,
+    key: Path | None = None,
+    budget: str = "",
+) -> list[KnownNote]:
+    """Keep verdicts on the weights of `commit` as notes, signed with `key` if there is one.
+
+    Raises NothingToDo when there is none to keep, UsageError for one that is pending or of other weights, or when the
+    key may not sign (see `sign_statement`).
+    """
+    if not records:
+        raise NothingToDo("no suite ran, so that there is no verdict to record", hint="`mgit config list` shows suites")
+    manifest = repo.manifest_of(commit)
+    weights = weights_tree(repo, manifest)
+    signers = allowed_signers(repo)
+    now = time.time()
+    made: list[tuple[EvalRecord, Note]] = []
+    for record in records:
+        if record.weights not in ("", weights):
+            raise UsageError(f"the verdict of suite {record.suite} is of other weights than those of {commit.short}")
+        named = msgspec.structs.replace(record, weights=weights)
+        result = make_test_result(named, time_s=now, commit=commit, budget=budget)
+        statement = write_test_result(result)
+        signature = _signed(statement, key, signers, now)
+        made.append((named, Note(kind="test-result", statement=statement, signature=signature, record=result.record)))
+    kept = _keep(repo, [(note, weights, record) for record, note in made], f"eval: record {commit.short}")
+    return [check_kept(repo, item, signers) for item in kept]
+
+
+def add_acceptance(
+    repo: Repository,
+    suite: str,
+    test: str,
+    examples: Iterable[str],
+    *,
+    reason: str,
+    expires_s: float | None = None,
+    key: Path | None = None,
+) -> KnownNote:
+    """Keep leave for examples of a test to break; `expires_s` is a moment, in seconds since 1970.
+
+    Raises UsageError without a reason or examples, or when the key may not sign.
+    """
+    from modelgit.objects.statements import time_text
+
+    if not reason.strip():
+        raise UsageError("an acceptance needs a reason", hint="`-m 'why these may break'`")
+    ids = tuple(sorted(set(examples)))
+    if not ids:
+        raise UsageError("an acceptance names the examples that may break", hint="`--examples ID,ID`")
+    now = time.time()
+    acceptance = Acceptance(
+        statement_type="mgit:acceptance:v1",
+        suite=suite,
+        test=test,
+        examples=ids,
+        reason=reason.strip(),
+        author=str(repo.signature()),
+        time=time_text(now),
+        expires=None if expires_s is None else time_text(expires_s),
+    )
+    statement = write_acceptance(acceptance)
+    signers = allowed_signers(repo)
+    note = Note(kind="acceptance", statement=statement, signature=_signed(statement, key, signers, now))
+    [kept] = _keep(repo, [(note, suite, None)], f"eval: accept {len(ids)} of {test}")
+    return check_kept(repo, kept, signers)
+
+
+def _signed(statement: str, key: Path | None, signers: AllowedSigners | None, now_s: float) -> str:
+    """A signature that others will believe.
+
+    Raises UsageError when the allowed signers do not list the key: what nobody believes is better noticed by whoever
+    signs than by whoever is refused.
+    """
+    if key is None:
+        return ""
+    signature = sign(statement, key)
+    problem = check_signature(statement, signature, signers, at_s=now_s).problem
+    if problem:
+        line = f'NAME@EXAMPLE.ORG namespaces="{NAMESPACE}" ssh-...'
+        raise UsageError(
+            f"nobody would believe a signature with {key}: {problem}",
+            hint=f"add a line `{line}` with the public key to {SIGNERS_FILE}, and commit it",
+        )
+    return signature
+
+
+def _keep(repo: Repository, notes: Iterable[tuple[Note, str, EvalRecord | None]], description: str) -> list[KeptNote]:
+    now = time.time_ns() // 1_000_000
+    kept: list[KeptNote] = []
+    session = repo.session()
+    try:
+        for note, about, record in notes:
+            if record is not None:
+                write_record(session, EvalRecordId, record)
+            object_id = write_record(session, NoteId, note)
+            kept.append(KeptNote(id=object_id, kind=note.kind, about=about, time_ms=now))
+        session.seal()
+    except BaseException:
+        session.abort()
+        raise
+    repo.publish(lambda view: view, description, session=session, keep=lambda record: with_notes(record, kept))
+    return kept

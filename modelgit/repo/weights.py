@@ -1,0 +1,104 @@
+"""The weights tree: one name for everything that decides how the models of a manifest behave.
+
+It covers every tensor of every model and the small files of the models' directories (configuration, tokenizer, chat
+template, code); messages, data, settings and documentation are no part of it.  So commits that differ in their message,
+their README or their suites only have the same one, a verdict on one holds for the others, and a verdict cannot be
+passed off as one on other weights.
+
+What is left out is listed, not what counts: a file that nobody knows may change what a model does, and to measure once
+too often is the smaller fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+from blake3 import blake3
+
+from modelgit.objects import CommitId, Manifest, ModelEntry, domain
+from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.store.base import ObjectStore
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+
+__all__ = ["WeightsOfCommits", "weights_tree"]
+
+_DOCUMENTS = ("readme", "license", "licence", "notice", "changelog", "citation", "authors", "contributing")
+_DATA = (".md", ".rst", ".csv", ".tsv", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf")
+_SHARDS = ".index.json"  # which shard holds which tensor
+_SUITES = "evals/"
+
+
+def weights_tree(repo: Repository, manifest: Manifest, *, store: ObjectStore | None = None) -> str:
+    """The name, 64 hexadecimal digits: a BLAKE3 of names, dtypes, shapes and ids of tensors and of the small files.
+
+    Reads metadata only.  Of files that are no safetensors the id of the whole content counts: a GGUF holds a tokenizer
+    and a PyTorch archive code beside the tensors.  Equal for a model that was cut into other shards, or whose header
+    holds other metadata.
+    """
+    models = [_model(repo, manifest, model, store) for model in sorted(manifest.models, key=lambda item: item.path)]
+    content = msgspec.json.encode(models, order="deterministic")
+    return blake3(domain("weights-tree") + content).hexdigest()
+
+
+def _model(repo: Repository, manifest: Manifest, model: ModelEntry, store: ObjectStore | None) -> list[object]:
+    tensors = [
+        (name, entry.spec.dtype, list(entry.spec.shape), entry.id.hex)
+        for name, entry in repo.tensors_of(manifest, model, store=store).items()
+    ]
+    views = [
+        (name, entry.id.hex, view.offset, list(view.strides), spec.dtype, list(spec.shape))
+        for name, (entry, view) in repo.views_of(manifest, model, store=store).items()
+        for spec in (view.spec or entry.spec,)
+    ]
+    whole = [
+        (path, entry.digest.hex)
+        for path in model.weights
+        if (entry := manifest.file(path)) is not None
+        and repo.content_at(entry.digest, store=store).format != "safetensors"
+    ]
+    return [model.path, sorted(tensors), sorted(views), sorted(whole), sorted(_small_files(manifest, model))]
+
+
+def _small_files(manifest: Manifest, model: ModelEntry) -> Iterable[tuple[str, str]]:
+    weights = {path for entry in manifest.models for path in entry.weights}
+    folder = "" if model.path == "." else f"{model.path}/"
+    for entry in manifest.files:
+        if entry.path.startswith(folder) and entry.path not in weights and entry.path != model.path:
+            if folder == "" and (entry.path == PROJECT_CONFIG or entry.path.startswith(_SUITES)):
+                continue
+            name = entry.path.rsplit("/", 1)[-1].lower()
+            if not (name.startswith((".", *_DOCUMENTS)) or name.endswith((*_DATA, _SHARDS))):
+                yield entry.path[len(folder) :], entry.digest.hex
+
+
+class WeightsOfCommits:
+    """The weights trees of commits, each computed once; manifests that occur again cost nothing."""
+
+    def __init__(self, repo: Repository) -> None:
+        self._repo = repo
+        self._known: dict[object, str] = {}
+
+    def of(self, commit: CommitId) -> str:
+        """The weights tree of a commit.  Raises IntegrityError when its metadata are missing or damaged."""
+        manifest = self._repo.commit_at(commit).manifest
+        found = self._known.get(manifest)
+        if found is None:
+            found = self._known[manifest] = weights_tree(self._repo, self._repo.manifest_at(manifest))
+        return found
+
+    def commits_by_weights(self, commits: Iterable[CommitId], wanted: Iterable[str]) -> dict[str, CommitId]:
+        """Where the weights trees `wanted` occur first among `commits`; stops as soon as all are found."""
+        missing = set(wanted)
+        found: dict[str, CommitId] = {}
+        for commit in commits if missing else ():
+            tree = self.of(commit)
+            if tree in missing:
+                found[tree] = commit
+                missing.discard(tree)
+                if not missing:
+                    break
+        return found
