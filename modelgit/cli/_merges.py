@@ -82,7 +82,11 @@ def conflict_lines(conflicts: Sequence[Conflict], *, ours: str, theirs: str) -> 
 
 def _name(conflict: Conflict) -> str:
     # A tensor's name says more than its model's path; a file's key says nothing without the file.
-    return conflict.path if conflict.kind in ("key", "text", "binary") or not conflict.item else conflict.item
+    return (
+        conflict.path
+        if conflict.kind in ("key", "text", "binary", "vocabulary") or not conflict.item
+        else conflict.item
+    )
 
 
 def _reason(conflict: Conflict) -> str:
@@ -95,6 +99,8 @@ def _reason(conflict: Conflict) -> str:
         "text": "both changed the same lines",
         "key": f"both changed {conflict.item}",
         "binary": "both changed it",
+        "tokens": "both sides added a token",
+        "vocabulary": "the vocabularies cannot be matched",
     }
     return reasons.get(conflict.kind, conflict.kind)
 

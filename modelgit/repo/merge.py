@@ -10,9 +10,7 @@ import msgspec
 from modelgit.config.schema import MergeSettings
 from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
-from modelgit.merging.files import merge_file
 from modelgit.merging.options import split_rule
-from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import find_conflicts, ruled_resolutions
 from modelgit.objects import CommitId, Manifest
 from modelgit.objects.graph import merge_bases
@@ -20,6 +18,7 @@ from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.commit import CommitResult
 from modelgit.repo.merge_files import OpenSide, open_side
+from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_state import clear_state, read_state, refuse_during_merge, write_state
 from modelgit.repo.training import joined, training_of
 from modelgit.repo.update import check_clean, move_worktree
@@ -111,12 +110,10 @@ def sides_of(repo: Repository, state: MergeState, *, progress: Progress = SILENT
 
 
 def plan_merge(repo: Repository, revision: str) -> tuple[Sides, MergePlan]:
-    """What a merge of `revision` would do, from ids and small files alone; nothing is changed."""
+    """What a merge of `revision` would do, from ids and small files; nothing is changed."""
     head = require_head(repo)
     sides = open_sides(repo, head, repo.resolve(revision))
-    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
-    _, conflicts = merge_small_files(repo, sides, plan, {})
-    return sides, _with_conflicts(plan, conflicts)
+    return sides, plan_sides(repo, sides, {}).plan
 
 
 def merge(
@@ -218,13 +215,22 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
     with repo.writing():
         state = waiting_state(repo)
         sides = sides_of(repo, state)
-        plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
         # Of all conflicts, those too that are decided already: a decision may be taken back.
-        chosen = find_conflicts((*plan.conflicts, *merge_small_files(repo, sides, plan, {})[1]), name)
+        known = [
+            *plan_sides(repo, sides, {}).plan.conflicts,
+            *plan_sides(repo, sides, state.resolutions).plan.conflicts,
+        ]
+        chosen = find_conflicts(list({conflict.id: conflict for conflict in known}.values()), name)
         resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
-        _check_resolutions(repo, sides, chosen, resolution)
-        _, conflicts = merge_small_files(repo, sides, plan, resolutions)
-        open_conflicts = tuple(conflict for conflict in (*plan.conflicts, *conflicts) if conflict.id not in resolutions)
+        for conflict in chosen:
+            if conflict.kind == "vocabulary" and resolution.take is None:
+                raise UsageError(
+                    f"of two vocabularies in {conflict.path} one has to be taken",
+                    hint=f"`mgit resolve {conflict.path} --take ours` (or theirs)",
+                )
+        planned = plan_sides(repo, sides, resolutions)
+        _check_resolutions(repo, sides, planned, chosen, resolution)
+        open_conflicts = planned.still_open(resolutions)
         write_state(repo, msgspec.structs.replace(state, resolutions=resolutions, conflicts=open_conflicts))
         return list(open_conflicts)
 
@@ -266,38 +272,9 @@ def waiting_state(repo: Repository, verb: str | None = None) -> MergeState:
     return state
 
 
-def merge_small_files(
-    repo: Repository, sides: Sides, plan: MergePlan, resolutions: Mapping[str, str]
-) -> tuple[dict[str, bytes | None], list[Conflict]]:
-    """Merge every file that both sides changed: the contents of those that are settled, and the conflicts."""
-    contents: dict[str, bytes | None] = {}
-    conflicts: list[Conflict] = []
-    for decision in plan.files:
-        if decision.action not in ("combine", "conflict"):
-            continue
-        path = decision.path
-        given = {
-            key[len(path) + 1 :]: Resolution.parse(text)
-            for key, text in resolutions.items()
-            if key == path or key.startswith(path + ":")
-        }
-        if decision.action == "conflict" and "" not in given:
-            continue
-        base, ours, theirs = (_bytes(repo, side.manifest, path) for side in (sides.base, sides.ours, sides.theirs))
-        merged = merge_file(path, base, ours, theirs, resolutions=given)
-        if merged.conflicts:
-            conflicts += merged.conflicts
-        else:
-            contents[path] = merged.content
-    return contents, conflicts
-
-
-def _bytes(repo: Repository, manifest: Manifest, path: str) -> bytes | None:
-    entry = manifest.file(path)
-    return None if entry is None else repo.file_bytes(repo.content_at(entry.digest))
-
-
-def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict], resolution: Resolution) -> None:
+def _check_resolutions(
+    repo: Repository, sides: Sides, planned: Planned, chosen: Sequence[Conflict], resolution: Resolution
+) -> None:
     """Try the resolution on every tensor it is meant for, so that a wrong one is refused when it is typed."""
     from modelgit.merging.resolve import Sides as TensorSides
     from modelgit.merging.resolve import resolve_tensor
@@ -317,7 +294,8 @@ def _check_resolutions(repo: Repository, sides: Sides, chosen: Sequence[Conflict
             continue
         models = [side.side.models.get(conflict.path, {}) for side in (sides.base, sides.ours, sides.theirs)]
         tensor = TensorSides(*(model.get(conflict.item) for model in models))
-        resolve_tensor(conflict.item, resolution, tensor, views)
+        aligned = planned.aligned.get(conflict.path, {}).get(conflict.item)
+        resolve_tensor(conflict.item, resolution, tensor, views, aligned=aligned)
 
 
 def apply_state(
@@ -334,17 +312,14 @@ def apply_state(
     `commit` of the result is None for a pick that changes nothing.
     """
     sides = sides_of(repo, state, progress=progress)
-    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
     by_hand = len(state.resolutions)
-    ruled = ruled_resolutions(plan.conflicts, state.rules)
-    state = msgspec.structs.replace(state, resolutions={**ruled, **state.resolutions})
-    contents, file_conflicts = merge_small_files(repo, sides, plan, state.resolutions)
-    full = _with_conflicts(plan, file_conflicts)
-    still_open = tuple(
-        conflict
-        for conflict in full.conflicts
-        if conflict.id not in state.resolutions and conflict.path not in state.resolutions
-    )
+    planned = plan_sides(repo, sides, state.resolutions)
+    ruled = ruled_resolutions(planned.still_open(state.resolutions), state.rules)
+    if ruled:
+        state = msgspec.structs.replace(state, resolutions={**ruled, **state.resolutions})
+        planned = plan_sides(repo, sides, state.resolutions)
+    full = planned.plan
+    still_open = planned.still_open(state.resolutions)
     if still_open:
         if not dry_run:
             write_state(repo, msgspec.structs.replace(state, base=sides.base_id, conflicts=still_open))
@@ -359,7 +334,7 @@ def apply_state(
         )
     from modelgit.repo.merge_tensors import make_commit
 
-    made = make_commit(repo, state, sides, plan, contents, bound, gate=gate, keep=not dry_run, progress=progress)
+    made = make_commit(repo, state, sides, planned, bound, gate=gate, keep=not dry_run, progress=progress)
     return MergeResult(
         "dry-run" if dry_run else "merged",
         sides.base_id,
@@ -378,6 +353,8 @@ def apply_state(
 def _way_out(conflict: Conflict) -> str:
     """The command that is most likely meant."""
     name = conflict.item or conflict.path
+    if conflict.kind == "tokens":
+        return f"`mgit resolve {name} --with ours-tokens` (or theirs-tokens)"
     if conflict.kind == "shape":
         return f"`mgit resolve {name} --with grow-rows` (or `--take ours`, or theirs)"
     return f"`mgit resolve {name} --take ours` (or theirs)"
@@ -392,10 +369,6 @@ class StoppedMerge(MergeConflicts):
         super().__init__(message, hint=hint, conflicts=conflicts)
         self.plan = plan
         self.sides = sides
-
-
-def _with_conflicts(plan: MergePlan, conflicts: Sequence[Conflict]) -> MergePlan:
-    return msgspec.structs.replace(plan, conflicts=(*plan.conflicts, *conflicts))
 
 
 def require_head(repo: Repository) -> CommitId:

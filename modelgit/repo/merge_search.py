@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from modelgit.errors import GateRefused, NothingToDo, UsageError
 from modelgit.evals.suites import Suite, load_suites
 from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
-from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import ruled_resolutions
 from modelgit.models.data import UNLABELLED
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, merge_small_files, sides_of
+from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, sides_of
+from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_tensors import merged_manifest
 from modelgit.repo.tasks import suite_candidate, suite_examples
 
@@ -130,21 +130,21 @@ def search(
         rules={**configured_rules(repo.settings.merge), **(rules or {})},
     )
     sides = sides_of(repo, state, progress=progress)
-    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
-    state = msgspec.structs.replace(state, resolutions=ruled_resolutions(plan.conflicts, state.rules))
-    _, conflicts = merge_small_files(repo, sides, plan, state.resolutions)
-    still_open = [item for item in (*plan.conflicts, *conflicts) if item.id not in state.resolutions]
+    planned = plan_sides(repo, sides, {})
+    state = msgspec.structs.replace(state, resolutions=ruled_resolutions(planned.plan.conflicts, state.rules))
+    planned = plan_sides(repo, sides, state.resolutions)
+    still_open = planned.still_open(state.resolutions)
     if still_open:
         raise UsageError(
             f"the branches conflict ({still_open[0].id}), which no strategy decides",
             hint=f"`mgit merge {revision}` and `mgit resolve`; of a tensor, a rule: --strategy 'NAME=ours'",
         )
-    if "combine" not in plan.counts:
+    if "combine" not in planned.plan.counts:
         raise UsageError("no tensor was changed on both sides: there is nothing to search", hint="`mgit merge REV`")
     found = _data(repo, sides, data or {}, seed)
-    texts = tuple(candidates) or default_candidates(fisher=_has_fisher(repo, sides, plan, progress))
+    texts = tuple(candidates) or default_candidates(fisher=_has_fisher(repo, sides, planned.plan, progress))
     bound = {rule_text(item): item for item in (parse_rule(text) for text in texts)}
-    scores, evaluated = _rounds(repo, sides, plan, state, bound, found, exhaustive, progress)
+    scores, evaluated = _rounds(repo, sides, planned, state, bound, found, exhaustive, progress)
     total = sum(item.order.size for item in found)
     notes = [
         f"suite {item.suite.name}: the data that chose are the data that the gate reports on; "
@@ -182,7 +182,7 @@ def search(
 def _rounds(
     repo: Repository,
     sides: Sides,
-    plan: MergePlan,
+    planned: Planned,
     state: MergeState,
     bound: Mapping[str, BoundStrategy],
     data: Sequence[_Data],
@@ -198,7 +198,7 @@ def _rounds(
         progress.start("search", len(left), unit="candidates")
         for name in left:
             progress.check()
-            done[name] = _score(repo, sides, plan, state, name, bound[name], data, share, progress)
+            done[name] = _score(repo, sides, planned, state, name, bound[name], data, share, progress)
             seen[name] = done[name].examples
             progress.advance("search", 1)
         progress.finish("search")
@@ -225,7 +225,7 @@ def _shares(candidates: int, examples: int) -> list[float]:
 def _score(
     repo: Repository,
     sides: Sides,
-    plan: MergePlan,
+    planned: Planned,
     state: MergeState,
     name: str,
     bound: BoundStrategy,
@@ -238,7 +238,7 @@ def _score(
     accuracies = {}
     examples = 0
     with repo.session() as session:
-        manifest = merged_manifest(repo, session, chosen, sides, plan, bound, progress)
+        manifest = merged_manifest(repo, session, chosen, sides, planned, bound, progress)
         for item in data:
             candidate = suite_candidate(repo, session, manifest, item.suite, data_from=sides.ours.manifest)
             count = max(1, round(share * item.order.size))

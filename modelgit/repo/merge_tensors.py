@@ -13,10 +13,9 @@ from modelgit.merging.base import STRATEGIES, BoundStrategy
 from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
-from modelgit.merging.plan import plan as make_plan
-from modelgit.merging.resolve import Combined, Taken, Viewed, resolve_tensor
+from modelgit.merging.resolve import Combined, Taken, Viewed, resolve_tensor, viewed
 from modelgit.merging.resolve import Sides as TensorSides
-from modelgit.merging.rows import RowViews, ViewSource
+from modelgit.merging.rows import RowPlan, RowViews, ViewSource
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
@@ -37,6 +36,7 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
 from modelgit.repo.merge_files import merged_weights, open_side
+from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies
 from modelgit.repo.record import write_content_record
 from modelgit.repo.training import training_of
@@ -94,8 +94,7 @@ def make_commit(
     repo: Repository,
     state: MergeState,
     sides: Sides,
-    plan: MergePlan,
-    contents: Mapping[str, bytes | None],
+    planned: Planned,
     bound: BoundStrategy,
     *,
     gate: str,
@@ -111,8 +110,8 @@ def make_commit(
     """
     start = repo.manifest_of(state.head)
     with repo.session() as session:
-        tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
-        manifest, before = _manifest_of(repo, session, sides, plan, contents, tensors), sides.ours.manifest
+        tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress)
+        manifest, before = _manifest_of(repo, session, sides, planned, tensors), sides.ours.manifest
         if state.verb and (manifest.files, manifest.models) == (before.files, before.models):
             session.abort()
             return None
@@ -195,7 +194,7 @@ def virtual_base(
     So histories that merged each other meet at what these merges made, and a change that came over either way counts
     once.  What conflicts is the newer base's.  The result is in no commit; garbage collection takes it.
     """
-    from modelgit.repo.merge import merge_small_files, open_sides
+    from modelgit.repo.merge import open_sides
 
     ordered = sorted(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit))
     bound = STRATEGIES.get(state.strategy).bind(state.options)
@@ -203,14 +202,14 @@ def virtual_base(
     for commit in ordered[1:]:
         sides = open_sides(repo, merged, commit, virtual=lambda found: virtual_base(repo, found, state))
         sides = sides._replace(ours=open_side(repo, manifest))
-        plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
-        contents, conflicts = merge_small_files(repo, sides, plan, {})
-        taken = {conflict.id: "take theirs" for conflict in (*plan.conflicts, *conflicts)}
-        contents, _ = merge_small_files(repo, sides, plan, taken)
+        planned, taken = plan_sides(repo, sides, {}), dict[str, str]()
+        while planned.still_open(taken):
+            taken |= {conflict.id: "take theirs" for conflict in planned.still_open(taken)}
+            planned = plan_sides(repo, sides, taken)
         with repo.session() as session:
             inner = msgspec.structs.replace(state, resolutions=taken)
-            tensors = _merge_tensors(repo, session, inner, sides, plan, bound, progress)
-            manifest = _manifest_of(repo, session, sides, plan, contents, tensors)
+            tensors = _merge_tensors(repo, session, inner, sides, planned, bound, progress)
+            manifest = _manifest_of(repo, session, sides, planned, tensors)
             session.seal()
         merged = commit
     return manifest
@@ -221,29 +220,25 @@ def merged_manifest(
     session: PackSession,
     state: MergeState,
     sides: Sides,
-    plan: MergePlan,
+    planned: Planned,
     bound: BoundStrategy,
     progress: Progress = SILENT,
 ) -> Manifest:
     """What a merge without conflicts would give, its tensors written to `session`."""
-    from modelgit.repo.merge import merge_small_files
-
-    contents, _ = merge_small_files(repo, sides, plan, state.resolutions)
-    tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress)
-    return _manifest_of(repo, session, sides, plan, contents, tensors)
+    tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress)
+    return _manifest_of(repo, session, sides, planned, tensors)
 
 
 def _manifest_of(
     repo: Repository,
     session: PackSession,
     sides: Sides,
-    plan: MergePlan,
-    contents: Mapping[str, bytes | None],
+    planned: Planned,
     tensors: _Tensors,
 ) -> Manifest:
     """The manifest of merged tensors and files."""
     weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
-    files = _merge_files(repo, session, sides, plan, contents)
+    files = _merge_files(repo, session, sides, planned.plan, planned.contents)
     return Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
 
 
@@ -252,7 +247,7 @@ def _merge_tensors(
     session: PackSession,
     state: MergeState,
     sides: Sides,
-    plan: MergePlan,
+    planned: Planned,
     bound: BoundStrategy,
     progress: Progress,
     *,
@@ -267,12 +262,14 @@ def _merge_tensors(
     total = Comparison(changed=(0, 0))
     reads = RowViews(repo.reader(session))
     decisions: dict[str, list[TensorDecision]] = {}
-    for decision in plan.tensors:
+    for decision in planned.plan.tensors:
         decisions.setdefault(decision.model, []).append(decision)
     works = {}
     for model, decided in sorted(decisions.items()):
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
-        works[model] = _divide(reads, state.resolutions, model, decided, base, ours, theirs)
+        works[model] = _divide(
+            reads, state.resolutions, model, decided, planned.aligned.get(model, {}), base, ours, theirs
+        )
     combined = [model for model, work in works.items() if work.parts]
     if recipe is None:
         labelled = [("ours", sides.ours.manifest), ("theirs", sides.theirs.manifest)]
@@ -325,6 +322,7 @@ def _divide(
     resolutions: Mapping[str, str],
     model: str,
     decisions: Sequence[TensorDecision],
+    aligned: Mapping[str, RowPlan],
     base: Mapping[str, StoredTensor],
     ours: Mapping[str, StoredTensor],
     theirs: Mapping[str, StoredTensor],
@@ -333,15 +331,18 @@ def _divide(
     work = Work({}, [], {})
     for decision in decisions:
         name = decision.name
-        if decision.action == "combine":
-            stored = base.get(name)
-            ancestor = stored[1] if stored is not None and stored[0] == ours[name][0] else None
+        sides = TensorSides(base.get(name), ours.get(name), theirs.get(name))
+        table = aligned.get(name)
+        if decision.action == "combine" and table is None:
+            ancestor = sides.base[1] if sides.base is not None and sides.base[0] == ours[name][0] else None
             pair = (ours[name][1], theirs[name][1])
             work.parts.append(TensorParts(name=name, spec=ours[name][0], base=ancestor, sides=pair))
-        elif decision.action == "conflict":
-            text = resolutions.get(f"{model}:{name}") or resolutions[model]
-            sides = TensorSides(base.get(name), ours.get(name), theirs.get(name))
-            outcome = resolve_tensor(name, Resolution.parse(text), sides, reads)
+        elif decision.action in ("combine", "conflict"):
+            if decision.action == "combine" and table is not None:
+                outcome: Taken | Combined | Viewed = viewed(name, table, sides, reads)
+            else:
+                text = resolutions.get(f"{model}:{name}") or resolutions[model]
+                outcome = resolve_tensor(name, Resolution.parse(text), sides, reads, aligned=table)
             if isinstance(outcome, Taken):
                 work.settled[name] = outcome.tensor
             elif isinstance(outcome, Combined):
@@ -417,18 +418,14 @@ def remade(repo: Repository, state: MergeState, recipe: MergeRecipe, sides: Side
 
     Raises MergeConflicts when conflicts are open that the recipe has no word on.
     """
-    from modelgit.repo.merge import merge_small_files
-
-    plan = make_plan(sides.base.side, sides.ours.side, sides.theirs.side)
-    contents, conflicts = merge_small_files(repo, sides, plan, state.resolutions)
-    known = state.resolutions
-    still_open = tuple(c for c in (*plan.conflicts, *conflicts) if c.id not in known and c.path not in known)
+    planned = plan_sides(repo, sides, state.resolutions)
+    still_open = planned.still_open(state.resolutions)
     if still_open:
         raise MergeConflicts(f"the recipe does not decide {still_open[0].id}", conflicts=still_open)
     bound = STRATEGIES.get(recipe.strategy).bind(recipe.options)
     with repo.session() as session:
-        tensors = _merge_tensors(repo, session, state, sides, plan, bound, progress, recipe=recipe)
-        manifest = _manifest_of(repo, session, sides, plan, contents, tensors)
+        tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress, recipe=recipe)
+        manifest = _manifest_of(repo, session, sides, planned, tensors)
         session.abort()
     return manifest
 

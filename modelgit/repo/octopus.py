@@ -31,6 +31,7 @@ from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
 from modelgit.repo.merge import configured_rules, require_head
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
+from modelgit.repo.merge_plan import has_one_vocabulary
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.merge_strategies import choose_strategies
 from modelgit.repo.merge_tensors import Work, compare_all, move_to, store_all, store_file
@@ -131,6 +132,13 @@ def _merge(
 ) -> ManyMerged:
     base = open_side(repo, repo.manifest_of(base_id))
     sides = [open_side(repo, repo.manifest_of(commit)) for commit in commits]
+    manifests = [base.manifest, *(side.manifest for side in sides)]
+    for model in sorted(sides[0].side.models):
+        if not has_one_vocabulary(repo, [found for found in manifests if _has(found, model)], model):
+            raise RepositoryError(
+                f"a side has another vocabulary of {model}, and only merges of two match rows by token",
+                hint="merge them one after the other: `mgit merge BRANCH`",
+            )
     settled = _fold(repo, base, sides)
     before = sides[0].manifest
     statistics: dict[str, str] = {}
@@ -193,6 +201,10 @@ def _merge(
     count = sum(len(names) for names in settled.combined.values())
     made_at = result._replace(branch=repo.view().branch)
     return ManyMerged(base_id, commits, ran.bound.name, count, overlap, agree, tuple(notes), made_at)
+
+
+def _has(manifest: Manifest, model: str) -> bool:
+    return any(entry.path == model for entry in manifest.models)
 
 
 def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settled:

@@ -1,0 +1,216 @@
+"""Vocabularies of two sides become one: tokens keep their names, and rows of tables follow them.
+
+An id means nothing by itself: two fine-tunes that each added a token gave it the same id.  Ours keeps its ids; tokens
+that theirs alone added get the next ones, in theirs' order.  Where one side alone changed the vocabulary, it decides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from modelgit.merging.rows import RowPlan, Run, joined
+from modelgit.objects.merges import SideName
+
+__all__ = [
+    "VOCABULARY_FILES",
+    "Tables",
+    "Vocabulary",
+    "is_token_table",
+    "json_object",
+    "merge_vocabularies",
+    "read_vocabulary",
+    "row_plan",
+    "stretches",
+]
+
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "added_tokens.json")
+"""The files that say which row is which token; the first counts, if there is one."""
+
+_TABLES = frozenset(
+    [
+        "embed",
+        "embed_in",
+        "embed_out",
+        "embed_tokens",
+        "embedding",
+        "embeddings",
+        "lm_head",
+        "shared",
+        "tok_embeddings",
+        "token_embd",
+        "word_embeddings",
+        "wte",
+    ]
+)
+_HEADS = re.compile(r"(^|.*\.)(output|(predictions|lm_head)\.decoder|cls\.predictions)\Z")
+_SHOWN = 24
+_ORDER: tuple[SideName, ...] = ("ours", "theirs", "base")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Rows by token, and the name of the file that says so."""
+
+    ids: Mapping[str, int]
+    source: str
+
+    @property
+    def size(self) -> int:
+        """The rows that have a token, and those before them."""
+        return max(self.ids.values(), default=-1) + 1
+
+
+class Tables(NamedTuple):
+    """The rows that a table has on each side; None where a side lacks it."""
+
+    base: int | None
+    ours: int
+    theirs: int
+
+
+def is_token_table(name: str, shape: tuple[int, ...], vocabulary: Vocabulary) -> bool:
+    """Whether a tensor has a row for each token: by its name, and by having enough rows."""
+    stem = name.removesuffix(".weight").removesuffix(".bias")
+    named = stem.rpartition(".")[2] in _TABLES or _HEADS.match(stem) is not None
+    return named and bool(shape) and shape[0] >= vocabulary.size
+
+
+def json_object(data: bytes | None) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    if data is None:
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary | None:
+    """The vocabulary that files by name describe; None where none of them can be read."""
+    table = json_object(files.get("tokenizer.json"))
+    if table is not None:
+        model = table.get("model")
+        listed = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(listed, list):
+            listed = {str(item[0]): number for number, item in enumerate(listed) if isinstance(item, list) and item}
+        added = table.get("added_tokens")
+        entries = [item for item in added if isinstance(item, dict)] if isinstance(added, list) else []
+        more = {item.get("content"): item.get("id") for item in entries}
+        return _checked({**(listed if isinstance(listed, dict) else {}), **more}, "tokenizer.json")
+    beside = json_object(files.get("added_tokens.json")) or {}
+    if "vocab.txt" in files:
+        lines = files["vocab.txt"].decode("utf-8", "replace").split("\n")
+        lines = lines[:-1] if not lines[-1] else lines
+        return _checked({**{line.rstrip("\r"): row for row, line in enumerate(lines)}, **beside}, "vocab.txt")
+    plain = json_object(files.get("vocab.json"))
+    return None if plain is None else _checked({**plain, **beside}, "vocab.json")
+
+
+def _checked(ids: Mapping[Any, Any], source: str) -> Vocabulary | None:
+    if not ids or not all(type(token) is str and type(row) is int and row >= 0 for token, row in ids.items()):
+        return None
+    return Vocabulary(ids, source)
+
+
+def merge_vocabularies(base: Vocabulary | None, ours: Vocabulary, theirs: Vocabulary) -> Vocabulary | tuple[str, str]:
+    """The merged vocabulary, or what each side did to it where nobody can say what both of it would be."""
+    before = None if base is None else base.ids
+    if theirs.ids in (ours.ids, before):
+        return ours
+    if ours.ids == before:
+        return theirs
+    gone = [[token for token in before or () if token not in side.ids] for side in (ours, theirs)]
+    if any(gone):
+        words = [_removed(tokens) if tokens else "changed others" for tokens in gone]
+        return words[0], words[1]
+    ids = dict(ours.ids)
+    row = ours.size
+    for token in sorted(
+        (token for token in theirs.ids if token not in ids), key=lambda token: (theirs.ids[token], token)
+    ):
+        ids[token] = row
+        row += 1
+    return Vocabulary(ids, ours.source)
+
+
+def _removed(tokens: list[str]) -> str:
+    more = f" and {len(tokens) - 1} more" if len(tokens) > 1 else ""
+    return f"removed {tokens[0][:_SHOWN]!r}{more}"
+
+
+def row_plan(
+    merged: Vocabulary,
+    base: Vocabulary | None,
+    ours: Vocabulary,
+    theirs: Vocabulary,
+    tables: Tables,
+    *,
+    like: SideName | None = None,
+) -> RowPlan:
+    """Where each row of a merged table is on the three sides.
+
+    Rows without a token (tables are padded) are matched by their number; the result has as many as the tables say, or
+    that of the side `like`.  `unfounded` are the rows of tokens that both
+    sides have and the base, though it has the table, does not.
+    """
+    counts: dict[SideName, int | None] = {"base": tables.base, "ours": tables.ours, "theirs": tables.theirs}
+    rows = max((counts[like] or 0) if like is not None else _three_way(tables), merged.size)
+    tokens: list[str | None] = [None] * rows
+    for known_token, row in merged.ids.items():
+        tokens[row] = known_token
+    sides: tuple[tuple[SideName, Vocabulary | None, int | None], ...] = (
+        ("base", base, tables.base),
+        ("ours", ours, tables.ours),
+        ("theirs", theirs, tables.theirs),
+    )
+    named = {side: set(known.ids.values()) if known is not None else set() for side, known, _ in sides}
+    found: dict[SideName, list[Run]] = {"base": [], "ours": [], "theirs": []}
+    unfounded: list[int] = []
+    for row, token in enumerate(tokens):
+        here: dict[SideName, int] = {}
+        for side, known, count in sides:
+            if token is None:
+                place = None if row in named[side] else row
+            else:
+                place = None if known is None else known.ids.get(token)
+            if place is not None and place < (count or 0):
+                here[side] = place
+        both = "ours" in here and "theirs" in here
+        if both and tables.base is not None and "base" not in here and token is not None:
+            unfounded.append(row)
+        elif not both or (tables.base is not None and "base" not in here):
+            # One side alone has the row (or, of padding, both do and the base does not): it is that on all of them.
+            source: SideName = next((side for side in _ORDER if side in here), "ours")
+            run = Run(source, here.get(source, min(row, tables.ours - 1)), 1)
+            for runs in found.values():
+                runs.append(run)
+            continue
+        for side, runs in found.items():
+            source = side if side in here else "ours"
+            runs.append(Run(source, here[source], 1))
+    base_runs = None if tables.base is None else joined(found["base"])
+    return RowPlan(
+        base=base_runs, ours=joined(found["ours"]), theirs=joined(found["theirs"]), unfounded=stretches(unfounded)
+    )
+
+
+def _three_way(tables: Tables) -> int:
+    if tables.theirs in (tables.ours, tables.base):
+        return tables.ours
+    return tables.theirs if tables.ours == tables.base else max(tables.ours, tables.theirs)
+
+
+def stretches(rows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Sorted numbers as (start, stop) of consecutive ones."""
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        if found and found[-1][1] == row:
+            found[-1] = (found[-1][0], row + 1)
+        else:
+            found.append((row, row + 1))
+    return tuple(found)
