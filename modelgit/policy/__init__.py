@@ -1,1 +1,1 @@
-"""What a branch demands.  Empty until policies exist: their place among the layers is kept by the import rules."""
+"""What a branch demands of those who push to it: pure decisions over records, for clients and servers alike."""

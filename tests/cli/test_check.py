@@ -1,0 +1,196 @@
+"""`mgit check`: what it says of good updates and of bad ones, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CONFIG = {"model_type": "none"}
+
+
+@pytest.fixture
+def bot(mgit: Any, files: Any) -> Any:
+    """`main` with one model; the work tree is on branch `work`."""
+    mgit.arrays = {
+        "embed.weight": np.random.default_rng(1).standard_normal((300, 8)).astype("<f4"),
+        **files.floats(),
+    }
+    folder = mgit.directory / "bot"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    mgit.folder = folder
+    mgit.save = lambda: (folder / "model.safetensors").write_bytes(files.of_arrays(mgit.arrays))
+    mgit.save()
+    mgit("init")
+    mgit("track", "bot")
+    mgit("commit", "-m", "base")
+    mgit("switch", "-c", "work")
+    return mgit
+
+
+def commit(bot: Any, *options: str) -> None:
+    bot.save()
+    bot("commit", "-m", "change", *options)
+
+
+def tune(bot: Any) -> None:
+    random = np.random.default_rng(2)
+    bot.arrays = {
+        name: array + (1e-3 * random.standard_normal(array.shape)).astype("<f4") for name, array in bot.arrays.items()
+    }
+
+
+def report(bot: Any, *options: str, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bot("check", "--base", "main", "--json", *options, code=code).out)
+    assert found["schema"] == "mgit.check/1"
+    return found
+
+
+def outcomes(found: dict[str, Any]) -> dict[str, str]:
+    return {section["name"]: section["outcome"] for section in found["sections"]}
+
+
+def rules(found: dict[str, Any]) -> set[str]:
+    return {finding["rule"] for section in found["sections"] for finding in section["findings"]}
+
+
+def test_a_good_update_passes(bot: Any) -> None:
+    tune(bot)
+    commit(bot)
+    ran = bot("check", "--base", "main")
+    assert ran.out.splitlines()[0].startswith("check HEAD (")
+    assert "  ✓ schema      names, dtypes and shapes unchanged" in ran.out.splitlines()
+    assert ran.out.splitlines()[-1] == "check passed"
+    found = report(bot)
+    assert found["passed"] is True and found["outcome"] == "pass"
+    assert set(outcomes(found).values()) <= {"pass", "skip"}
+    assert found["facts"]["tensors_changed"] == 4
+    assert found["facts"]["values_changed"] == found["facts"]["values"]
+    assert found["facts"]["dense"] is True
+    assert found["facts"]["bytes_added"] > 0
+    assert found["branch"] == "main"
+
+
+def test_nothing_new_passes(bot: Any) -> None:
+    assert outcomes(report(bot)) == {"patch": "skip"}
+    assert bot("check", "--base", "main").out.splitlines()[-1] == "nothing to check"
+
+
+def test_values_that_are_not_finite_fail(bot: Any) -> None:
+    bot.arrays["embed.weight"][3, 3] = np.nan
+    commit(bot, "--gate", "warn")
+    found = report(bot, code=1)
+    assert outcomes(found)["values"] == "fail"
+    assert {"values/nonfinite", "patch/override"} <= rules(found)
+    assert bot("check", "--base", "main", code=1).out.splitlines()[-1] == "check failed"
+
+
+def test_what_stands_out_warns(bot: Any) -> None:
+    bot.arrays["embed.weight"][7] += 1
+    commit(bot)
+    found = report(bot)
+    assert found["outcome"] == "warn" and found["passed"] is True
+    assert rules(found) == {"suspicious/few-rows"}
+    assert bot("check", "--base", "main", "--strict", code=1).out.splitlines()[-1] == "check passed, with warnings"
+
+
+def test_tensors_of_another_form(bot: Any) -> None:
+    del bot.arrays["layers.0.weight"]
+    bot.arrays["layers.1.weight"] = bot.arrays["layers.1.weight"][:5]
+    bot.arrays["extra"] = np.zeros(3, "<f4")
+    commit(bot)
+    found = report(bot)
+    assert rules(found) == {"schema/removed", "schema/respecified", "schema/added"}
+    facts = found["facts"]
+    assert (facts["tensors_added"], facts["tensors_removed"], facts["tensors_respecified"]) == (1, 1, 1)
+
+
+def test_code_tokenizers_and_templates(bot: Any) -> None:
+    (bot.folder / "modeling_bot.py").write_text("import os\n")
+    (bot.folder / "tokenizer.json").write_text("{}")
+    (bot.folder / "config.json").write_text(json.dumps({**CONFIG, "auto_map": {"AutoModel": "modeling_bot.Bot"}}))
+    (bot.folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ evil }}"}))
+    commit(bot)
+    found = report(bot)
+    assert rules(found) == {"safety/code", "safety/auto-map", "safety/tokenizer", "safety/chat-template"}
+    facts = found["facts"]
+    assert facts["code"] == ["bot/modeling_bot.py"]
+    assert facts["auto_map"] == ["bot/config.json: modeling_bot.Bot"]
+    assert facts["tokenizer"] == ["bot/tokenizer.json"]
+    assert facts["chat_template"] == ["bot/tokenizer_config.json"]
+    assert facts["gate"] == []
+
+
+class Gadget:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        import os
+
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("name", ["extra.pkl", "extra.bin", "notes.txt"])
+def test_a_pickle_that_names_what_no_checkpoint_needs_fails(bot: Any, name: str) -> None:
+    (bot.folder / name).write_bytes(pickle.dumps(Gadget()))
+    bot("track", "--opaque", f"bot/{name}")
+    commit(bot)
+    found = report(bot, code=1)
+    assert outcomes(found)["safety"] == "fail"
+    [finding] = [item for section in found["sections"] for item in section["findings"] if item["level"] == "error"]
+    assert finding["rule"] == "safety/pickle" and finding["path"] == f"bot/{name}"
+    assert "system" in finding["message"]
+
+
+def test_plain_pickles_pass(bot: Any) -> None:
+    (bot.folder / "extra.pkl").write_bytes(pickle.dumps({"a": [1, 2.5, "x"]}))
+    commit(bot)
+    assert "safety/pickle" not in rules(report(bot))
+
+
+def test_damaged_objects_fail(bot: Any) -> None:
+    tune(bot)
+    commit(bot)
+    packs = sorted((bot.directory / ".mgit" / "packs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = packs[-1]
+    data = bytearray(newest.read_bytes())
+    data[200] ^= 1
+    newest.chmod(0o644)
+    newest.write_bytes(data)
+    found = report(bot, code=1)
+    assert outcomes(found)["objects"] == "fail"
+    assert "objects/damaged" in rules(found)
+
+
+def test_an_update_that_is_behind_says_so(bot: Any) -> None:
+    tune(bot)
+    commit(bot)
+    bot("switch", "main")
+    (bot.folder / "notes.txt").write_text("x")
+    bot("commit", "-m", "meanwhile")
+    bot("switch", "work")
+    found = report(bot)
+    assert rules(found) == {"patch/behind"}
+    assert found["facts"]["tensors_changed"] == 4
+    assert report(bot, "work")["commit"] == found["commit"]
+
+
+def test_reports_go_to_files(bot: Any, tmp_path: Path) -> None:
+    tune(bot)
+    commit(bot)
+    target = tmp_path / "report.json"
+    assert bot("check", "--base", "main", "--format", "json", "-o", str(target)).out == ""
+    assert json.loads(target.read_text())["outcome"] == "pass"
+    assert json.loads(bot("check", "--base", "main", "--format", "json").out)["outcome"] == "pass"
+    bot("check", "--base", "main", "-o", str(target))
+    assert target.read_text().splitlines()[-1] == "check passed"
+
+
+def test_wrong_command_lines(bot: Any) -> None:
+    assert "--base" in bot("check", code=2).err
+    assert "no-suites" in bot("check", "--base", "main", "--suite", "a", "--no-suites", code=2).err
+    bot("check", "--base", "nowhere", code=3)
