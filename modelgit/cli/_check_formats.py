@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import modelgit
 from modelgit.cli._output import plain_data
 
 if TYPE_CHECKING:
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECK_FORMATS", "check_data", "check_document"]
 
-CHECK_FORMATS = ("text", "json")
+CHECK_FORMATS = ("text", "json", "github", "junit", "sarif", "markdown", "html")
 
 
 def check_data(report: CheckReport) -> dict[str, Any]:
@@ -21,11 +23,30 @@ def check_data(report: CheckReport) -> dict[str, Any]:
 
 
 def check_document(report: CheckReport, form: str) -> str:
-    """The whole document in one of `CHECK_FORMATS`."""
-    if form == "json":
-        import json
-
-        return json.dumps({"schema": "mgit.check/1", **check_data(report)}, indent=2, ensure_ascii=True) + "\n"
+    """The whole document in one of `CHECK_FORMATS`; "github" is the text and, below it, annotations."""
     from modelgit.reporting.check_text import check_text
+    from modelgit.reporting.entries import check_groups
 
+    if form == "json":
+        return json.dumps({"schema": "mgit.check/1", **check_data(report)}, indent=2, ensure_ascii=True) + "\n"
+    if form == "markdown":
+        from modelgit.reporting.markdown import check_markdown
+
+        return check_markdown(report)
+    if form == "html":
+        from modelgit.reporting.verdict_html import check_html
+
+        return check_html(report)
+    if form == "junit":
+        from modelgit.reporting.junit import junit_xml
+
+        return junit_xml(check_groups(report))
+    if form == "sarif":
+        from modelgit.reporting.sarif import sarif_json
+
+        return sarif_json(check_groups(report), version=modelgit.__version__)
+    if form == "github":
+        from modelgit.reporting.github import annotation_lines
+
+        return check_text(report) + "".join(f"{line}\n" for line in annotation_lines(check_groups(report)))
     return check_text(report)

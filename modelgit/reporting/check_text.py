@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from modelgit.objects import CheckReport, CheckSection, Outcome
-from modelgit.reporting.verdict_text import verdict_lines
+from modelgit.objects import CheckReport, CheckSection, EvalRecord, Outcome
+from modelgit.reporting.verdict_text import DECISION_WORDS, OUTCOME_MARKS, check_label, check_notes, measurement
 from modelgit.reporting.wording import printable
 
-__all__ = ["OUTCOME_MARKS", "CheckLine", "check_lines", "check_text"]
+__all__ = ["CheckLine", "check_lines", "check_text"]
 
-OUTCOME_MARKS: dict[Outcome, str] = {
-    "pass": "✓",
-    "warn": "!",
-    "fail": "✗",
-    "error": "✗",
-    "inconclusive": "?",
-    "skip": "-",
-}
 _NAME_WIDTH = 10
 _CLOSING: dict[Outcome, str] = {
     "pass": "check passed",
@@ -31,7 +23,7 @@ _CLOSING: dict[Outcome, str] = {
 
 
 class CheckLine(NamedTuple):
-    """One line: `outcome` says how to paint its `mark`, "" of both where it belongs to the line above."""
+    """One line: `outcome` says how to paint its `mark`; None where it belongs to the line above."""
 
     mark: str
     outcome: Outcome | None
@@ -39,28 +31,36 @@ class CheckLine(NamedTuple):
 
 
 def check_lines(report: CheckReport) -> Iterator[CheckLine]:
-    """Everything that was found; only what speaks against the update is told at length."""
+    """Everything that was found."""
     against = f"{printable(report.base)} ({report.base_commit.short})" if report.base_commit else "nothing"
     yield CheckLine("", None, f"check {printable(report.revision)} ({report.commit.short}) against {against}")
     width = max([_NAME_WIDTH, *(len(printable(section.name)) for section in report.sections)])
     for section in report.sections:
         name, summary = printable(section.name), printable(section.summary)
         yield CheckLine(OUTCOME_MARKS[section.outcome], section.outcome, f"{name:<{width}}  {summary}")
-        yield from _details(section, " " * (width + 4))
+        for line in _details(section):
+            yield CheckLine("", None, f"{'':{width + 6}}{line}")
     yield CheckLine("", None, _CLOSING[report.outcome])
 
 
-def _details(section: CheckSection, pad: str) -> Iterator[CheckLine]:
+def _details(section: CheckSection) -> Iterator[str]:
     if section.evaluation is not None:
-        for line in verdict_lines(section.evaluation)[1:]:
-            yield CheckLine("", None, f"{pad}{line.strip()}")
+        yield from _verdict(section.evaluation)
     for finding in section.findings:
         if finding.message != section.summary:
-            yield CheckLine("", None, f"{pad}{printable(finding.message)}")
-        for detail in finding.details:
-            yield CheckLine("", None, f"{pad}  {printable(detail)}")
+            yield printable(finding.message)
+        yield from (f"  {printable(detail)}" for detail in finding.details)
         if finding.hint:
-            yield CheckLine("", None, f"{pad}hint: {printable(finding.hint)}")
+            yield f"hint: {printable(finding.hint)}"
+
+
+def _verdict(record: EvalRecord) -> Iterator[str]:
+    for result in record.results:
+        before, after = measurement(result)
+        values = f"{before} → {after}" if before else after
+        notes = check_notes(result)
+        parts = (check_label(record, result), values, DECISION_WORDS[result.decision], f"({notes})" if notes else "")
+        yield "  ".join(part for part in parts if part)
 
 
 def check_text(report: CheckReport) -> str:

@@ -194,3 +194,22 @@ def test_wrong_command_lines(bot: Any) -> None:
     assert "--base" in bot("check", code=2).err
     assert "no-suites" in bot("check", "--base", "main", "--suite", "a", "--no-suites", code=2).err
     bot("check", "--base", "nowhere", code=3)
+
+
+@pytest.mark.parametrize(
+    ("form", "begins", "holds"),
+    [
+        ("text", "check HEAD (", "! suspicious"),
+        ("github", "check HEAD (", "::warning "),
+        ("junit", "<?xml", "suspicious"),
+        ("sarif", "{", "suspicious/few-rows"),
+        ("markdown", "#", "suspicious"),
+        ("html", "<!doctype html>", "suspicious"),
+    ],
+)
+def test_every_form_of_the_report(bot: Any, form: str, begins: str, holds: str) -> None:
+    bot.arrays["embed.weight"][7] += 1
+    commit(bot)
+    out = bot("check", "--base", "main", "--format", form).out
+    assert out.lower().startswith(begins.lower())
+    assert holds in out
