@@ -25,6 +25,8 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "log": "Show the history.",
         "show": "Show one commit and what it changed.",
         "diff": "Compare two states of a model, tensor by tensor.",
+        "blame": "Say which commit last changed each tensor, or each row of one.",
+        "bisect": "Find the commit that broke something, by asking about few.",
         "cat-tensor": "Look at one tensor, or write it to a file.",
         "snapshot": "Make a read-only directory of a model as it was, for programs that load one.",
         "op": "Show what was done in this repository.",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelgit.repo.cat import Edges, FoundTensor
     from modelgit.repo.load import LazyTensor
 
-__all__ = ["cat_tensor"]
+__all__ = ["cat_tensor", "row_range"]
 
 _MOST_VALUES = 4096  # of a JSON document
 _RANGE = re.compile(r"(-?[0-9]*):(-?[0-9]*)\Z|(-?[0-9]+)\Z")
@@ -66,7 +66,7 @@ def cat_tensor(
     first = 0
     tensor = found.tensor
     if rows is not None:
-        first, stop = _range(tensor, rows)
+        first, stop = row_range(tensor, rows)
         tensor = tensor.rows(first, stop)
     if verify:
         tensor = tensor.verified()
@@ -127,7 +127,7 @@ def _list(session: Session, revision: str, model: str | None, as_json: bool) -> 
     session.output.release()
 
 
-def _range(tensor: LazyTensor, rows: str) -> tuple[int, int]:
+def row_range(tensor: LazyTensor, rows: str) -> tuple[int, int]:
     """The first row and the one behind the last of `A:B`, `A:`, `:B` or `A`; negative ones count from the end."""
     match = _RANGE.match(rows)
     if match is None:

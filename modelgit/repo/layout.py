@@ -30,6 +30,7 @@ class RepositoryPaths:
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"
+        self.bisect = directory / "worktree" / "bisect"
         self.lock = directory / "worktree" / "lock"
         self.stale = directory / "worktree" / "at"
         self.rescue = directory / "rescue"
