@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["fisher"]
 
 _SHOWN = 10
+_LISTS = {"diagonal", "scales", "grams"}
 
 
 @group("fisher", default="make", implied=True, example="mgit fisher main --task intents --examples 512")
@@ -54,6 +55,9 @@ def fisher() -> None:
     help="End early when the top 0.5 % by two halves of the examples overlap by SHARE, twice in a row.",
 )
 @click.option("--no-early-stop", is_flag=True, help="Look at all N examples, whether or not the ranking has settled.")
+@click.option(
+    "--gram", "grams", is_flag=True, help="Also keep Gram matrices of what goes into linear layers (regmean, mats)."
+)
 @click.option("--exact-storage", is_flag=True, help="Keep float32 values in place of one byte a weight.")
 @json_option
 @pass_session
@@ -66,6 +70,7 @@ def fisher_make(
     seed: int,
     settle: float,
     no_early_stop: bool,
+    grams: bool,
     exact_storage: bool,
     as_json: bool,
 ) -> None:
@@ -83,6 +88,7 @@ def fisher_make(
         examples=examples,
         seed=seed,
         exact_storage=exact_storage,
+        grams=grams,
         settle=None if no_early_stop else settle,
         progress=session.progress,
     )
@@ -155,6 +161,7 @@ def fisher_list(session: Session, as_json: bool) -> None:
             item.estimate.model,
             item.estimate.estimator,
             plural(item.estimate.examples, "example"),
+            f"{len(item.estimate.grams)} Gram" if item.estimate.grams else "",
             blue(", ".join(refs.get(item.estimate.weights, ["-"]))),
             dim(f"from {item.origin}" if item.origin else "made here"),
         ]
@@ -183,12 +190,13 @@ def fisher_remove(session: Session, name: str | None, everything: bool) -> None:
 
 
 def _document(stored: StoredFisher) -> dict[str, object]:
-    """The record without its list of tensors, which is as long as the model's."""
+    """The record without its lists of tensors, which are as long as the model's; `grams` says how many there are."""
     plain = plain_data(stored.estimate)
     return {
         "id": stored.id,
         "origin": stored.origin,
-        **{name: value for name, value in plain.items() if name not in ("diagonal", "scales")},
+        **{name: value for name, value in plain.items() if name not in _LISTS},
+        "grams": len(stored.estimate.grams),
     }
 
 
@@ -196,6 +204,8 @@ def _heading(stored: StoredFisher) -> list[Part]:
     estimate = stored.estimate
     count = sum(entry.spec.elements for entry in estimate.diagonal)
     how = f"{estimate.estimator}, {plural(estimate.examples, 'example')} of task {estimate.task}"
+    if estimate.grams:
+        how += f", with Gram matrices of {plural(len(estimate.grams), 'linear layer')}"
     return ["fisher ", yellow(stored.id.short), f"  {plural(count, 'value')} of ", blue(estimate.model), f", {how}"]
 
 

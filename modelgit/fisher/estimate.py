@@ -212,6 +212,11 @@ class Accumulator:
             self._settling.restore(state.settling)
         self.done = state.examples
 
+    @property
+    def seen(self) -> list[int]:
+        """The positions of the examples that are in the sums, in the order in which they were taken."""
+        return self._order[: self.done]
+
     def result(self) -> FisherDiagonal:
         """The estimate over the examples so far.  Raises UsageError before the first block."""
         if self.done == 0:

@@ -9,7 +9,6 @@ slow way.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from modelgit.errors import BugError
 from modelgit.fisher.slow import ExampleGradients
 from modelgit.fisher.squares import Contribution, add_one, add_squares
-from modelgit.fisher.uses import Use, View, uses_of, view_of
+from modelgit.fisher.uses import Use, View, attention_in_steps, uses_of, view_of
 
 __all__ = ["GradientSquares"]
 
@@ -260,24 +259,11 @@ class _Recorder(TorchFunctionMode):
         return None if viewed is None or viewed[0] is not value else viewed[1]
 
     def _attention(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """torch's own attention, whose operations are then seen one by one.
-
-        The function as it stands would hand itself over to this mode again, so a copy runs that does not look for
-        one.  Inside, queries are `[T, B, D]`, or flattened in that order.
-        """
-        function = functional.multi_head_attention_forward
-        inner = types.FunctionType(
-            function.__code__,
-            {**function.__globals__, "has_torch_function": lambda _: False},
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        inner.__kwdefaults__ = function.__kwdefaults__
+        """torch's own attention.  Inside, queries are `[T, B, D]`, or flattened in that order."""
         self._second_axis = True
         try:
             with self:
-                return inner(*args, **kwargs)
+                return attention_in_steps(*args, **kwargs)
         finally:
             self._second_axis = False
 

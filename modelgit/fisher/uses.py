@@ -9,6 +9,7 @@ the caller to test.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from modelgit.fisher.squares import Contribution, Grouped, Outer, Part, Rows, Vectors
 
-__all__ = ["Use", "View", "uses_of", "view_of"]
+__all__ = ["Use", "View", "attention_in_steps", "linear_inputs", "uses_of", "view_of"]
 
 Arguments = Mapping[str, Any]
 Find = Callable[[object], "View | None"]
@@ -58,6 +59,43 @@ def uses_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     names, make = rule
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     return [use for use in make(given, find) if use.view.stop is None or not use.view.transposed]
+
+
+def linear_inputs(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], find: Find
+) -> tuple[View, torch.Tensor, bool] | None:
+    """What meets a weight in a linear map, `[..., I]`: the view of the weight, the inputs, and whether these meet the
+    weight's first axis and not its last.  None when the call is no linear map with a known weight.
+    """
+    rule = _RULES.get(function)
+    if rule is None or rule[1] not in (_linear, _product):
+        return None
+    given = dict(zip(rule[0], args, strict=False)) | dict(kwargs)
+    linear = rule[1] is _linear
+    inputs, weight = given["input"], given["weight" if linear else "other"]
+    view = find(weight)
+    if view is None or not isinstance(inputs, torch.Tensor) or find(inputs) is not None or weight.ndim != 2:
+        return None
+    if linear:
+        return None if view.transposed else (view, inputs, False)
+    return view, inputs, not view.transposed
+
+
+def attention_in_steps(*args: Any, **kwargs: Any) -> Any:
+    """`functional.multi_head_attention_forward`, whose operations a mode then sees one by one.
+
+    The function as it stands would hand itself over to the mode again, so a copy runs that does not look for one.
+    """
+    function = functional.multi_head_attention_forward
+    inner = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, "has_torch_function": lambda _: False},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    inner.__kwdefaults__ = function.__kwdefaults__
+    return inner(*args, **kwargs)
 
 
 def view_of(function: Callable[..., Any], args: Sequence[Any], find: Find, output: object) -> list[tuple[object, View]]:

@@ -5,6 +5,7 @@ A strategy is made by the decorator `strategy` from a function whose positional 
 - `base`: the common ancestor's values, float64;
 - `sides`: two or more arrays of one shape, float64;
 - `fisher`: per side the diagonal Fisher information, float64, or None where a side has none;
+- `grams`: per side the Gram matrix of a linear layer's inputs, or None where a side has none (scope "tensor" only);
 - `statistics`: numbers that the strategy's `prepare` pass gathered over the whole model;
 - `where`: the tensor's name and the positions of the elements, for strategies that draw random numbers;
 
@@ -22,7 +23,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,11 @@ from modelgit.merging.options import Option, Scalar, options_of, recipe_form, re
 from modelgit.registry import Registry
 
 __all__ = [
+    "STATISTICS",
     "STRATEGIES",
     "Array",
     "BoundStrategy",
+    "Gram",
     "Material",
     "MergeStrategy",
     "Part",
@@ -53,7 +56,10 @@ Array = npt.NDArray[np.float64]
 Scope = Literal["element", "tensor", "model"]
 
 _NETWORK = 8  # at most so many terms are sorted by exchanges
-_INPUTS = ("base", "sides", "fisher", "statistics", "where")
+STATISTICS = frozenset({"fisher", "grams"})
+"""The inputs that come from a pass over data."""
+
+_INPUTS = ("base", "sides", "fisher", "grams", "statistics", "where")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,16 @@ class Where:
         return np.arange(self.start, self.start + self.count, dtype=np.int64)
 
 
+class Gram(NamedTuple):
+    """The mean of x x^T over the inputs x of a linear layer, float64 `[I, I]`, symmetric.
+
+    They meet the last axis of its weight, or, with `first`, the first one.
+    """
+
+    matrix: Array
+    first: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """What a strategy sees at once: arrays of one shape (words of the stored dtype for an exact strategy)."""
@@ -85,6 +101,7 @@ class Part:
     base: npt.NDArray[Any] | None
     sides: tuple[npt.NDArray[Any], ...]
     fisher: tuple[Array | None, ...] = ()
+    grams: tuple[Gram | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +211,7 @@ class BoundStrategy:
             "base": part.base,
             "sides": part.sides,
             "fisher": part.fisher or (None,) * len(part.sides),
+            "grams": part.grams or (None,) * len(part.sides),
             "statistics": statistics,
             "where": part.where,
         }
@@ -250,9 +268,11 @@ STRATEGIES: Registry[Strategy] = Registry(
         "fisher": "modelgit.merging.fisher:fisher_average",
         "fisher-task": "modelgit.merging.fisher_task:fisher_task",
         "karcher": "modelgit.merging.karcher:karcher",
+        "mats": "modelgit.merging.mats:mats",
         "model-stock": "modelgit.merging.model_stock:model_stock",
         "nuslerp": "modelgit.merging.slerp:nuslerp",
         "ours": "modelgit.merging.picks:ours",
+        "regmean": "modelgit.merging.regmean:regmean",
         "sce": "modelgit.merging.sce:sce",
         "slerp": "modelgit.merging.slerp:slerp",
         "task-arithmetic": "modelgit.merging.task_arithmetic:task_arithmetic",

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelgit.errors import UsageError
-from modelgit.merging.base import Array, BoundStrategy, Part, Where
+from modelgit.merging.base import Array, BoundStrategy, Gram, Part, Where
 from modelgit.numerics.floats import from_float64, to_float64
 from modelgit.objects import dtype_named
 
@@ -139,6 +139,7 @@ def combine_window(
     where: Where,
     shape: tuple[int, ...] | None = None,
     fisher: Sequence[Diagonal | None] = (),
+    grams: Sequence[Gram | None] = (),
     statistics: Mapping[str, float] | None = None,
     split: bool = False,
     keep_equal: bool = True,
@@ -147,8 +148,8 @@ def combine_window(
 
     With `split` (and a base), elements that no side or one side changed are taken bit for bit, and the strategy
     makes the others; without it the strategy sees all elements that are not equal on all sides, and without
-    `keep_equal` every element.  `fisher` holds one float value an element or None per side.  `shape` is given for a
-    strategy of scope "tensor", whose window is the whole tensor.
+    `keep_equal` every element.  `fisher` holds one float value an element or None per side.  `shape` and `grams` are
+    given for a strategy of scope "tensor", whose window is the whole tensor.
 
     Raises UsageError when values that are not floats would have to be computed.
     """
@@ -156,7 +157,7 @@ def combine_window(
     before = value_words(base, dtype) if base is not None else None
     if strategy.strategy.scope == "tensor":
         return _combine_run(
-            before, words, dtype, strategy, where, shape, fisher, statistics or {}, split, keep_equal
+            before, words, dtype, strategy, where, shape, fisher, grams, statistics or {}, split, keep_equal
         ).tobytes()
     size = words[0].size
     merged = np.empty(size, dtype=words[0].dtype)
@@ -170,6 +171,7 @@ def combine_window(
             Where(name=where.name, start=where.start + start, count=run.stop - start, keys=where.keys),
             None,
             [None if diagonal is None else diagonal[run] for diagonal in fisher],
+            (),
             statistics or {},
             split,
             keep_equal,
@@ -185,13 +187,14 @@ def _combine_run(
     where: Where,
     shape: tuple[int, ...] | None,
     fisher: Sequence[Diagonal | None],
+    grams: Sequence[Gram | None],
     statistics: Mapping[str, float],
     split: bool,
     keep_equal: bool,
 ) -> Words:
     """The merged words of a run of elements that fits the cache, or of a whole tensor."""
     if not keep_equal:
-        return _made(before, words, dtype, where, None, shape, fisher, strategy, statistics)
+        return _made(before, words, dtype, where, None, shape, fisher, grams, strategy, statistics)
     out = words[0].copy()
     undecided = np.zeros(out.size, dtype=bool)
     for other in words[1:]:
@@ -210,7 +213,7 @@ def _combine_run(
     # Values are made only where they are needed, unless picking them out would cost more than making them all.
     sparse = strategy.strategy.scope != "tensor" and count <= out.size // 4
     picked = np.flatnonzero(undecided).astype(np.int64) if sparse else None
-    made = _made(before, words, dtype, where, picked, shape, fisher, strategy, statistics)
+    made = _made(before, words, dtype, where, picked, shape, fisher, grams, strategy, statistics)
     if picked is not None:
         out[picked] = made
     else:
@@ -226,6 +229,7 @@ def _made(
     picked: npt.NDArray[np.int64] | None,
     shape: tuple[int, ...] | None,
     fisher: Sequence[Diagonal | None],
+    grams: Sequence[Gram | None],
     strategy: BoundStrategy,
     statistics: Mapping[str, float],
 ) -> Words:
@@ -235,7 +239,7 @@ def _made(
             f"{where.name} holds {dtype} values, which `{strategy.name}` cannot combine",
             hint=f"`mgit resolve {where.name} --take ours` (or theirs) decides",
         )
-    merged = strategy.compute(_part(before, words, dtype, where, picked, shape, fisher, strategy), statistics)
+    merged = strategy.compute(_part(before, words, dtype, where, picked, shape, fisher, grams, strategy), statistics)
     return merged.reshape(-1) if strategy.strategy.exact else _rounded(np.asarray(merged, dtype=np.float64), dtype)
 
 
@@ -247,6 +251,7 @@ def _part(
     picked: npt.NDArray[np.int64] | None,
     shape: tuple[int, ...] | None,
     fisher: Sequence[Diagonal | None],
+    grams: Sequence[Gram | None],
     strategy: BoundStrategy,
 ) -> Part:
     def arranged(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -269,6 +274,7 @@ def _part(
         base=values(before) if before is not None and "base" in strategy.strategy.needs else None,
         sides=tuple(values(side) for side in words),
         fisher=tuple(importance(diagonal) for diagonal in fisher),
+        grams=tuple(grams),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 from urllib.parse import quote, unquote
@@ -15,7 +17,7 @@ from modelgit.merging.base import Array, BoundStrategy, Part, Where
 from modelgit.merging.combine import element_bytes
 from modelgit.merging.tensors import STEP_BYTES, MergedTensor, TensorParts
 from modelgit.numerics.floats import to_float64
-from modelgit.objects import CodedTensor, TensorId
+from modelgit.objects import CodedTensor, GramEntry, TensorId
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.statistics import read_values
 
@@ -30,6 +32,9 @@ class Diagonals(Protocol):
 
     def coded(self) -> dict[str, CodedTensor]:
         """The values of each tensor, by its name."""
+
+    def coded_grams(self) -> dict[str, GramEntry]:
+        """The Gram matrix of what goes into each linear layer, by the name of its weight."""
 
 
 def matching_rule(name: str, rules: Iterable[str]) -> str:
@@ -69,26 +74,34 @@ class ModelMerge:
         self._reads = reads
         self._strategies: dict[str, BoundStrategy] = {DEFAULT_RULE: strategy, **(rules or {})}
         self._diagonals = [None if estimate is None else estimate.coded() for estimate in fishers]
+        self._grams = [{} if estimate is None else estimate.coded_grams() for estimate in fishers]
         self._split = frozenset(split)
         self._keep_equal = keep_equal
         self._tensors: dict[str, TensorParts] = {}
         self._rule: dict[str, str] = {}
         missing: dict[int, list[str]] = {}
+        unfitted: dict[str, list[str]] = {}
         for parts in sorted(tensors, key=lambda parts: parts.name):
             if fishers and len(fishers) != len(parts.sides):
                 raise BugError(f"{len(fishers)} Fisher estimates for {len(parts.sides)} sides of {parts.name}")
             rule = matching_rule(parts.name, rules or ()) if assigned is None else assigned[parts.name]
             self._rule[parts.name] = rule
-            self._tensors[parts.name] = self._with_fisher(parts)
-            if "fisher" in self._strategies[rule].strategy.needs:
+            self._tensors[parts.name] = self._with_statistics(parts)
+            needs = self._strategies[rule].strategy.needs
+            if "fisher" in needs:
                 for side, tensor in enumerate(self._tensors[parts.name].fisher):
                     if tensor is None and side < len(fishers) and fishers[side] is not None:
                         missing.setdefault(side, []).append(parts.name)
+            if "grams" in needs and len(parts.spec.shape) > 1 and None in self._tensors[parts.name].grams:
+                instead = "by their diagonals alone" if "fisher" in needs else "by the weights alone"
+                unfitted.setdefault(instead, []).append(parts.name)
         self._notes = [
-            f"side {side + 1} has no Fisher estimate of {names[0]}"
-            + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
-            + ": its values count with that side's mean"
+            f"side {side + 1} has no Fisher estimate of {_names(names)}: its values count with that side's mean"
             for side, names in sorted(missing.items())
+        ]
+        self._notes += [
+            f"{_names(names)}: no Gram matrix on every side (no linear layer, or no estimate with them); combined {how}"
+            for how, names in sorted(unfitted.items())
         ]
         self._lock = threading.Lock()
         self._statistics = _read_statistics(statistics) if statistics is not None else None
@@ -137,11 +150,13 @@ class ModelMerge:
             keep_equal=self._keep_equal,
         )
 
-    def _with_fisher(self, parts: TensorParts) -> TensorParts:
-        found = parts.fisher  # of a table with rows in an order of its own
-        if not found:
-            found = tuple(_diagonal_for(parts, entries) for entries in self._diagonals) or (None,) * len(parts.sides)
-        return TensorParts(name=parts.name, spec=parts.spec, base=parts.base, sides=parts.sides, fisher=found)
+    def _with_statistics(self, parts: TensorParts) -> TensorParts:
+        none = (None,) * len(parts.sides)
+        if parts.fisher:  # of a table with rows in an order of its own, which no matrix knows of
+            return replace(parts, grams=none)
+        found = tuple(_diagonal_for(parts, entries) for entries in self._diagonals) or none
+        grams = tuple(_gram_for(parts, entries) for entries in self._grams) or none
+        return replace(parts, fisher=found, grams=grams)
 
 
 class _Material:
@@ -200,6 +215,18 @@ def _diagonal_for(parts: TensorParts, entries: Mapping[str, CodedTensor] | None)
     """The diagonal of this tensor, if it has the tensor's shape (or more rows of it)."""
     coded = None if entries is None else entries.get(parts.name)
     return coded if coded is not None and _covers(coded.shape, parts.spec.shape) else None
+
+
+def _gram_for(parts: TensorParts, entries: Mapping[str, GramEntry]) -> GramEntry | None:
+    """The Gram matrix of what goes into this tensor, if it has the tensor's shape."""
+    coded, shape = entries.get(parts.name), parts.spec.shape
+    if coded is None or len(shape) < 2:
+        return None
+    return coded if coded.size == (shape[0] if coded.first else math.prod(shape[1:])) else None
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
 
 
 def _covers(larger: tuple[int, ...], smaller: tuple[int, ...]) -> bool:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from modelgit.merging.base import BoundStrategy, Where
+from modelgit.merging.base import BoundStrategy, Gram, Where
 from modelgit.merging.combine import Comparison, combine_window, compare_window, element_bytes
-from modelgit.objects import CodedTensor, TensorId, TensorSpec
+from modelgit.objects import CodedTensor, GramEntry, TensorId, TensorSpec
 from modelgit.patching.base import WINDOW_BYTES, TensorReads, windows
-from modelgit.patching.statistics import read_values
+from modelgit.patching.statistics import read_triangle, read_values
 
 __all__ = ["STEP_BYTES", "MergedTensor", "TensorParts", "compare"]
 
@@ -25,7 +25,8 @@ class TensorParts:
     """One tensor of a merge: its spec and where its values come from.
 
     `sides` are in order, two or more in a merge of commits; `fisher` names per side the diagonal, with one value an
-    element, or None.  The stored tensors may be longer than `spec` (more rows): then their beginning is merged.
+    element, or None, and `grams` the Gram matrix of what goes into it, or None.  The stored tensors may be longer than
+    `spec` (more rows): then their beginning is merged.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TensorParts:
     base: TensorId | None
     sides: tuple[TensorId, ...]
     fisher: tuple[CodedTensor | None, ...] = ()
+    grams: tuple[GramEntry | None, ...] = ()
 
 
 def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
@@ -49,8 +51,9 @@ def compare(reads: TensorReads, parts: TensorParts) -> Comparison:
 class MergedTensor:
     """A tensor that a strategy makes from its sides; a TensorSource.
 
-    Windows of any size give the same bytes.  For scope "tensor" the whole result is made at the first read and
-    kept until the object goes.  Safe to read from several threads, as far as `reads` is.
+    Windows of any size give the same bytes.  For scope "tensor" the whole result is made at the first read, with the
+    Gram matrices of this tensor in memory, and kept until the object goes.  Safe to read from several threads, as
+    far as `reads` is.
     """
 
     step_bytes = WINDOW_BYTES
@@ -109,6 +112,7 @@ class MergedTensor:
             ),
             shape=self.spec.shape,
             fisher=self._diagonals(start // unit, stop // unit),
+            grams=self._grams(),
             statistics=self._statistics,
             split=self._split,
             keep_equal=self._keep_equal,
@@ -119,4 +123,12 @@ class MergedTensor:
             return ()
         return [
             None if tensor is None else read_values(self._reads, tensor, first, last) for tensor in self._parts.fisher
+        ]
+
+    def _grams(self) -> Sequence[Gram | None]:
+        if "grams" not in self._strategy.strategy.needs:
+            return ()
+        return [
+            None if coded is None else Gram(read_triangle(self._reads, coded), coded.first)
+            for coded in self._parts.grams
         ]

@@ -4,7 +4,14 @@ from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_j
 from modelgit.objects.checks import CheckReport, CheckSection, Finding, Outcome, PatchFacts
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
-from modelgit.objects.estimates import CodedTensor, FisherEstimate, KeptEstimate, Statistics
+from modelgit.objects.estimates import (
+    CodedTensor,
+    FisherEstimate,
+    GramEntry,
+    KeptEstimate,
+    Statistics,
+    triangle_side,
+)
 from modelgit.objects.evaluations import LETS_IN, CheckResult, ComparedWith, Decision, EvalRecord, Flip, worst_decision
 from modelgit.objects.external import External, HubSource, check_external, is_source, parse_source
 from modelgit.objects.ids import (
@@ -74,6 +81,7 @@ __all__ = [
     "FisherEstimate",
     "FisherId",
     "Flip",
+    "GramEntry",
     "HubSource",
     "KeptEstimate",
     "KeptNote",
@@ -133,5 +141,6 @@ __all__ = [
     "tensor_id",
     "to_builtins",
     "to_json",
+    "triangle_side",
     "worst_decision",
 ]

@@ -17,7 +17,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     New fields must have defaults: defaults are left out of the canonical bytes, so old objects keep their ids.
     Only None, True, False, 0, "" and empty collections will do: msgspec recognises a default by identity, and other
-    values are not one object in every process.
+    values are not one object in every process.  What is stored has at most 15 fields: from 16 on msgpack writes another
+    header, even where most fields are left out.
     """
 
 

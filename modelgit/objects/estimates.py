@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import FisherId, ManifestId, TensorId
 from modelgit.objects.notes import KeptNote
-from modelgit.objects.tensors import TensorEntry
+from modelgit.objects.tensors import TensorEntry, TensorSpec
 
-__all__ = ["CodedTensor", "FisherEstimate", "KeptEstimate", "Statistics"]
+__all__ = ["CodedTensor", "FisherEstimate", "GramEntry", "KeptEstimate", "Statistics", "triangle_side"]
 
 
 class CodedTensor(NamedTuple):
@@ -32,6 +33,30 @@ class CodedTensor(NamedTuple):
         return count
 
 
+def triangle_side(elements: int) -> int:
+    """n for a triangle of n (n + 1) / 2 elements; 0 for a number of elements that no triangle has."""
+    side = (math.isqrt(8 * elements + 1) - 1) // 2
+    return side if side * (side + 1) // 2 == elements else 0
+
+
+class GramEntry(Record, frozen=True, kw_only=True):
+    """The Gram matrix of the inputs of a linear layer, whose weight is called `name`.
+
+    The stored tensor is float32 and holds the upper triangle of `[size, size]`, row by row.  The inputs meet the last
+    axis of the weight (all but the first, flattened), or, with `first`, the first one.
+    """
+
+    name: str
+    id: TensorId
+    size: int
+    first: bool = False
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The dtype and shape of what is stored."""
+        return TensorSpec(dtype="F32", shape=(self.size * (self.size + 1) // 2,))
+
+
 class FisherEstimate(Record, frozen=True, kw_only=True):
     """The diagonal of a Fisher information matrix.
 
@@ -41,6 +66,8 @@ class FisherEstimate(Record, frozen=True, kw_only=True):
     U8 codes on a logarithmic scale.  `head` names the tensors of the task's head.  Of a pass over at most `requested`
     examples that was to end when the ranking had settled, `criterion` is the overlap asked for and `overlap` the last
     one seen (see `fisher.settling`).
+
+    `grams` holds, where they were asked for, the mean of x x^T over the inputs x of linear layers, sorted by name.
     """
 
     of: ManifestId
@@ -57,6 +84,12 @@ class FisherEstimate(Record, frozen=True, kw_only=True):
     requested: int = 0
     criterion: float | None = None
     overlap: float | None = None
+    grams: tuple[GramEntry, ...] = ()
+
+    @property
+    def stored(self) -> tuple[TensorEntry | GramEntry, ...]:
+        """Every tensor that belongs to it."""
+        return (*self.diagonal, *self.grams)
 
     @property
     def settled(self) -> bool | None:
@@ -70,6 +103,10 @@ class FisherEstimate(Record, frozen=True, kw_only=True):
         return {
             entry.name: CodedTensor(entry.id, entry.spec.shape, self.scales.get(entry.name)) for entry in self.diagonal
         }
+
+    def coded_grams(self) -> dict[str, GramEntry]:
+        """The Gram matrix for each weight of a linear layer, by its name."""
+        return {entry.name: entry for entry in self.grams}
 
 
 class KeptEstimate(Record, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ declaration), and besides must be an estimate of those very weights, with values
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import msgspec
 from modelgit.errors import CheckpointFormatError, ConflictError, IntegrityError, MgitError, RemoteError
 from modelgit.objects import FisherEstimate, KeptEstimate, ObjectId, Statistics
 from modelgit.patching.materialise import TensorReader
-from modelgit.patching.statistics import check_values
+from modelgit.patching.statistics import check_values, read_triangle
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, Transport
 from modelgit.remotes.reading import CombinedStore
@@ -151,6 +152,10 @@ def fetch_estimates(
                 progress.check()
                 with _refusing(item, remote):
                     check_values(reads, name, tensor)
+            for gram in record.coded_grams().values():
+                progress.check()
+                with _refusing(item, remote):
+                    read_triangle(reads, gram)
         session.seal()
     except BaseException:
         with contextlib.suppress(MgitError):
@@ -187,11 +192,23 @@ def check_estimate(kept: KeptEstimate, record: FisherEstimate, shapes: dict[str,
             raise IntegrityError(f"it holds {error.message}") from None
         if entry.spec.dtype != dtype or entry.spec.shape != shapes.get(entry.name):
             raise IntegrityError(f"tensor {entry.name[:120]!a} is not one of the model, or has another form")
+    _check_grams(record, shapes)
+
+
+def _check_grams(record: FisherEstimate, shapes: dict[str, tuple[int, ...]]) -> None:
+    names = [entry.name for entry in record.grams]
+    if names != sorted(set(names)):
+        raise IntegrityError("its Gram matrices are out of order")
+    for entry in record.grams:
+        shape = shapes.get(entry.name, ())
+        wanted = 0 if len(shape) < 2 else shape[0] if entry.first else math.prod(shape[1:])
+        if not 0 < entry.size == wanted:
+            raise IntegrityError(f"the Gram matrix for {entry.name[:120]!a} does not fit what goes into it")
 
 
 def _needed(store: ObjectStore, kept: KeptEstimate) -> Iterator[Needed]:
     record = read_record(store, kept.id, FisherEstimate)
-    for entry in record.diagonal:
+    for entry in record.stored:
         shown = entry.name if entry.name.isprintable() and len(entry.name) <= 120 else ascii(entry.name[:120])
-        yield Needed(entry.id, f"Fisher information of {shown}", entry.spec, entry.spec.size_bytes)
+        yield Needed(entry.id, f"statistic of {shown}", entry.spec, entry.spec.size_bytes)
     yield Needed(kept.id, f"Fisher estimate of task {record.task[:60]!a}")

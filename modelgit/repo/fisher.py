@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import MgitError, UsageError
-from modelgit.objects import CodedTensor, FisherEstimate, FisherId, KeptEstimate, Manifest
+from modelgit.objects import CodedTensor, FisherEstimate, FisherId, GramEntry, KeptEstimate, Manifest
 from modelgit.objects.manifest import manifest_id
 from modelgit.patching.base import TensorReads
-from modelgit.patching.statistics import read_values, store_values
+from modelgit.patching.statistics import read_values, store_triangles, store_values
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import find_model
 from modelgit.repo.statistics import find_kept, keep, kept_estimates, weights_key
@@ -57,6 +57,7 @@ class PassOptions(NamedTuple):
     seed: int = 0
     exact_storage: bool = False
     settle: float | None = DEFAULT_SETTLE
+    grams: bool = False
 
 
 _USUAL = PassOptions()
@@ -80,6 +81,7 @@ class StoredFisher(NamedTuple):
         """Where it comes from, for people: what a report says beside a number that rests on it."""
         estimate = self.estimate
         what = f"{estimate.examples} examples of task {estimate.task} ({estimate.estimator})"
+        what += ", with Gram matrices" if estimate.grams else ""
         if not self.cached:
             return f"Fisher estimated now on {what}"
         if self.origin:
@@ -136,6 +138,7 @@ def estimate_fisher(
     seed: int = 0,
     exact_storage: bool = False,
     settle: float | None = DEFAULT_SETTLE,
+    grams: bool = False,
     progress: Progress = SILENT,
 ) -> StoredFisher:
     """The Fisher diagonal of a task's model at `revision`, on at most `examples` of its training data.
@@ -143,10 +146,11 @@ def estimate_fisher(
     The pass ends early when the ranking has settled: when the top 0.5 % by two halves of the examples overlap by the
     share `settle` twice in a row (None: never).  Cached by weights, task, data and all arguments; an interrupted pass
     is continued.  Where the data are not at hand, the newest estimate of that task that is kept for these weights is
-    the answer.  `exact_storage` keeps float32 values in place of one-byte codes.  Raises UsageError that says what to
-    write in mgit.toml when model or data cannot be found.
+    the answer.  `exact_storage` keeps float32 values in place of one-byte codes; `grams` takes, on the same examples,
+    the Gram matrices of what goes into linear layers, too.  Raises UsageError that says what to write in mgit.toml
+    when model or data cannot be found.
     """
-    options = PassOptions(estimator, examples, seed, exact_storage, settle)
+    options = PassOptions(estimator, examples, seed, exact_storage, settle, grams)
     name, settings = task_settings(repo, task)
     manifest = repo.manifest_of(repo.resolve(revision))
     return _estimate(repo, manifest, name, settings, options, progress)
@@ -166,7 +170,8 @@ def _estimate(
     except UsageError:
         # Without data nothing can be made; what came from elsewhere, or was made when there were data, will do.
         for known in list_estimates(repo, weights=weights):
-            if known.estimate.task == name and options.estimator in ("auto", known.estimate.estimator):
+            right = known.estimate.task == name and options.estimator in ("auto", known.estimate.estimator)
+            if right and _has_grams(known, options):
                 return known
         raise
     # Where the data lie and how they are called do not matter; what they hold does.
@@ -174,12 +179,14 @@ def _estimate(
     code = code_version(repo, settings)
     pass_of = (msgspec.to_builtins(settings_only), fingerprint, options.estimator, options.seed, code)
     choice = (*pass_of, min(options.examples, len(rows)), options.settle)
-    key = _key(weights, choice)
+    plain, more = _key(weights, choice), _key(weights, (*choice, "grams"))
+    key = more if options.grams else plain
     for kept in kept_estimates(repo, weights=weights):
-        found = _read(repo, kept) if kept.key == key else None
+        found = _read(repo, kept) if kept.key in {key, more} else None
         if found is not None and not (options.exact_storage and found.estimate.scales):
             return found
     from modelgit.fisher.estimate import Accumulator
+    from modelgit.fisher.grams import gram_matrices
     from modelgit.repo.fisher_passes import run_pass
 
     model = open_task(repo, manifest, settings)
@@ -196,11 +203,16 @@ def _estimate(
         progress=progress,
     ) as work:
         resumed = run_pass(work, saved)
-        diagonal = work.result()
+        diagonal, seen = work.result(), work.seen
     del work
+    inputs_seen = gram_matrices(model, inputs, seen, progress=progress) if options.grams else None
     with repo.session() as session:
         writer = repo.writer(session, progress=progress)
         stored = store_values(writer, diagonal.values, exact=options.exact_storage, progress=progress)
+        grams: tuple[GramEntry, ...] = ()
+        more_bytes = 0
+        if inputs_seen is not None:
+            grams, more_bytes = store_triangles(writer, inputs_seen.matrices, inputs_seen.first, progress=progress)
         record = FisherEstimate(
             of=manifest_id(manifest),
             model=settings.model,
@@ -216,16 +228,22 @@ def _estimate(
             requested=options.examples,
             criterion=diagonal.criterion,
             overlap=diagonal.overlap,
+            grams=grams,
         )
         object_id = write_record(session, FisherId, record)
         session.seal()
         keep(repo, [(key, object_id)], f"fisher: {name}", session=session)
     saved.unlink(missing_ok=True)
-    return StoredFisher(object_id, record, False, "", stored.bytes_written, resumed)
+    return StoredFisher(object_id, record, False, "", stored.bytes_written + more_bytes, resumed)
 
 
 def _key(weights: str, choice: tuple[object, ...]) -> str:
     return f"{weights}-{blake3(msgspec.json.encode(choice)).hexdigest()[:24]}"
+
+
+def _has_grams(stored: StoredFisher, options: PassOptions | None) -> bool:
+    """Whether it has Gram matrices where these are asked for."""
+    return options is None or not options.grams or bool(stored.estimate.grams)
 
 
 def _read(repo: Repository, kept: KeptEstimate) -> StoredFisher | None:
@@ -234,7 +252,7 @@ def _read(repo: Repository, kept: KeptEstimate) -> StoredFisher | None:
         record = read_record(repo.store, kept.id, FisherEstimate)
     except MgitError:
         return None
-    if not all(repo.store.has(entry.id) for entry in record.diagonal):
+    if not all(repo.store.has(entry.id) for entry in record.stored):
         return None
     return StoredFisher(kept.id, record, True, kept.origin)
 
@@ -290,7 +308,7 @@ def fisher_for(
     """
     weights = weights_key(repo, manifest, settings.model)
     for stored in list_estimates(repo, weights=weights):
-        if stored.estimate.task == task:
+        if stored.estimate.task == task and _has_grams(stored, options):
             return _found(stored)
     if options is None:
         return FoundFisher(
@@ -308,9 +326,15 @@ def _found(stored: StoredFisher) -> FoundFisher:
 
 
 def fisher_for_merge(
-    repo: Repository, manifest: Manifest, base: Manifest, model: str, *, progress: Progress = SILENT
+    repo: Repository,
+    manifest: Manifest,
+    base: Manifest,
+    model: str,
+    *,
+    grams: bool = False,
+    progress: Progress = SILENT,
 ) -> FoundFisher:
-    """The Fisher of one side of a merge.
+    """The Fisher of one side of a merge; with `grams` an estimate that has Gram matrices, if there can be one.
 
     One that is kept for these weights is used, whatever its task.  Otherwise the task whose head this side changed is
     what the side was trained for, and a pass over its data is made; without such a task, or without data, there is
@@ -320,12 +344,22 @@ def fisher_for_merge(
     trained = _tasks_trained(repo, manifest, base, model, tasks)
     chosen = trained[0] if len(trained) == 1 else next(iter(tasks)) if len(tasks) == 1 else None
     kept = list_estimates(repo, weights=weights_key(repo, manifest, model))
+    kept.sort(key=lambda item: item.estimate.task != chosen)
+    fitting = [item for item in kept if item.estimate.grams or not grams]
+    if fitting:
+        return _found(fitting[0])
+    if chosen is not None:
+        options = _USUAL._replace(grams=grams)
+        made = fisher_for(repo, manifest, tasks[chosen], chosen, options=options, progress=progress)
+        if made.stored is not None:
+            return made
     if kept:
-        return _found(next((item for item in kept if item.estimate.task == chosen), kept[0]))
+        found = _found(kept[0])
+        return found._replace(words=f"{found.words}; it has no Gram matrices, and none can be made here")
     if chosen is None:
         why = "no task of mgit.toml computes with it" if not tasks else "which task it was trained for is not clear"
         return FoundFisher("none", f"no Fisher estimate, and {why} (`mgit fisher REV --task NAME` makes one)")
-    return fisher_for(repo, manifest, tasks[chosen], chosen, progress=progress)
+    return made
 
 
 def _tasks_trained(

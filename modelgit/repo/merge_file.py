@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from modelgit.environment import Environment
 from modelgit.errors import RepositoryError, UsageError
-from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
+from modelgit.merging.base import STATISTICS, STRATEGIES, BoundStrategy, parse_rule, rule_text
 from modelgit.merging.direct.beside import CARD, files_beside, set_dtype
 from modelgit.merging.direct.card import Recipe, model_card, recipe_metadata
 from modelgit.merging.direct.checkpoint import Checkpoint, open_checkpoint
@@ -228,10 +228,10 @@ def _replace(made: Path, target: Path, *, overwrite: bool) -> None:
 
 
 def _check_strategies(strategies: Mapping[str, BoundStrategy], sources: Sequence[str], fishers: Sequence[str]) -> None:
-    needing = [bound.name for bound in strategies.values() if "fisher" in bound.strategy.needs]
+    needing = [bound.name for bound in strategies.values() if bound.strategy.needs & STATISTICS]
     if needing and not fishers:
         raise UsageError(
-            f"`{needing[0]}` needs Fisher estimates, which files of weights do not hold",
+            f"`{needing[0]}` needs Fisher estimates or Gram matrices, which files of weights do not hold",
             hint="`--fisher F.safetensors` for each model, or merge in a repository, after `mgit fisher`",
         )
     if fishers and not needing:

@@ -75,8 +75,11 @@ class _Data(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def default_candidates(*, fisher: bool = True) -> tuple[str, ...]:
-    """60 strategies with coefficients or more, for two sides; with `fisher` those too that need Fisher information."""
+def default_candidates(*, fisher: bool = True, grams: bool = True) -> tuple[str, ...]:
+    """60 strategies with coefficients or more, for two sides.
+
+    With `fisher` those too that need Fisher information, with `grams` those that need Gram matrices.
+    """
     tenths = [round(number / 10, 1) for number in range(1, 10)]
     if not fisher:
         tenths = [round(number / 20, 2) for number in range(1, 20)]
@@ -92,6 +95,8 @@ def default_candidates(*, fisher: bool = True) -> tuple[str, ...]:
         found += [f"fisher weights={share},{round(1 - share, 2)}" for share in tenths]
         found += [f"fisher-task scale={scale}" for scale in (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)]
         found += ["fisher-task weights=0.35,0.65 scale=1.75", "fisher-task weights=0.65,0.35 scale=1.75"]
+    if grams:
+        found += ["regmean", "regmean alpha=0.99", "regmean weights=0.35,0.65", "regmean weights=0.65,0.35", "mats"]
     return tuple(found)
 
 
@@ -142,7 +147,7 @@ def search(
     if "combine" not in planned.plan.counts:
         raise UsageError("no tensor was changed on both sides: there is nothing to search", hint="`mgit merge REV`")
     found = _data(repo, sides, data or {}, seed)
-    texts = tuple(candidates) or default_candidates(fisher=_has_fisher(repo, sides, planned.plan, progress))
+    texts = tuple(candidates) or default_candidates(**_statistics(repo, sides, planned.plan, progress))
     bound = {rule_text(item): item for item in (parse_rule(text) for text in texts)}
     scores, evaluated = _rounds(repo, sides, planned, state, bound, found, exhaustive, progress)
     total = sum(item.order.size for item in found)
@@ -272,12 +277,17 @@ def _data(repo: Repository, sides: Sides, files: Mapping[str, str], seed: int) -
     return found
 
 
-def _has_fisher(repo: Repository, sides: Sides, plan: MergePlan, progress: Progress) -> bool:
+def _statistics(repo: Repository, sides: Sides, plan: MergePlan, progress: Progress) -> dict[str, bool]:
+    """Whether some side has (or gets, now) Fisher information, and all sides Gram matrices."""
     from modelgit.repo.fisher import fisher_for_merge
 
     models = sorted({item.model for item in plan.tensors if item.action == "combine"})
-    return any(
-        fisher_for_merge(repo, side.manifest, sides.base.manifest, model, progress=progress).estimate is not None
+    found = [
+        fisher_for_merge(repo, side.manifest, sides.base.manifest, model, grams=True, progress=progress).estimate
         for model in models
         for side in (sides.ours, sides.theirs)
-    )
+    ]
+    return {
+        "fisher": any(estimate is not None for estimate in found),
+        "grams": all(estimate is not None and bool(estimate.grams) for estimate in found),
+    }

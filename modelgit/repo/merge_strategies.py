@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError
-from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule, rule_text
+from modelgit.merging.base import STATISTICS, STRATEGIES, BoundStrategy, parse_rule, rule_text
 from modelgit.objects import FisherEstimate, Manifest, MergeRecipe, UsedFisher
 from modelgit.progress import SILENT, Progress
 from modelgit.store.metadata import read_record
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
 __all__ = ["ChosenStrategies", "choose_strategies", "recorded_strategies"]
+
+
+_AVERAGES = frozenset({"fisher", "mats", "regmean"})
+"""Strategies that are an average where nothing is known of any side."""
 
 
 class ChosenStrategies(NamedTuple):
@@ -40,11 +44,12 @@ def choose_strategies(
 ) -> ChosenStrategies:
     """The strategies of a merge with the Fisher information that they need for `models`; `notes` say where it is from.
 
-    `sides` are two or more, each with what it is called.  Where no side of any model has any, `fisher` is an average,
-    and is called so.
+    `sides` are two or more, each with what it is called.  Where no side of any model has any, `fisher` and its
+    kin are an average, and are called so.
     """
     rules = {pattern: parse_rule(text) for pattern, text in rule_texts.items()}
-    if not models or not any("fisher" in item.strategy.needs for item in (bound, *rules.values())):
+    needs = frozenset().union(*(item.strategy.needs for item in (bound, *rules.values())))
+    if not models or not needs & STATISTICS:
         return ChosenStrategies(bound, rules, rule_texts, {}, ())
     from modelgit.repo.fisher import fisher_for_merge
 
@@ -52,7 +57,7 @@ def choose_strategies(
     used = []
     for model in models:
         for label, manifest in sides:
-            found = fisher_for_merge(repo, manifest, base, model, progress=progress)
+            found = fisher_for_merge(repo, manifest, base, model, grams="grams" in needs, progress=progress)
             fishers.setdefault(model, []).append(found.estimate)
             object_id = None if found.stored is None else found.stored.id
             used.append(UsedFisher(model=model, side=label, how=found.how, words=found.words, estimate=object_id))
@@ -61,10 +66,10 @@ def choose_strategies(
                 notes.append(note)
     if any(estimate is not None for found in fishers.values() for estimate in found):
         return ChosenStrategies(bound, rules, rule_texts, fishers, tuple(used))
-    if any(item.name == "fisher" for item in (bound, *rules.values())):
+    if any(item.name in _AVERAGES for item in (bound, *rules.values())):
         notes.append("no side has a Fisher estimate: the values were averaged instead, and the recipe says so")
     texts = {
-        pattern: rule_text(_averaging(rules[pattern])) if rules[pattern].name == "fisher" else text
+        pattern: rule_text(_averaging(rules[pattern])) if rules[pattern].name in _AVERAGES else text
         for pattern, text in rule_texts.items()
     }
     averaged = {pattern: _averaging(rule) for pattern, rule in rules.items()}
@@ -93,7 +98,7 @@ def recorded_strategies(repo: Repository, recipe: MergeRecipe) -> ChosenStrategi
 
 
 def _averaging(bound: BoundStrategy) -> BoundStrategy:
-    """What `fisher` is without any estimate: the average by the same weights.  Other strategies as they are."""
-    if bound.name != "fisher":
+    """What `fisher` and its kin are without any estimate: the average by the same weights.  Others as they are."""
+    if bound.name not in _AVERAGES:
         return bound
     return STRATEGIES.get("average").bind({"weights": bound.recipe["weights"]})

@@ -69,8 +69,11 @@ def origins_of(repo: Repository, needed: set[Key], commits: list[CommitId]) -> d
                     note(region.positions, "masks", "positions", "", None)
         elif kind == "fisher":
             note(FisherId(digest), "estimates", "estimate", "", None)
-            for entry in read_record(repo.store, FisherId(digest), FisherEstimate).diagonal:
+            estimate = read_record(repo.store, FisherId(digest), FisherEstimate)
+            for entry in estimate.diagonal:
                 note(entry.id, "estimates", f"Fisher information of {entry.name}", "", None)
+            for gram in estimate.grams:
+                note(gram.id, "estimates", f"Gram matrix of what goes into {gram.name}", "", None)
     return found
 
 

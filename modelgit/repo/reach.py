@@ -176,7 +176,7 @@ def children_of(repo: Repository, object_id: ObjectId, *, training: bool = True)
             yield from ((region.positions, None) for region in mask.regions if region.positions is not None)
         case "fisher":
             estimate = read_record(store, object_id, FisherEstimate)
-            yield from ((entry.id, entry.spec) for entry in estimate.diagonal)
+            yield from ((entry.id, entry.spec) for entry in estimate.stored)
         case "note":
             note = read_record(store, object_id, Note)
             yield from ((record, None) for record in (note.record,) if record is not None)

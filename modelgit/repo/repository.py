@@ -546,13 +546,21 @@ class Repository:
         estimator: str = "auto",
         examples: int = 512,
         seed: int = 0,
+        grams: bool = False,
         progress: Progress = SILENT,
     ) -> StoredFisher:
         """The Fisher diagonal of a task's model, from the store or made now (see `repo.fisher`)."""
         from modelgit.repo.fisher import estimate_fisher
 
         return estimate_fisher(
-            self, task=task, revision=revision, estimator=estimator, examples=examples, seed=seed, progress=progress
+            self,
+            task=task,
+            revision=revision,
+            estimator=estimator,
+            examples=examples,
+            seed=seed,
+            grams=grams,
+            progress=progress,
         )
 
     def diagonal(self, stored: StoredFisher) -> Diagonal:

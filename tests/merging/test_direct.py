@@ -236,3 +236,23 @@ def test_links_of_a_hub_cache_are_followed_and_others_are_not(folder: Path) -> N
     (folder / "c/model.safetensors").symlink_to(folder / "elsewhere")
     with pytest.raises(MgitError, match="leads out"):
         run(folder, "c", "b", out="other")
+
+
+def test_gram_matrices_come_from_files(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    matrices = {}
+    for name in ("a", "b"):
+        x = rng.standard_normal((50, 16))
+        matrices[name] = np.float32(x.T @ x)
+        save_file({"layers.0.w.gram": matrices[name][np.triu_indices(16)]}, folder / f"{name}.gram.safetensors")
+    files = [str(folder / f"{name}.gram.safetensors") for name in ("a", "b")]
+    done = run(folder, "a", "b", strategy="regmean", options={"alpha": "1"}, fishers=files)
+    assert any(note.startswith("emb.weight: no Gram matrix on every side") for note in done.notes)
+    a, b, out = values(folder / "a"), values(folder / "b"), values(folder / "out")
+    one, two = (matrices[name].astype(np.float64) for name in ("a", "b"))
+    left = a["layers.0.w"].astype(np.float64) @ one + b["layers.0.w"].astype(np.float64) @ two
+    assert np.allclose(out["layers.0.w"], np.linalg.solve(one + two, left.T).T, rtol=1e-6)
+    assert np.allclose(out["emb.weight"], (a["emb.weight"].astype(np.float64) + b["emb.weight"]) / 2, rtol=1e-7)
+    save_file({"layers.0.w.gram": np.zeros(7, np.float32)}, folder / "a.gram.safetensors")
+    with pytest.raises(UsageError, match="not the upper triangle"):
+        run(folder, "a", "b", out="other", strategy="regmean", fishers=files)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
-from modelgit.merging.base import STRATEGIES, Part, Where
+from modelgit.merging.base import STRATEGIES, Gram, Part, Where
 from modelgit.merging.combine import combine_window
 from modelgit.numerics.draws import uniform
 from modelgit.numerics.floats import from_float64, to_float64
@@ -47,10 +47,11 @@ class Material:
         return [None if values is None else values.reshape(-1)[cut] for values in self._fisher]
 
 
-def merge(name, base, sides, *, fisher=None, dtype="F32", keys=None, **options):
+def merge(name, base, sides, *, fisher=None, grams=None, dtype="F32", keys=None, **options):
     bound = STRATEGIES.get(name).bind(options)
     arrays = [np.asarray(side, np.float64) for side in (base, *sides)]
     fisher = [None] * len(sides) if fisher is None else fisher
+    grams = grams_like(fisher) if grams is None else grams
     statistics = bound.prepare(Material(arrays[0], arrays[1:], fisher)).statistics
     raw = [from_float64(array.reshape(-1), dtype).tobytes() for array in arrays]
     merged = combine_window(
@@ -61,9 +62,22 @@ def merge(name, base, sides, *, fisher=None, dtype="F32", keys=None, **options):
         where=Where(name="t", keys=tuple(keys or ("a", "b", "c", "d")[: len(sides)])),
         shape=arrays[0].shape,
         fisher=[None if values is None else values.reshape(-1) for values in fisher],
+        grams=grams,
         statistics=statistics,
     )
     return to_float64(merged, dtype).reshape(arrays[0].shape)
+
+
+def grams_like(fisher):
+    """A Gram matrix for each side of a matrix, made of its Fisher diagonal: scaled as that is."""
+    found = []
+    for values in fisher:
+        if values is None or values.ndim < 2:
+            found.append(None)
+            continue
+        rows = values.reshape(len(values), -1)
+        found.append(Gram(rows.T @ rows))
+    return found
 
 
 def example(seed=0, sides=2, shape=OF_SHAPE, spread=1e-2):
@@ -120,6 +134,8 @@ KEEPING = {
     "breadcrumbs": {"density": 1},
     "nuslerp": {},
     "karcher": {},
+    "regmean": {},
+    "mats": {},
 }
 
 
@@ -325,3 +341,70 @@ def test_a_cut_is_that_of_a_sorted_list(tensors, share, window):
         above = is_above(item.values, cut.least, last, name=item.name, positions=positions)
         found |= {(item.name, int(at)) for at in positions[above]}
     assert found == wanted
+
+
+# -- Gram matrices
+
+
+def layers(seed=0, outputs=7, inputs=5, rows=40, sides=2, tied=0.0):
+    """Weights, what goes into them (with `tied`, of related inputs), and the matrices of that."""
+    rng = np.random.default_rng(seed)
+    weights = [rng.normal(size=(outputs, inputs)) for _ in range(sides)]
+    data = [rng.normal(size=(rows, inputs)) + tied * rng.normal(size=(rows, 1)) for _ in range(sides)]
+    return weights, data, [Gram(x.T @ x / rows) for x in data]
+
+
+def test_regmean_fits_the_outputs_of_both_sides():
+    (a, b), (x, y), grams = layers(tied=2)
+    merged = merge("regmean", a, [a, b], grams=grams, alpha=1, dtype="F64")
+    wanted = np.linalg.lstsq(np.concatenate([x, y]), np.concatenate([x @ a.T, y @ b.T]), rcond=None)[0].T
+    assert np.allclose(merged, wanted, rtol=1e-12, atol=1e-13)
+    # With the first axis for inputs, as some layers have it, it is the transpose.
+    turned = [Gram(gram.matrix, True) for gram in grams]
+    assert np.array_equal(merge("regmean", a.T, [a.T, b.T], grams=turned, alpha=1, dtype="F64"), merged.T)
+    # Without what lies off the diagonal it is the mean by the inputs' squares.
+    c, d = (np.diagonal(gram.matrix) for gram in grams)
+    assert np.allclose(merge("regmean", a, [a, b], grams=grams, alpha=0, dtype="F64"), (a * c + b * d) / (c + d))
+
+
+def test_inputs_that_nobody_uses_keep_the_average_and_so_do_layers_of_one_side_s_matrix():
+    (a, b), (x, y), _ = layers()
+    x[:, 2] = y[:, 2] = 0
+    y[:, 1], x[:, 1] = 3 * y[:, 0], 3 * x[:, 0]
+    grams = [Gram(np.float32(z.T @ z).astype(np.float64)) for z in (x, y)]
+    merged = merge("regmean", a, [a, b], grams=grams, alpha=1, dtype="F64")
+    assert np.array_equal(merged[:, 2], ((a + b) / 2)[:, 2])
+    both = np.concatenate([x, y])
+    residual = both @ merged.T - np.concatenate([x @ a.T, y @ b.T])
+    assert np.abs(both.T @ residual).max() < 1e-4  # the fit is the least there is, whichever solution it is
+    assert np.array_equal(merge("regmean", a, [a, b], grams=[grams[0], None], dtype="F64"), (a + b) / 2)
+    a[0, 0] = np.nan
+    merged = merge("regmean", b, [a, b], grams=grams, dtype="F64")
+    assert np.isnan(merged[0, 0]) and np.isfinite(merged[1:]).all()
+    assert np.array_equal(merged[0, 1:], ((a + b) / 2)[0, 1:])
+
+
+@pytest.mark.parametrize("start", ["average", "sum"])
+def test_conjugate_gradients_find_what_a_dense_solution_is(start):
+    sides, _, grams = layers(sides=3, tied=1)
+    base = np.zeros_like(sides[0])
+    fisher = [np.abs(np.random.default_rng(at).normal(size=base.shape)) for at in range(3)]
+    options = {"fisher": fisher, "grams": grams, "dtype": "F64", "start": start}
+    merged = merge("mats", base, sides, iterations=50, tolerance=0, alpha=0.95, **options)
+    blocks = []
+    for diagonal, gram in zip(fisher, grams, strict=True):
+        matrix = 0.95 * gram.matrix + 0.05 * np.diag(np.diagonal(gram.matrix))
+        scale = (diagonal / np.linalg.norm(diagonal)).sum(axis=1) / np.trace(matrix)
+        blocks.append(scale[:, None, None] * matrix)
+    pulls = sum(np.einsum("oij,oj->oi", block, side) for block, side in zip(blocks, sides, strict=True))
+    assert np.allclose(merged, np.linalg.solve(sum(blocks), pulls[..., None])[..., 0], rtol=1e-8, atol=1e-8)
+    # Cut short, they are on the way from where they began.
+    begin = sum(sides) / 3 if start == "average" else sum(sides)
+    assert np.allclose(merge("mats", base, sides, iterations=0, **options), begin, rtol=1e-14)
+    few = merge("mats", base, sides, iterations=2, **options)
+    assert 0 < np.linalg.norm(few - merged) < np.linalg.norm(begin - merged)
+    # Without matrices the blocks are the diagonal.
+    assert np.allclose(
+        merge("mats", base, sides, fisher=fisher, grams=[None] * 3, dtype="F64", start=start),
+        merge("fisher", base, sides, fisher=fisher, dtype="F64"),
+    )

@@ -26,6 +26,8 @@ from modelgit.objects import (  # noqa: E402
 )
 from modelgit.patching.encode import TensorWriter  # noqa: E402
 from modelgit.patching.jobs import BlobSource, StoreJob  # noqa: E402
+from modelgit.patching.statistics import read_triangle  # noqa: E402
+from modelgit.remotes.estimates import check_estimate  # noqa: E402
 from modelgit.repo import Repository, fisher_passes  # noqa: E402
 from modelgit.repo.fisher import diagonal_of, estimate_fisher, list_estimates, shown_fisher, stored_fisher  # noqa: E402
 from modelgit.repo.fisher_summary import summarise  # noqa: E402
@@ -34,7 +36,8 @@ from modelgit.repo.gc import collect  # noqa: E402
 from modelgit.repo.layout import RepositoryPaths  # noqa: E402
 from modelgit.repo.mask_create import create_mask  # noqa: E402
 from modelgit.repo.merge import merge  # noqa: E402
-from modelgit.repo.statistics import find_kept, forget, kept_estimates  # noqa: E402
+from modelgit.repo.replay import replay  # noqa: E402
+from modelgit.repo.statistics import find_kept, forget, kept_estimates, shapes_of  # noqa: E402
 from modelgit.repo.sync import add_remote, clone, fetch, push  # noqa: E402
 from modelgit.store.metadata import read_record, write_record  # noqa: E402
 
@@ -477,3 +480,89 @@ def test_a_mask_from_a_received_estimate_needs_no_data(shared: Repository, tmp_p
         # What was asked for in particular is not replaced by something else.
         with pytest.raises(UsageError, match=r"data/topic\.train\.jsonl is not there"):
             estimate_fisher(other, task="topic", estimator="sampled")
+
+
+# -- Gram matrices, which are kept in the same record
+
+DENSE = "encoder.layer.1.output.dense.weight"
+
+
+def test_gram_matrices_are_kept_with_the_estimate_and_serve_every_question(tasks: Repository) -> None:
+    plain = estimate_fisher(tasks, task="topic", revision="topic", exact_storage=True)
+    made = estimate_fisher(tasks, task="topic", revision="topic", grams=True, exact_storage=True)
+    assert not plain.estimate.grams and not made.cached and made.words.endswith(", with Gram matrices")
+    ours, theirs = diagonal_of(tasks, plain.estimate), diagonal_of(tasks, made.estimate)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    forget(tasks, find_kept(tasks, plain.id.hex[:12]))
+    assert estimate_fisher(tasks, task="topic", revision="topic").id == made.id  # more than was asked for
+    coded = made.estimate.coded_grams()
+    assert len(coded) == 13 and not any(gram.first for gram in coded.values())
+    matrix = read_triangle(tasks.reader(), coded[DENSE])
+    assert np.array_equal(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > -1e-6 * np.trace(matrix)
+    collect(tasks, prune_now=True)
+    assert np.array_equal(read_triangle(tasks.reader(), coded[DENSE]), matrix) and not fsck(tasks).findings
+
+
+@pytest.mark.parametrize("strategy", ["regmean", "mats"])
+def test_a_merge_takes_gram_matrices_names_them_and_is_made_again(tasks: Repository, strategy: str) -> None:
+    tasks.switch("topic")
+    estimate_fisher(tasks, task="topic")  # without matrices: not what is asked for
+    done = merge(tasks, "tone", strategy=strategy)
+    assert done.notes[0] == "ours: Fisher estimated now on 40 examples of task topic (exact), with Gram matrices"
+    recipe = tasks.commit_at(done.commit.id).recipe
+    assert recipe is not None and recipe.strategy == done.strategy == strategy
+    estimates = {item.id: item.estimate for item in list_estimates(tasks)}
+    assert all(used.estimate is not None and estimates[used.estimate].grams for used in recipe.fishers)
+    assert replay(tasks, "HEAD").is_same
+    base, ours, theirs, now = (
+        tasks.load(name)[DENSE].numpy().astype(np.float64) for name in ("main", "HEAD~1", "tone", "HEAD")
+    )
+    if strategy == "regmean":
+        grams = [estimates[used.estimate].coded_grams()[DENSE] for used in recipe.fishers]
+        matrices = [read_triangle(tasks.reader(), gram) for gram in grams]
+        one, two = (0.9 * matrix + 0.1 * np.diag(np.diagonal(matrix)) for matrix in matrices)
+        assert np.allclose(now, np.linalg.solve(one + two, (ours @ one + theirs @ two).T).T, rtol=1e-5, atol=1e-7)
+    assert np.abs(now - (ours + theirs) / 2).max() > 1e-4 < np.abs(now - base).max()
+
+
+def test_a_merge_says_which_gram_matrices_it_lacks(tasks: Repository) -> None:
+    for branch in ("topic", "tone"):
+        estimate_fisher(tasks, task=branch, revision=branch)
+    tasks.switch("topic")
+    for file in (tasks.worktree / "data").iterdir():
+        file.unlink()
+    tasks.commit("no data any more")
+    done = merge(tasks, "tone", strategy="regmean", dry_run=True)
+    assert done.notes[0].endswith("(exact); it has no Gram matrices, and none can be made here")
+    [lacking] = [note for note in done.notes if "no Gram matrix on every side" in note]
+    assert lacking.endswith("combined by the weights alone") and done.strategy == "regmean"
+    for item in list_estimates(tasks):
+        forget(tasks, find_kept(tasks, item.id.hex))
+    done = merge(tasks, "tone", strategy="mats", dry_run=True)
+    assert done.strategy == "average" and any("the values were averaged instead" in note for note in done.notes)
+
+
+def test_gram_matrices_travel(tasks: Repository, tmp_path: Path) -> None:
+    made = estimate_fisher(tasks, task="topic", revision="topic", grams=True)
+    add_remote(tasks, "origin", str(tmp_path / "origin.mgit"))
+    push(tasks, "origin", ["topic"], fisher=True)
+    matrix = read_triangle(tasks.reader(), made.estimate.coded_grams()[DENSE])
+    with cloned(tasks, tmp_path, branch="topic", fisher=True) as other:
+        [found] = list_estimates(other)
+        assert found.id == made.id and found.origin == "origin" and not fsck(other).findings
+        assert np.array_equal(read_triangle(other.reader(), found.estimate.coded_grams()[DENSE]), matrix)
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"), [("size", "does not fit what goes into it"), ("order", "Gram matrices are out of order")]
+)
+def test_hostile_gram_matrices_are_refused(tasks: Repository, lie: str, message: str) -> None:
+    made = estimate_fisher(tasks, task="topic", revision="topic", grams=True)
+    [kept] = kept_estimates(tasks)
+    shapes = shapes_of(tasks, tasks.manifest_of(tasks.resolve("topic")), "models/bot")
+    check_estimate(kept, made.estimate, shapes)
+    grams = made.estimate.grams[::-1]
+    if lie == "size":
+        grams = (replace(made.estimate.grams[0], size=made.estimate.grams[0].size + 1), *made.estimate.grams[1:])
+    with pytest.raises(IntegrityError, match=message):
+        check_estimate(kept, replace(made.estimate, grams=grams), shapes)

@@ -7,13 +7,14 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.merging.direct.checkpoint import Located
 from modelgit.numerics.floats import has_float_values, to_float64
-from modelgit.objects import BlobId, CodedTensor, LeafHasher, TensorId, TensorSpec, tensor_id
+from modelgit.objects import BlobId, CodedTensor, GramEntry, LeafHasher, TensorId, TensorSpec, tensor_id, triangle_side
 from modelgit.patching.base import windows
 
 __all__ = ["CheckpointReads", "OpenDiagonals", "same_bytes"]
 
 _STEP_BYTES = 4 << 20
 _WIDE_BYTES = 8
+_GRAM = ".gram"
 
 
 class CheckpointReads:
@@ -71,18 +72,34 @@ class CheckpointReads:
 
 
 class OpenDiagonals:
-    """The Fisher diagonals of one side in an open safetensors file: float32, by the names of the tensors."""
+    """The statistics of one side in an open safetensors file, float32: Fisher diagonals by the names of the tensors.
+
+    `NAME.gram` is the upper triangle, row by row, of the mean of x x^T over the inputs x that meet NAME's last axis.
+    Raises UsageError for what is neither.
+    """
 
     def __init__(self, reads: CheckpointReads, tensors: dict[str, Located], *, shown: str) -> None:
         self._coded: dict[str, CodedTensor] = {}
+        self._grams: dict[str, GramEntry] = {}
         for name, tensor in tensors.items():
             if tensor.spec.dtype != "F32":
-                raise UsageError(f"{shown} holds {name} as {tensor.spec.dtype}; Fisher diagonals are float32")
+                raise UsageError(f"{shown} holds {name} as {tensor.spec.dtype}; statistics are float32")
+            layer = name.removesuffix(_GRAM)
+            if layer != name:
+                size = triangle_side(tensor.spec.elements) if len(tensor.spec.shape) == 1 else 0
+                if not size:
+                    raise UsageError(f"{shown} holds {name}, which is not the upper triangle of a matrix, in one row")
+                self._grams[layer] = GramEntry(name=layer, id=reads.add(tensor), size=size)
+                continue
             self._coded[name] = CodedTensor(reads.add(tensor), tensor.spec.shape, None)
 
     def coded(self) -> dict[str, CodedTensor]:
         """Where the values of each tensor are."""
         return self._coded
+
+    def coded_grams(self) -> dict[str, GramEntry]:
+        """Where the Gram matrix of what goes into each linear layer is."""
+        return self._grams
 
 
 def _content_id(tensor: Located) -> TensorId:
