@@ -47,7 +47,7 @@ class Environment:
 
     `author` is `Name <mail>` from MGIT_AUTHOR or None; `overrides` holds the MGIT_* settings by dotted config name.
     `hub_cache` is where the Hugging Face hub's programs keep models (HF_HUB_CACHE, HF_HOME), `hub_endpoint` the server
-    that HF_ENDPOINT names.
+    that HF_ENDPOINT names.  `step_summary` is the file of a GitHub action's summary (GITHUB_STEP_SUMMARY).
     """
 
     home: Path
@@ -61,6 +61,7 @@ class Environment:
     overrides: Mapping[str, str] = field(default_factory=dict)
     hub_cache: Path | None = None
     hub_endpoint: str | None = None
+    step_summary: Path | None = None
 
     @property
     def user_config(self) -> Path:
@@ -98,4 +99,5 @@ class Environment:
             overrides=overrides,
             hub_cache=_hub_cache(values, home),
             hub_endpoint=values.get("HF_ENDPOINT") or None,
+            step_summary=Path(values["GITHUB_STEP_SUMMARY"]) if values.get("GITHUB_STEP_SUMMARY") else None,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import modelgit
@@ -23,12 +22,9 @@ def check_data(report: CheckReport) -> dict[str, Any]:
 
 
 def check_document(report: CheckReport, form: str) -> str:
-    """The whole document in one of `CHECK_FORMATS`; "github" is the text and, below it, annotations."""
-    from modelgit.reporting.check_text import check_text
+    """The whole document: "junit", "sarif", "markdown" or "html"."""
     from modelgit.reporting.entries import check_groups
 
-    if form == "json":
-        return json.dumps({"schema": "mgit.check/1", **check_data(report)}, indent=2, ensure_ascii=True) + "\n"
     if form == "markdown":
         from modelgit.reporting.markdown import check_markdown
 
@@ -41,12 +37,6 @@ def check_document(report: CheckReport, form: str) -> str:
         from modelgit.reporting.junit import junit_xml
 
         return junit_xml(check_groups(report))
-    if form == "sarif":
-        from modelgit.reporting.sarif import sarif_json
+    from modelgit.reporting.sarif import sarif_json
 
-        return sarif_json(check_groups(report), version=modelgit.__version__)
-    if form == "github":
-        from modelgit.reporting.github import annotation_lines
-
-        return check_text(report) + "".join(f"{line}\n" for line in annotation_lines(check_groups(report)))
-    return check_text(report)
+    return sarif_json(check_groups(report), version=modelgit.__version__)

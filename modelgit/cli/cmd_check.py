@@ -12,6 +12,7 @@ from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Painted, Part, bold, dim, green, red, yellow
+from modelgit.cli._reports import Reports, no_commands, report_options, write_check
 from modelgit.cli._session import Session
 from modelgit.errors import UsageError
 
@@ -44,7 +45,7 @@ _PAINTS: dict[Outcome, Callable[[object], Painted]] = {
 @click.option("--no-suites", is_flag=True, help="Run none: check what needs no model.")
 @click.option("--strict", is_flag=True, help="Take a warning for a failure.")
 @click.option("--format", "form", type=click.Choice(CHECK_FORMATS), default="text", help="How the report is written.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write the report to FILE.")
+@report_options(sarif=True)
 @json_option
 @pass_session
 def check(
@@ -55,13 +56,15 @@ def check(
     no_suites: bool,
     strict: bool,
     form: str,
-    output: str | None,
+    reports: Reports,
     as_json: bool,
 ) -> None:
     """Check whether REV (HEAD) may land on REF.
 
     Looks at every new object, the size and exactness of the patch, names and shapes, finite values, code and pickles,
     what stands out in the weights, signatures, the suites of REF and the policies of its branch.
+
+    --format says what goes to stdout; "github" is the text with annotations, and the summary of the step besides.
 
     Exit code 0: all of it passed; 1: something failed; 8: a suite is undecided; 9: a part could not be checked.
     """
@@ -71,27 +74,19 @@ def check(
         raise UsageError("--suite and --no-suites exclude each other", hint=f"`mgit check --base {base} --no-suites`")
     chosen = () if no_suites else suites or None
     report = run_check(session.repository, base, revision, suites=chosen, progress=session.progress)
-    if output is not None:
-        _write(session, output, check_document(report, "json" if as_json else form))
-    elif as_json or form == "json":
+    if as_json or form == "json":
         session.output.json("mgit.check/1", check_data(report))
     elif form == "text":
         session.output.lines(_lines(report))
+    elif form == "github":
+        with no_commands(session):
+            session.output.lines(_lines(report))
     else:
         session.output.raw(check_document(report, form))
+    write_check(session, report, reports, github=form == "github" and not as_json)
     code = 1 if strict and report.outcome == "warn" else _CODES[report.outcome]
     if code:
         raise Quit(code)
-
-
-def _write(session: Session, name: str, text: str) -> None:
-    from modelgit.store.durable import write_durably
-
-    path = session.environment.cwd / name
-    try:
-        write_durably(path, text.encode())
-    except OSError as error:
-        raise UsageError(f"cannot write {name}: {error.strerror or error}") from None
 
 
 def _lines(report: CheckReport) -> list[list[Part]]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from modelgit.objects import CheckReport, CheckSection, EvalRecord, Outcome
-from modelgit.reporting.verdict_text import DECISION_WORDS, OUTCOME_MARKS, check_label, check_notes, measurement
+from modelgit.reporting.verdict_text import OUTCOME_MARKS, check_cells
 from modelgit.reporting.wording import printable
 
-__all__ = ["CheckLine", "check_lines", "check_text"]
+__all__ = ["CheckLine", "check_lines"]
 
 _NAME_WIDTH = 10
 _CLOSING: dict[Outcome, str] = {
@@ -56,14 +56,4 @@ def _details(section: CheckSection) -> Iterator[str]:
 
 def _verdict(record: EvalRecord) -> Iterator[str]:
     for result in record.results:
-        before, after = measurement(result)
-        values = f"{before} → {after}" if before else after
-        notes = check_notes(result)
-        parts = (check_label(record, result), values, DECISION_WORDS[result.decision], f"({notes})" if notes else "")
-        yield "  ".join(part for part in parts if part)
-
-
-def check_text(report: CheckReport) -> str:
-    """The lines as one text."""
-    lines = (f"  {line.mark} {line.text}" if line.mark else line.text for line in check_lines(report))
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+        yield "  ".join(cell for cell in check_cells(record, result) if cell)

@@ -91,17 +91,6 @@ def check_cells(record: EvalRecord, result: CheckResult) -> CheckCells:
     )
 
 
-def verdict_lines(record: EvalRecord) -> list[str]:
-    """A heading and one line per check, in columns, as plain text."""
-    rows = [check_cells(record, result) for result in record.results]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = [f"eval {printable(record.suite)}, {baseline_words(record)}"]
-    for row in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join(["", *cells, row.notes]).rstrip())
-    return lines
-
-
 def baseline_words(record: EvalRecord) -> str:
     """What a verdict compares with: `baseline 0b77f1ac9e21`, `baselines parent 0b77f1ac9e21, tag:v1 91cd04e6b7aa`."""
     if not record.baselines:

@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -179,15 +180,25 @@ def test_an_update_that_is_behind_says_so(bot: Any) -> None:
     assert report(bot, "work")["commit"] == found["commit"]
 
 
-def test_reports_go_to_files(bot: Any, tmp_path: Path) -> None:
+def test_reports_go_to_files_and_the_step_s_summary(bot: Any, tmp_path: Path) -> None:
     tune(bot)
     commit(bot)
-    target = tmp_path / "report.json"
-    assert bot("check", "--base", "main", "--format", "json", "-o", str(target)).out == ""
-    assert json.loads(target.read_text())["outcome"] == "pass"
-    assert json.loads(bot("check", "--base", "main", "--format", "json").out)["outcome"] == "pass"
-    bot("check", "--base", "main", "-o", str(target))
-    assert target.read_text().splitlines()[-1] == "check passed"
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    bot.values["GITHUB_STEP_SUMMARY"] = str(summary)
+    files = [("--junit", "new/c.xml"), ("--markdown", "c.md"), ("--html", "c.html"), ("--sarif", "c.sarif")]
+    options = [part for option, name in files for part in (option, str(tmp_path / name))]
+    ran = bot("check", "--base", "main", "--format", "github", *options)
+    token = ran.out.splitlines()[0].removeprefix("::stop-commands::")
+    assert len(token) == 32
+    lines = ran.out.splitlines()
+    assert lines[lines.index(f"::{token}::") - 1] == "check passed"
+    assert lines[-1].startswith("::notice title=mgit::")
+    ElementTree.parse(tmp_path / "new" / "c.xml")
+    assert json.loads((tmp_path / "c.sarif").read_text())["version"] == "2.1.0"
+    assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
+    assert summary.read_text() == "before\n" + (tmp_path / "c.md").read_text()
+    assert "no space" in bot("check", "--base", "main", "--junit", "/dev/full", code=3).err.lower()
 
 
 def test_wrong_command_lines(bot: Any) -> None:
@@ -200,7 +211,7 @@ def test_wrong_command_lines(bot: Any) -> None:
     ("form", "begins", "holds"),
     [
         ("text", "check HEAD (", "! suspicious"),
-        ("github", "check HEAD (", "::warning "),
+        ("github", "::stop-commands::", "::warning "),
         ("junit", "<?xml", "suspicious"),
         ("sarif", "{", "suspicious/few-rows"),
         ("markdown", "#", "suspicious"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from modelgit.objects import CheckResult, EvalRecord
-from modelgit.reporting.verdict_text import baseline_words, check_label, check_notes, measurement, verdict_lines
+from modelgit.reporting.verdict_text import baseline_words, check_cells, check_label, check_notes, measurement
 
 
 def test_measurements() -> None:
@@ -39,11 +39,9 @@ def test_a_baseline_is_named_where_there_are_several(verdict: EvalRecord) -> Non
     assert baseline_words(replace(verdict, baselines=(), baseline=None)) == "first baseline"
 
 
-def test_golden_verdict(verdict: EvalRecord) -> None:
-    assert verdict_lines(replace(verdict, results=verdict.results[:3])) == [
-        "eval compat, baselines parent 0b77f1ac9e21, tag:v1 91cd04e6b7aa",
-        "  accuracy                                 91.2 % → 91.0 % -0.2 pt  pass  (limit -0.5 pt)",
-        "  intents-flips: negative flips vs parent  0.4 %                    pass  (limit 1.0 %: 2 of 412)",
-        "  intents-flips: negative flips vs tag:v1  2.2 %                    FAIL  (limit 2.0 %: 9 of 412)",
+def test_golden_cells(verdict: EvalRecord) -> None:
+    assert [check_cells(verdict, result) for result in verdict.results[:3]] == [
+        ("accuracy", "91.2 % → 91.0 % -0.2 pt", "pass", "(limit -0.5 pt)"),
+        ("intents-flips: negative flips vs parent", "0.4 %", "pass", "(limit 1.0 %: 2 of 412)"),
+        ("intents-flips: negative flips vs tag:v1", "2.2 %", "FAIL", "(limit 2.0 %: 9 of 412)"),
     ]
-    assert verdict_lines(replace(verdict, suite="a\x1b", results=()))[0].startswith("eval a\\x1b, ")
