@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from modelgit.cli._format import plural, size
 from modelgit.cli._output import Part, blue, columns, yellow
 
 if TYPE_CHECKING:
-    from modelgit.objects import CommitId
+    from modelgit.objects import CommitId, KeptNote
     from modelgit.remotes.estimates import MovedEstimates
 
-__all__ = ["estimates_moved", "move_lines", "short_ref", "transferred"]
+__all__ = ["estimates_moved", "move_lines", "notes_moved", "short_ref", "transferred"]
 
 
 def short_ref(ref: str) -> str:
@@ -39,6 +39,14 @@ def estimates_moved(moved: MovedEstimates, verb: str) -> str:
     if not moved.estimates:
         return f"  no Fisher estimate {verb}: there is none that the other side lacks"
     return f"  {plural(len(moved.estimates), 'Fisher estimate')} {verb}, {size(moved.bytes_moved)}"
+
+
+def notes_moved(notes: Sequence[KeptNote], verb: str) -> str:
+    """`  2 verdicts and 1 acceptance sent`; empty for none."""
+    verdicts = sum(item.kind == "test-result" for item in notes)
+    counts = ((verdicts, "verdict"), (len(notes) - verdicts, "acceptance"))
+    words = [plural(count, word) for count, word in counts if count]
+    return f"  {' and '.join(words)} {verb}" if words else ""
 
 
 def transferred(commits: int, objects: int, size_bytes: int) -> str:

@@ -10,7 +10,7 @@ from modelgit.cli._complete import complete_remote
 from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import Output, blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import estimates_moved, move_lines, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, transferred
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def say_fetched(output: Output, fetched: FetchedRefs, *, fisher: bool = False) -
         what = transferred(len(fetched.commits), fetched.objects, fetched.bytes_received)
         output.say("From ", blue(fetched.remote), f": {what}")
         output.say_lines(move_lines((ref, old, new) for ref, (old, new) in fetched.moved.items()))
-    else:
+    elif not fetched.notes.notes:
         output.say("Nothing new on ", blue(fetched.remote))
+    if words := notes_moved(fetched.notes.notes, "received"):
+        output.say(words)
+    for sentence in fetched.notes.refused:
+        output.warn(sentence)
     if fisher:
         output.say(estimates_moved(fetched.fisher, "received"))

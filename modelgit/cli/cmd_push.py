@@ -8,7 +8,7 @@ from modelgit.cli._complete import complete_branch, complete_remote
 from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import estimates_moved, move_lines, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, transferred
 from modelgit.errors import UsageError
 
 __all__ = ["push"]
@@ -68,7 +68,9 @@ def push(
     if result.updates:
         output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")
         output.say_lines(move_lines((update.name, update.expected, update.new) for update in result.updates))
-    else:
+    elif not result.notes:
         output.say(blue(remote), " is up to date")
+    if words := notes_moved(result.notes, "sent"):
+        output.say(words)
     if fisher:
         output.say(estimates_moved(result.fisher, "sent"))

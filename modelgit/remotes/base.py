@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modelgit.environment import Environment
-from modelgit.objects import CommitId, KeptEstimate, ObjectId, Pruning, Statistics, TensorSpec, View
+from modelgit.objects import CommitId, KeptEstimate, KeptNote, ObjectId, Pruning, Statistics, TensorSpec, View
 from modelgit.progress import Progress
 from modelgit.registry import Registry
 from modelgit.remotes.url import RemoteUrl, parse_url
@@ -137,10 +137,12 @@ class Transport(Protocol):
         author: str,
         prunings: Sequence[Pruning] = (),
         estimates: Sequence[KeptEstimate] = (),
+        notes: Sequence[KeptNote] = (),
     ) -> View:
         """Move all refs together, or none; the last step of a push.
 
-        `prunings` list commits of the upload that come without their weights; `estimates` join the kept ones.
+        `prunings` list commits of the upload that come without their weights; `estimates` and `notes` join the kept
+        ones.
 
         Each ref must be at its update's `expected` in the very root that is replaced.  Raises ConflictError when one
         is not, or when a garbage collection ran since `upload` began.

@@ -14,7 +14,7 @@ import msgspec
 
 from modelgit.environment import Environment
 from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
-from modelgit.objects import BlobId, KeptEstimate, ObjectId, Pruning, Statistics, View
+from modelgit.objects import BlobId, KeptEstimate, KeptNote, ObjectId, Pruning, Statistics, View
 from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
 from modelgit.remotes.receive import verify_objects
@@ -25,7 +25,7 @@ from modelgit.store.fs import FileSystemStore, PackSession, covers
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
 from modelgit.store.root import FORMAT_LINE, FileRoot
-from modelgit.store.side_records import retention_records, statistics_records, with_estimates
+from modelgit.store.side_records import retention_records, statistics_records, with_estimates, with_notes
 
 __all__ = ["DirectoryTransport", "initialise_bare", "open_directory"]
 
@@ -154,6 +154,7 @@ class DirectoryTransport:
         author: str,
         prunings: Sequence[Pruning] = (),
         estimates: Sequence[KeptEstimate] = (),
+        notes: Sequence[KeptNote] = (),
     ) -> View:
         """Move the refs by moving the directory's root."""
         moves = list(updates)
@@ -166,6 +167,9 @@ class DirectoryTransport:
                     raise ConflictError(f"garbage collection ran on {self.url} meanwhile", hint="run it again")
                 return _moved(view, moves, self.url)
 
+            def listed(record: Statistics) -> Statistics:
+                return with_notes(with_estimates(record, estimates), notes)
+
             session = upload.session if isinstance(upload, DirectoryUpload) else None
             return publish(
                 side.roots,
@@ -176,7 +180,7 @@ class DirectoryTransport:
                 author=author,
                 session=session,
                 prunings=prunings,
-                keep=(lambda record: with_estimates(record, estimates)) if estimates else None,
+                keep=listed if estimates or notes else None,
             )
 
     def close(self) -> None:

@@ -9,14 +9,17 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from modelgit.errors import ConflictError, IntegrityError, MgitError, RemoteError
-from modelgit.objects import BlobId, Commit, CommitId, ObjectId, Pruning, TensorId
+from modelgit.objects import BlobId, Commit, CommitId, KeptNote, ObjectId, Pruning, TensorId
 from modelgit.objects.graph import ancestors
 from modelgit.patching.foreign import Relied, settle
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Transport, Upload
 from modelgit.remotes.closure import closure, new_commits, weights_of
+from modelgit.remotes.notes import needed_by_notes
 from modelgit.remotes.reading import CombinedStore
 from modelgit.remotes.receive import copy_records, verify_objects
 from modelgit.remotes.selection import batches, select_records
@@ -37,6 +40,7 @@ class PushResult(NamedTuple):
     commits: int
     objects: int
     bytes_sent: int
+    notes: tuple[KeptNote, ...] = ()
 
 
 class FetchResult(NamedTuple):
@@ -68,6 +72,7 @@ def push(
     remote: str = "origin",
     branch: str = "main",
     prunings: Sequence[Pruning] = (),
+    notes: Sequence[KeptNote] = (),
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> PushResult:
@@ -75,6 +80,7 @@ def push(
 
     A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.
     `prunings` list the commits that are here without their weights: they are sent so, and listed there as well.
+    Those of `notes` that the remote does not list go along, and are listed in the step that moves the refs.
     Raises RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or
     damaged.
     """
@@ -84,19 +90,21 @@ def push(
     for _ in range(_TRIES):
         state = transport.root()
         moves = allowed_updates(updates, state, store, local, remote=remote)
-        if not moves:
+        there = {item.id for item in transport.statistics(state).notes} if notes else set()
+        fresh = [msgspec.structs.replace(item, origin=author) for item in notes if item.id not in there]
+        if not moves and not fresh:
             break
-        upload, more, bare = _send(local, transport, moves, state, prunings, threads=threads, progress=progress)
+        upload, more, bare = _send(local, transport, moves, state, prunings, fresh, threads=threads, progress=progress)
         sent = _Sent(max(sent.commits, more.commits), sent.objects + more.objects, sent.size + more.size)
         try:
-            transport.swap(moves, upload=upload, description="push", author=author, prunings=bare)
+            transport.swap(moves, upload=upload, description="push", author=author, prunings=bare, notes=fresh)
         except (ConflictError, RemoteError) as error:
             # The answer may be lost although the root moved: only the root can tell.
-            if not _landed(transport, store, moves):
+            if not _landed(transport, store, moves, fresh):
                 if isinstance(error, ConflictError):
                     continue
                 raise
-        return PushResult(tuple(moves), *sent)
+        return PushResult(tuple(moves), *sent, tuple(fresh))
     else:
         raise ConflictError(f"{remote} is being changed too often to get a word in", hint="run `mgit push` again")
     return PushResult((), *sent)
@@ -108,12 +116,13 @@ def _send(
     moves: Sequence[RefUpdate],
     state: RemoteRoot,
     prunings: Sequence[Pruning],
+    notes: Sequence[KeptNote],
     *,
     threads: int,
     progress: Progress,
 ) -> tuple[Upload | None, _Sent, tuple[Pruning, ...]]:
     tips = [move.new for move in moves if move.new is not None]
-    if not tips:
+    if not tips and not notes:
         return None, _Sent(), ()
     upload = transport.send(epoch=state.epoch)
 
@@ -130,9 +139,12 @@ def _send(
             progress.check()
             absent = missing([item.id for item in batch])
             wanted += [item for item in batch if item.id in absent]
+        noted = {item.id: item for item in needed_by_notes(local, notes)}
+        absent = missing(list(noted))
+        wanted += [item for item in noted.values() if item.id in absent]
         selection = select_records(
             lambda ids: {object_id: local.portable(object_id) for object_id in ids},
-            wanted,
+            list({item.id: item for item in wanted}.values()),
             missing,
             where="this repository",
             lacking=IntegrityError,
@@ -173,12 +185,16 @@ def _bare(
     return tuple(found)
 
 
-def _landed(transport: Transport, store: CombinedStore, moves: Sequence[RefUpdate]) -> bool:
-    """Whether the refs are where the push wanted them, or where somebody took them from there."""
+def _landed(transport: Transport, store: CombinedStore, moves: Sequence[RefUpdate], notes: Sequence[KeptNote]) -> bool:
+    """Whether the refs are where the push wanted them, or where somebody took them from there, and notes are listed."""
     try:
-        refs = transport.root().view.refs
-    except RemoteError:
+        state = transport.root()
+        listed = {item.id for item in transport.statistics(state).notes} if notes else set()
+    except (RemoteError, IntegrityError):
         return False
+    if not all(item.id in listed for item in notes):
+        return False
+    refs = state.view.refs
     for move in moves:
         there = refs.get(move.name)
         forward = move.new is not None and not move.force and contains_commit(store, there, move.new)

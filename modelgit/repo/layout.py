@@ -27,6 +27,7 @@ class RepositoryPaths:
         self.repacked = self.cache / "repacked"
         self.passes = self.cache / "passes"
         self.snapshots = self.cache / "snapshots"
+        self.weights = self.cache / "weights"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import NothingToDo, UsageError
+from modelgit.errors import IntegrityError, NothingToDo, UsageError
 from modelgit.objects import CommitId, EvalRecord, EvalRecordId, KeptNote, Manifest, Note, NoteId
-from modelgit.objects.acceptances import Acceptance, write_acceptance
+from modelgit.objects.acceptances import Acceptance, read_acceptance, write_acceptance
 from modelgit.objects.attestations import make_test_result, sums_up, write_test_result
+from modelgit.objects.graph import ancestors
 from modelgit.repo.statistics import kept_statistics
-from modelgit.repo.weights import weights_tree
+from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.signing.notes import CheckedNote, check_note, check_signature
 from modelgit.signing.program import NAMESPACE, sign
 from modelgit.signing.signers import SIGNERS_FILE, AllowedSigners
 from modelgit.store.base import ObjectStore
+from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record, write_record
 from modelgit.store.side_records import with_notes
 
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 __all__ = [
     "KnownNote",
     "add_acceptance",
+    "all_notes",
     "allowed_signers",
     "attach_verdicts",
     "check_kept",
+    "keep_notes",
     "kept_notes",
     "notes_about",
     "signing_key",
+    "travelling_notes",
 ]
 
 _MAX_SIGNERS_BYTES = 1 << 20
@@ -55,12 +60,17 @@ class KnownNote(NamedTuple):
         return bool(self.checked.signature.principals) or (not self.kept.origin and not self.note.signature)
 
 
-def kept_notes(repo: Repository, *, kind: str, about: str = "") -> list[KeptNote]:
-    """The notes of a kind that are kept (about certain weights or a suite), the newest first.
+def all_notes(repo: Repository) -> tuple[KeptNote, ...]:
+    """Every note that is kept, the oldest first; none where the list is damaged, which stops no work: `fsck` tells."""
+    try:
+        return kept_statistics(repo).notes
+    except IntegrityError:
+        return ()
 
-    Raises IntegrityError when the list is missing or damaged.
-    """
-    notes = reversed(kept_statistics(repo).notes)
+
+def kept_notes(repo: Repository, *, kind: str, about: str = "") -> list[KeptNote]:
+    """The notes of a kind that are kept (about certain weights or a suite), the newest first."""
+    notes = reversed(all_notes(repo))
     return [item for item in notes if item.kind == kind and about in ("", item.about)]
 
 
@@ -242,5 +252,43 @@ def _keep(repo: Repository, notes: Iterable[tuple[Note, str, EvalRecord | None]]
     except BaseException:
         session.abort()
         raise
-    repo.publish(lambda view: view, description, session=session, keep=lambda record: with_notes(record, kept))
+    keep_notes(repo, kept, description, session=session)
     return kept
+
+
+def keep_notes(repo: Repository, notes: Sequence[KeptNote], description: str, *, session: PackSession) -> None:
+    """List notes in the root; their packs are in `session`, sealed."""
+    repo.publish(lambda view: view, description, session=session, keep=lambda record: with_notes(record, notes))
+
+
+def travelling_notes(
+    repo: Repository,
+    notes: Iterable[KeptNote],
+    tips: Iterable[CommitId],
+    *,
+    store: ObjectStore | None = None,
+) -> list[KeptNote]:
+    """Those of `notes` that go with the commits `tips`: test results about weights in their history, and acceptances.
+
+    Of acceptances that are here (in `store`) only those go that are signed and hold: others count nowhere else.
+    """
+    results, found = [], []
+    now = time.time()
+    for item in notes:
+        if item.kind == "test-result":
+            results.append(item)
+        elif store is None or _travels(read_record(store, item.id, Note), now):
+            found.append(item)
+    if results:
+        with WeightsOfCommits(repo) as trees:
+            wanted = {item.about for item in results}
+            known = trees.commits_by_weights(ancestors(tips, repo.parents_of), wanted)
+        found += [item for item in results if item.about in known]
+    return found
+
+
+def _travels(note: Note, now_s: float) -> bool:
+    try:
+        return bool(note.signature) and read_acceptance(note.statement).holds(now_s)
+    except IntegrityError:
+        return False

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from modelgit.config.edit import set_value, unset_value
 from modelgit.environment import Environment
 from modelgit.errors import (
@@ -19,15 +21,17 @@ from modelgit.errors import (
     RepositoryError,
     UsageError,
 )
-from modelgit.objects import CommitId, FisherEstimate, KeptEstimate, View
+from modelgit.objects import CommitId, FisherEstimate, KeptEstimate, KeptNote, View
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.refs import check_ref_name, ref_problem
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import RefUpdate, Transport, open_transport
 from modelgit.remotes.estimates import MovedEstimates, advertised_estimates, fetch_estimates, push_estimates
+from modelgit.remotes.notes import MovedNotes, advertised_notes, fetch_notes
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
+from modelgit.repo.notes import all_notes, keep_notes, travelling_notes
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repository import Repository
 from modelgit.repo.statistics import keep, kept_estimates, shapes_of, weights_of_history
@@ -56,7 +60,7 @@ DEFAULT_REMOTE = "origin"
 class FetchedRefs(NamedTuple):
     """What a fetch changed here: remote-tracking refs by name as (old, new), and what came over.
 
-    `fisher` are the estimates that came besides, when they were asked for.
+    `fisher` are the estimates that came besides, when they were asked for, `notes` the notes about what came.
     """
 
     remote: str
@@ -65,6 +69,7 @@ class FetchedRefs(NamedTuple):
     objects: int
     bytes_received: int
     fisher: MovedEstimates = MovedEstimates()
+    notes: MovedNotes = MovedNotes()
 
 
 class PushedRefs(NamedTuple):
@@ -74,6 +79,7 @@ class PushedRefs(NamedTuple):
     commits: int
     objects: int
     bytes_sent: int
+    notes: tuple[KeptNote, ...] = ()
     fisher: MovedEstimates = MovedEstimates()
 
 
@@ -159,7 +165,8 @@ def push(
 ) -> PushedRefs:
     """Send branches (the current one) and, with `tags`, all tags, and move the remote's refs, all or none.
 
-    With `fisher` the kept estimates of weights in their history follow in a step of their own.
+    Notes about weights in their history, and signed acceptances, go along.  With `fisher` the kept estimates of these
+    weights follow in a step of their own.
 
     `force_with_lease` lets a branch go back or aside, provided that the remote's is where the last fetch saw it.
     Raises RemoteError, with nothing changed, when the remote has commits that are not here.
@@ -185,6 +192,8 @@ def push(
         updates.append(RefUpdate(f"heads/{target}", commit, seen, force_with_lease))
     if tags:
         updates += [RefUpdate(ref, commit) for ref, commit in sorted(view.refs.items()) if ref.startswith("tags/")]
+    tips = [update.new for update in updates if update.new is not None]
+    notes = travelling_notes(repo, all_notes(repo), tips, store=repo.store) if tips else []
     transport = open_remote(repo, remote)
     try:
         result = push_objects(
@@ -195,16 +204,16 @@ def push(
             remote=remote,
             branch=view.branch or "main",
             prunings=repo.retention_records.read(repo.roots.read().root.retention).prunings,
+            notes=notes,
             threads=repo.threads,
             progress=progress,
         )
         moved = {update.name: update.new for update in updates if update.name.startswith("heads/")}
         _track(repo, remote, moved, f"push: {remote}")
-        tips = [update.new for update in updates if update.new is not None]
         sent = _push_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
     finally:
         transport.close()
-    return PushedRefs(*result, sent)
+    return PushedRefs(*result, fisher=sent)
 
 
 def _push_estimates(
@@ -248,6 +257,29 @@ def _fetch_estimates(
     return moved
 
 
+def _fetch_notes(
+    repo: Repository, transport: Transport, tips: Sequence[CommitId], remote: str, progress: Progress
+) -> MovedNotes:
+    """Bring the remote's notes about weights in the history of `tips`, which is here, and list them.
+
+    What the remote does wrong here is told and stops nothing: the commits have come already.
+    """
+    try:
+        listed = advertised_notes(transport.statistics(transport.root()), remote=remote)
+        here = {item.id for item in all_notes(repo)}
+        fresh = [msgspec.structs.replace(item, origin=remote) for item in listed if item.id not in here]
+        wanted = travelling_notes(repo, fresh, tips)
+        if not wanted:
+            return MovedNotes()
+        with repo.session() as session:
+            moved = fetch_notes(session, transport, wanted, remote=remote, threads=repo.threads, progress=progress)
+            if moved.notes:
+                keep_notes(repo, moved.notes, f"fetch: {remote}", session=session)
+    except (RemoteError, IntegrityError) as error:
+        return MovedNotes(refused=(error.message,))
+    return moved
+
+
 def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], description: str) -> None:
     """Note where the remote's branches are now."""
 
@@ -274,7 +306,7 @@ def fetch(
 ) -> FetchedRefs:
     """Bring all branches and tags of a remote; local branches stay where they are.
 
-    With `fisher` its estimates of weights in their history follow in a step of their own.
+    Notes about weights in their history follow in a step of their own, with `fisher` so do estimates.
 
     Every object is checked against its id before it becomes visible.  A tag that exists here is never moved.
     """
@@ -326,7 +358,8 @@ def _fetch(
     }
     tips = [*heads.values(), *tags.values()]
     brought = _fetch_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
-    return FetchedRefs(remote, moved, result.commits, result.objects, result.bytes_received, brought)
+    notes = _fetch_notes(repo, transport, tips, remote, progress)
+    return FetchedRefs(remote, moved, result.commits, result.objects, result.bytes_received, brought, notes)
 
 
 def pull(

@@ -12,6 +12,7 @@ too often is the smaller fault.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +21,7 @@ from blake3 import blake3
 from modelgit.objects import CommitId, Manifest, ModelEntry, domain
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.base import ObjectStore
+from modelgit.store.durable import write_cache_file
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -30,6 +32,7 @@ _DOCUMENTS = ("readme", "license", "licence", "notice", "changelog", "citation",
 _DATA = (".md", ".rst", ".csv", ".tsv", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf")
 _SHARDS = ".index.json"  # which shard holds which tensor
 _SUITES = "evals/"
+_MAGIC = b"mgitwts1"
 
 
 def weights_tree(repo: Repository, manifest: Manifest, *, store: ObjectStore | None = None) -> str:
@@ -76,19 +79,35 @@ def _small_files(manifest: Manifest, model: ModelEntry) -> Iterable[tuple[str, s
 
 
 class WeightsOfCommits:
-    """The weights trees of commits, each computed once; manifests that occur again cost nothing."""
+    """The weights trees of commits, each computed once, and kept in a cache by manifest for the next command.
+
+    For what is shown and what travels; whoever decides whether something is let in computes `weights_tree` itself.
+    """
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
-        self._known: dict[object, str] = {}
+        self._path = repo.paths.weights
+        self._known = _read_cache(self._path)
+        self._fresh = False
+
+    def __enter__(self) -> WeightsOfCommits:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write the cache if there is anything new."""
+        if self._fresh:
+            content = b"".join(manifest + tree for manifest, tree in self._known.items())
+            write_cache_file(self._path, _MAGIC + blake3(content).digest() + content)
 
     def of(self, commit: CommitId) -> str:
         """The weights tree of a commit.  Raises IntegrityError when its metadata are missing or damaged."""
         manifest = self._repo.commit_at(commit).manifest
-        found = self._known.get(manifest)
+        found = self._known.get(manifest.digest)
         if found is None:
-            found = self._known[manifest] = weights_tree(self._repo, self._repo.manifest_at(manifest))
-        return found
+            tree = weights_tree(self._repo, self._repo.manifest_at(manifest))
+            found = self._known[manifest.digest] = bytes.fromhex(tree)
+            self._fresh = True
+        return found.hex()
 
     def commits_by_weights(self, commits: Iterable[CommitId], wanted: Iterable[str]) -> dict[str, CommitId]:
         """Where the weights trees `wanted` occur first among `commits`; stops as soon as all are found."""
@@ -102,3 +121,16 @@ class WeightsOfCommits:
                 if not missing:
                     break
         return found
+
+
+def _read_cache(path: Path) -> dict[bytes, bytes]:
+    """Weights trees by manifest, 32 bytes each; nothing where there is no cache or it is torn."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return {}
+    head = len(_MAGIC) + 32
+    content = data[head:]
+    if data[:head] != _MAGIC + blake3(content).digest() or len(content) % 64:
+        return {}
+    return {content[at : at + 32]: content[at + 32 : at + 64] for at in range(0, len(content), 64)}

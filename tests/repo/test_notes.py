@@ -5,20 +5,25 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from modelgit.errors import UsageError
-from modelgit.objects import EvalRecord
+from modelgit.objects import EvalRecord, EvalRecordId, KeptNote, NoteId
+from modelgit.remotes.directory import DirectoryTransport
+from modelgit.remotes.notes import MovedNotes
 from modelgit.repo import Repository
 from modelgit.repo.evaluate import evaluate
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.notes import add_acceptance, allowed_signers, attach_verdicts, kept_notes, notes_about, signing_key
+from modelgit.repo.sync import add_remote, clone, fetch, push
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
-from modelgit.store.metadata import read_record
+from modelgit.store.metadata import read_record, write_record
 
 needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen (openssh-client)")
 
@@ -67,9 +72,10 @@ def test_the_weights_tree_covers_what_a_model_does_and_nothing_else(repo: Reposi
     files.sharded(bot, {name: ("F32", array.shape, array.tobytes()) for name, array in arrays.items()}, 1)
     repo.commit("one bit of each value")
     assert tree(repo) != before
-    trees = WeightsOfCommits(repo)
-    found = trees.commits_by_weights([repo.resolve("HEAD"), repo.resolve("HEAD~1")], [before, "00"])
-    assert found == {before: repo.resolve("HEAD~1")}
+    for _ in ("computed", "read from the cache"):
+        with WeightsOfCommits(repo) as trees:
+            found = trees.commits_by_weights([repo.resolve("HEAD"), repo.resolve("HEAD~1")], [before, "00"])
+            assert found == {before: repo.resolve("HEAD~1")}
 
 
 def record(repo: Repository, revision: str = "HEAD") -> list[EvalRecord]:
@@ -145,3 +151,94 @@ def test_the_signing_key_is_that_of_the_settings(bot: Repository) -> None:
     bot.forget_settings()
     assert signing_key(bot) == bot.environment.home / ".ssh/ci"
     assert signing_key(bot, "other") == bot.environment.cwd / "other"
+
+
+def pair(bot: Repository, make_repo: Callable[..., Repository]) -> Repository:
+    """`bot` with a remote, and a clone of what it pushed."""
+    add_remote(bot, "origin", str(bot.worktree.parent / "origin.mgit"))
+    push(bot)
+    return clone("origin.mgit", "clone", environment=replace(bot.environment, cwd=bot.worktree.parent))
+
+
+def test_notes_travel_with_the_weights_that_they_are_about(
+    bot: Repository, make_repo: Callable[..., Repository], key: Path, files
+) -> None:
+    allow(bot, key)
+    bot.commit("signers")
+    clone_ = pair(bot, make_repo)
+    try:
+        attach_verdicts(bot, bot.resolve("HEAD"), record(bot), key=key)
+        add_acceptance(bot, "compat", "flips", ["a"], reason="signed", key=key)
+        add_acceptance(bot, "compat", "flips", ["b"], reason="unsigned")
+        bot.switch("side", create=True)
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(5)))
+        bot.commit("only here")
+        attach_verdicts(bot, bot.resolve("HEAD"), record(bot))
+        sent = push(bot, branches=["main"])
+        assert sent.updates == ()
+        assert sorted(item.kind for item in sent.notes) == ["acceptance", "test-result"]
+        assert push(bot, branches=["main"]).notes == ()
+        fetched = fetch(clone_)
+        assert [item.origin for item in fetched.notes.notes] == ["origin", "origin"]
+        assert fetched.notes.refused == ()
+        assert fetch(clone_).notes == MovedNotes()
+        [known] = notes_about(clone_, tree(clone_), signers=allowed_signers(clone_))
+        assert known.counts
+        assert known.checked.signature.principals == ("ci@example.org",)
+        # An unsigned note of somebody else is kept, shown, and believed by nobody.
+        push(bot, branches=["side"])
+        fetch(clone_)
+        [other] = notes_about(clone_, tree(clone_, "origin/side"), signers=allowed_signers(clone_))
+        assert not other.counts
+        assert fsck(clone_).is_sound
+    finally:
+        clone_.close()
+
+
+def test_a_push_moves_refs_and_notes_in_one_step(bot: Repository, make_repo: Callable[..., Repository]) -> None:
+    add_remote(bot, "origin", str(bot.worktree.parent / "origin.mgit"))
+    attach_verdicts(bot, bot.resolve("HEAD"), record(bot))
+    push(bot)
+    far = DirectoryTransport(bot.worktree.parent / "origin.mgit")
+    state = far.root()
+    versions = sorted((bot.worktree.parent / "origin.mgit/root").iterdir())
+    assert len(versions) == 2, "made, then moved once"
+    assert [item.origin for item in far.statistics(state).notes] == ["Ada <ada@example.org>"]
+    far.close()
+
+
+def test_a_lie_of_a_remote_is_named_and_stops_nothing(
+    bot: Repository, make_repo: Callable[..., Repository], files
+) -> None:
+    clone_ = pair(bot, make_repo)
+    try:
+        [known] = attach_verdicts(bot, bot.resolve("HEAD"), record(bot))
+        assert known.record is not None
+        first = tree(bot)
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(5)))
+        bot.commit("other weights")
+        lie = KeptNote(id=known.kept.id, kind="test-result", about=tree(bot), time_ms=1)
+        bot.publish(lambda view: view, "lie", keep=lambda record: replace_fields(record, notes=(lie,)))
+        push(bot)
+        fetched = fetch(clone_)
+        assert len(fetched.moved) == 1
+        assert fetched.notes.notes == ()
+        [sentence] = fetched.notes.refused
+        assert sentence == (
+            f"refuses note {known.kept.id.short} from origin: it is about other weights than the list says"
+        )
+        assert kept_notes(clone_, kind="test-result") == []
+        # Listed under the right weights, with a verdict that says something else than the statement.
+        worse = replace_fields(known.record, decision="pass", seconds=99.0)
+        with bot.session() as session:
+            note = replace_fields(known.note, record=write_record(session, EvalRecordId, worse))
+            forged = KeptNote(id=write_record(session, NoteId, note), kind="test-result", about=first, time_ms=1)
+            session.seal()
+            bot.publish(
+                lambda view: view, "lie", session=session, keep=lambda record: replace_fields(record, notes=(forged,))
+            )
+        push(bot)
+        refused = " ".join(fetch(clone_).notes.refused)
+        assert "does not say what its verdict says" in refused
+    finally:
+        clone_.close()
