@@ -13,10 +13,13 @@ from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CommitId
-    from modelgit.objects.merges import Action, Conflict, MergePlan
+    from modelgit.objects.merges import Action, Conflict, MergePlan, Overlap
     from modelgit.repo.repository import Repository
 
-__all__ = ["ChosenStrategy", "called", "conflict_lines", "heading", "parse_strategies", "plan_lines"]
+__all__ = ["ChosenStrategy", "called", "conflict_lines", "heading", "parse_strategies", "plan_lines", "sign_lines"]
+
+
+_SIGNS = 5
 
 
 class ChosenStrategy(NamedTuple):
@@ -42,10 +45,12 @@ def heading(theirs: str, theirs_id: CommitId, ours: str | None, ours_id: CommitI
 
 
 def plan_lines(
-    plan: MergePlan, *, ours: str, theirs: str, strategy: str, overlap: int = 0, agree: int = 0
+    plan: MergePlan, *, ours: str, theirs: str, strategy: str, overlaps: Sequence[Overlap] = ()
 ) -> list[list[Part]]:
     """How many tensors each rule decides, one line a rule."""
     combined = strategy
+    overlap = sum(item.values for item in overlaps)
+    agree = overlap - sum(item.opposed for item in overlaps)
     if overlap:
         combined += f"; {plural(overlap, 'value')} overlap, {share(agree, overlap)} agree in sign"
     rules: tuple[tuple[Action, str, Part], ...] = (
@@ -69,6 +74,24 @@ def plan_lines(
         if file.action not in ("keep", "both-same", "conflict") and file.path not in open_paths
     ]
     return columns(rows, right=[0], indent=2)
+
+
+def sign_lines(signs: Sequence[Overlap]) -> list[list[Part]]:
+    """One line for each of the worst tensors that the sides moved apart, and how many more there are."""
+    rows: list[list[Part]] = [
+        [
+            yellow("SIGNS"),
+            item.name,
+            f"{share(item.opposed, item.values)} of the {plural(item.values, 'value')} that both changed move apart",
+        ]
+        for item in signs[:_SIGNS]
+    ]
+    lines = columns(rows)
+    if len(signs) > _SIGNS:
+        lines.append(
+            [dim(f"and {plural(len(signs) - _SIGNS, 'more tensor')} (`mgit merge REV --plan --json` has all)")]
+        )
+    return lines
 
 
 def conflict_lines(conflicts: Sequence[Conflict], *, ours: str, theirs: str) -> list[list[Part]]:
@@ -99,6 +122,7 @@ def _reason(conflict: Conflict) -> str:
         "text": "both changed the same lines",
         "key": f"both changed {conflict.item}",
         "binary": "both changed it",
+        "signs": "the sides move apart",
         "tokens": "both sides added a token",
         "vocabulary": "the vocabularies cannot be matched",
     }

@@ -10,7 +10,15 @@ from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._format import plural
-from modelgit.cli._merges import ChosenStrategy, called, conflict_lines, heading, parse_strategies, plan_lines
+from modelgit.cli._merges import (
+    ChosenStrategy,
+    called,
+    conflict_lines,
+    heading,
+    parse_strategies,
+    plan_lines,
+    sign_lines,
+)
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, blue, columns, dim, plain_data, yellow
 from modelgit.cli._search import search_merge
@@ -53,6 +61,15 @@ __all__ = ["merge", "say_merge", "show_refusal"]
     "--replay", metavar="COMMIT", help="Make a recorded merge again from its recipe; end with 1 if it differs."
 )
 @click.option("--list-strategies", is_flag=True, help="List the strategies and their options.")
+@click.option(
+    "--sign-limit",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Name tensors in which more of what both sides changed moved in different directions (0.6).",
+)
+@click.option(
+    "--block-signs/--no-block-signs", default=None, help="Such tensors are conflicts, or are just named (the default)."
+)
 @click.option("-m", "--message", metavar="TEXT", help="The message of the merge commit.")
 @click.option("--no-ff", is_flag=True, help="Make a merge commit even if the branch could just move forward.")
 @click.option("--allow-unrelated", is_flag=True, help="Merge a history that has no commit in common with this one.")
@@ -73,6 +90,8 @@ def merge(
     exhaustive: bool,
     replay: str | None,
     list_strategies: bool,
+    sign_limit: float | None,
+    block_signs: bool | None,
     message: str | None,
     no_ff: bool,
     allow_unrelated: bool,
@@ -111,7 +130,7 @@ def merge(
         )
         return
     if len(revisions) > 1:
-        if only_plan or dry_run or go_on or abort or no_ff or allow_unrelated or as_json:
+        if only_plan or dry_run or go_on or abort or no_ff or allow_unrelated or as_json or block_signs or sign_limit:
             raise UsageError(
                 "several REVs are merged at once, with --strategy, -m and --gate alone",
                 hint=f"`mgit merge {revisions[0]}` merges one",
@@ -128,6 +147,8 @@ def merge(
         raise UsageError("--dry-run belongs to a merge that starts", hint="`mgit merge REV --dry-run`")
     if strategies and (go_on or abort or only_plan):
         raise UsageError("--strategy belongs to a merge that starts", hint="`mgit merge REV --strategy NAME`")
+    if (go_on or abort) and (sign_limit is not None or block_signs is not None):
+        raise UsageError("--sign-limit belongs to a merge that starts", hint="`mgit merge REV --sign-limit 0.6`")
     chosen = parse_strategies(strategies)
     if abort:
         from modelgit.repo.merge import abort_merge
@@ -135,7 +156,7 @@ def merge(
         abort_merge(session.repository)
         session.output.say("Gave the merge up; the work tree is as it was.")
     elif only_plan and revision is not None:
-        _plan(session, revision, as_json=as_json)
+        _plan(session, revision, sign_limit=sign_limit, as_json=as_json)
     else:
         _merge(
             session,
@@ -144,6 +165,7 @@ def merge(
             message=message,
             fast_forward=not no_ff,
             unrelated=allow_unrelated,
+            signs=(sign_limit, block_signs),
             gate=gate,
             dry_run=dry_run,
         )
@@ -157,6 +179,7 @@ def _merge(
     message: str | None,
     fast_forward: bool,
     unrelated: bool,
+    signs: tuple[float | None, bool | None],
     gate: str,
     dry_run: bool,
 ) -> None:
@@ -181,6 +204,8 @@ def _merge(
                 message=message,
                 fast_forward=fast_forward,
                 unrelated=unrelated,
+                sign_limit=signs[0],
+                block_signs=signs[1],
                 gate=gate,
                 dry_run=dry_run,
                 progress=session.progress,
@@ -213,6 +238,7 @@ def _merge_many(
         output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
         raise
     output.say(f"Merging {', '.join(revisions)} into ", blue(repo.view().branch or "HEAD"), f", base {done.base.short}")
+    output.say_lines(sign_lines(done.signs))
     for sentence in done.notes:
         output.say(dim("note: "), sentence)
     note = f"   ({done.strategy}; {plural(done.combined, 'tensor')} combined from {len(done.sides)} sides)"
@@ -256,10 +282,10 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
             ours=ours,
             theirs=theirs,
             strategy=result.strategy,
-            overlap=result.overlap,
-            agree=result.agree,
+            overlaps=result.overlaps,
         )
         output.say_lines(lines)
+    output.say_lines(sign_lines(result.signs))
     for sentence in result.notes:
         output.say(dim("note: "), sentence)
     if result.commit is not None:
@@ -273,19 +299,26 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
         output.say("Dry run: the merge was computed and gated, and nothing was kept.")
 
 
-def _plan(session: Session, revision: str, *, as_json: bool) -> None:
+def _plan(session: Session, revision: str, *, sign_limit: float | None, as_json: bool) -> None:
     from modelgit.repo.merge import plan_merge
 
     repo, output = session.repository, session.output
-    sides, plan = plan_merge(repo, revision)
+    planned = plan_merge(repo, revision, sign_limit=sign_limit, progress=session.progress)
+    sides, plan = planned.sides, planned.plan
     if as_json:
-        output.json("mgit.merge-plan/1", {**plain_data(plan), "base_commit": sides.base_id, "counts": plan.counts})
+        overlaps = [
+            {**plain_data(item), "share": round(item.share, 6), "soft_conflict": item in planned.signs}
+            for item in planned.overlaps
+        ]
+        known = {"base_commit": sides.base_id, "counts": plan.counts, "sign_limit": planned.sign_limit}
+        output.json("mgit.merge-plan/1", {**plain_data(plan), **known, "overlaps": overlaps})
         return
     view = repo.view()
     head = repo.resolve("HEAD")
     ours = view.branch or "HEAD"
     output.line(*heading(revision, repo.resolve(revision), view.branch, head, sides.base_id))
-    output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine"))
+    output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine", overlaps=planned.overlaps))
+    output.lines(sign_lines(planned.signs))
     output.lines(conflict_lines(plan.conflicts, ours=ours, theirs=revision))
 
 

@@ -214,10 +214,15 @@ class MergeSettings(Table, frozen=True, kw_only=True):
 
     `strategy` is a strategy with its options, as after `mgit merge --strategy` ("ties density=0.3"); `rules` are
     other ones for tensors of some names, "PATTERN=STRATEGY".
+
+    Of a tensor in which more than the share `sign_limit` of what both sides changed moved in different directions, a
+    merge says so; with `block_signs` it stops and asks.
     """
 
     strategy: str = "fisher"
     rules: tuple[str, ...] = ()
+    sign_limit: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.6
+    block_signs: bool = False
 
 
 class RemoteSettings(Table, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal as OneOf
 
@@ -16,6 +17,7 @@ __all__ = [
     "FileDecision",
     "MergePlan",
     "MergeState",
+    "Overlap",
     "Resolution",
     "RowRange",
     "SideName",
@@ -158,6 +160,28 @@ def _in_order(ranges: list[RowRange]) -> tuple[RowRange, ...]:
     return tuple(ordered)
 
 
+class Overlap(Record, frozen=True, kw_only=True):
+    """Of one tensor: how many values two sides or more changed, and how many of these moved in different directions."""
+
+    model: str
+    name: str
+    values: int
+    opposed: int
+
+    @property
+    def share(self) -> float:
+        """The part of the values that the sides moved apart."""
+        return self.opposed / self.values if self.values else 0.0
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether that part is above `limit`, and by more than chance.
+
+        Three standard deviations of a share of `limit`: of the few values of a bias, many disagree by accident.
+        """
+        chance = 3 * math.sqrt(self.values * limit * (1 - limit))
+        return self.opposed > limit * self.values + chance
+
+
 class MergePlan(Record, frozen=True, kw_only=True):
     """A three-way merge as far as ids alone decide it, sorted by path and name."""
 
@@ -194,7 +218,8 @@ class MergeState(Record, frozen=True, kw_only=True):
     """A merge that stopped at conflicts, kept between `merge` and `merge --continue`.
 
     `resolutions` maps a conflict's id to the text of a Resolution; `rules` maps a pattern of tensor names to a
-    strategy; `conflicts` holds those that are still open.
+    strategy; `conflicts` holds those that are still open.  Where `block_signs`, tensors of which more than the share
+    `sign_limit` of the values moves in different directions are among them.
 
     A cherry-pick, revert or rebase (`verb`; "" is a merge) is a merge too, of `ours` and `theirs` with a `base` that it
     names: to pick a commit is to merge it with its parent as base, to revert one is to merge its parent with the commit
@@ -216,6 +241,8 @@ class MergeState(Record, frozen=True, kw_only=True):
     start: CommitId | None = None
     todo: tuple[CommitId, ...] = ()
     author: str = ""
+    sign_limit: float | None = None
+    block_signs: bool = False
 
     @property
     def head(self) -> CommitId:

@@ -14,7 +14,7 @@ from modelgit.merging.options import split_rule
 from modelgit.merging.resolve import find_conflicts, ruled_resolutions
 from modelgit.objects import CommitId, Manifest
 from modelgit.objects.graph import merge_bases
-from modelgit.objects.merges import Conflict, MergePlan, MergeState, Resolution
+from modelgit.objects.merges import Conflict, MergePlan, MergeState, Overlap, Resolution
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.commit import CommitResult
 from modelgit.repo.merge_files import OpenSide, open_side
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MergeResult",
+    "PlannedMerge",
     "StoppedMerge",
     "abort_merge",
     "apply_state",
@@ -37,6 +38,7 @@ __all__ = [
     "plan_merge",
     "require_head",
     "resolve_conflicts",
+    "too_opposed",
     "waiting_state",
 ]
 
@@ -44,8 +46,9 @@ __all__ = [
 class MergeResult(NamedTuple):
     """What a merge did: "up-to-date", "fast-forward", "merged", or "dry-run", whose `commit` is nowhere.
 
-    `overlap` and `agree` count values that both sides changed, and those of them that moved in the same direction;
-    `notes` are sentences about fall-backs that were taken; `resolved` counts conflicts decided by hand.
+    `overlaps` say of each combined tensor how much both sides changed; `signs` are those of them in which more moved in
+    different directions than the limit allows.  `notes` are sentences about fall-backs that were taken; `resolved`
+    counts conflicts decided by hand.
     """
 
     kind: str
@@ -55,8 +58,8 @@ class MergeResult(NamedTuple):
     plan: MergePlan | None = None
     strategy: str = ""
     commit: CommitResult | None = None
-    overlap: int = 0
-    agree: int = 0
+    overlaps: tuple[Overlap, ...] = ()
+    signs: tuple[Overlap, ...] = ()
     notes: tuple[str, ...] = ()
     resolved: int = 0
 
@@ -109,11 +112,59 @@ def sides_of(repo: Repository, state: MergeState, *, progress: Progress = SILENT
     )
 
 
-def plan_merge(repo: Repository, revision: str) -> tuple[Sides, MergePlan]:
-    """What a merge of `revision` would do, from ids and small files; nothing is changed."""
+class PlannedMerge(NamedTuple):
+    """What a merge would do; `signs` are the `overlaps` that moved apart in more than the share `sign_limit`."""
+
+    sides: Sides
+    plan: MergePlan
+    overlaps: tuple[Overlap, ...]
+    sign_limit: float
+    signs: tuple[Overlap, ...]
+
+
+def plan_merge(
+    repo: Repository, revision: str, *, sign_limit: float | None = None, progress: Progress = SILENT
+) -> PlannedMerge:
+    """What a merge of `revision` would do; nothing is changed.  Reads the tensors that both sides changed."""
+    from modelgit.repo.merge_tensors import measure_overlaps
+
     head = require_head(repo)
     sides = open_sides(repo, head, repo.resolve(revision))
-    return sides, plan_sides(repo, sides, {}).plan
+    planned = plan_sides(repo, sides, {})
+    overlaps = measure_overlaps(repo, sides, planned, progress=progress)
+    limit = repo.settings.merge.sign_limit if sign_limit is None else sign_limit
+    return PlannedMerge(sides, planned.plan, overlaps, limit, too_opposed(overlaps, limit))
+
+
+def too_opposed(overlaps: Sequence[Overlap], limit: float) -> tuple[Overlap, ...]:
+    """The tensors whose sides moved apart in more than the share `limit` of what both changed, the worst first."""
+    found = [item for item in overlaps if item.exceeds(limit)]
+    return tuple(sorted(found, key=lambda item: (-item.share, item.model, item.name)))
+
+
+def _sign_limit(repo: Repository, state: MergeState) -> float:
+    return repo.settings.merge.sign_limit if state.sign_limit is None else state.sign_limit
+
+
+def _sign_conflicts(
+    repo: Repository, state: MergeState, sides: Sides, planned: Planned, progress: Progress = SILENT
+) -> tuple[Conflict, ...]:
+    """Tensors that were moved in different directions, where that is to stop a merge."""
+    if not state.block_signs:
+        return ()
+    from modelgit.repo.merge_tensors import measure_overlaps
+
+    overlaps = measure_overlaps(repo, sides, planned, progress=progress)
+    return tuple(
+        Conflict(
+            path=item.model,
+            item=item.name,
+            kind="signs",
+            ours=f"{item.opposed} of {item.values} values",
+            theirs="the other way",
+        )
+        for item in too_opposed(overlaps, _sign_limit(repo, state))
+    )
 
 
 def merge(
@@ -126,6 +177,8 @@ def merge(
     message: str | None = None,
     fast_forward: bool = True,
     unrelated: bool = False,
+    sign_limit: float | None = None,
+    block_signs: bool | None = None,
     gate: str = "block",
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -134,8 +187,10 @@ def merge(
 
     `strategy` makes the values that both sides changed (None: what `[merge]` of the settings says); `rules` maps
     patterns of tensor names to other strategies ("ours", "average weights=1,2") and goes before the rules of the
-    settings.  With `dry_run` everything is computed and gated, and nothing is kept.  Raises MergeConflicts, with the
-    work tree untouched, when somebody has to decide; `resolve_conflicts` and `continue_merge` go on from there.
+    settings.  With `block_signs` a tensor is in conflict where more than the share `sign_limit` of the values that both
+    sides changed moved in different directions (None: as the settings say).  With `dry_run` everything is computed and
+    gated, and nothing is kept.  Raises MergeConflicts, with the work tree untouched, when somebody has to decide;
+    `resolve_conflicts` and `continue_merge` go on from there.
     """
     with repo.writing():
         refuse_during_merge(repo, "another merge")
@@ -190,6 +245,8 @@ def merge(
             strategy=bound.name,
             options=bound.recipe,
             rules=rules,
+            sign_limit=sign_limit,
+            block_signs=configured.block_signs if block_signs is None else block_signs,
         )
         return apply_state(repo, state, bound, gate, progress, dry_run=dry_run)
 
@@ -216,10 +273,9 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
         state = waiting_state(repo)
         sides = sides_of(repo, state)
         # Of all conflicts, those too that are decided already: a decision may be taken back.
-        known = [
-            *plan_sides(repo, sides, {}).plan.conflicts,
-            *plan_sides(repo, sides, state.resolutions).plan.conflicts,
-        ]
+        first = plan_sides(repo, sides, {})
+        signs = _sign_conflicts(repo, state, sides, first)
+        known = [*first.plan.conflicts, *plan_sides(repo, sides, state.resolutions).plan.conflicts, *signs]
         chosen = find_conflicts(list({conflict.id: conflict for conflict in known}.values()), name)
         resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
         for conflict in chosen:
@@ -230,7 +286,7 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
                 )
         planned = plan_sides(repo, sides, resolutions)
         _check_resolutions(repo, sides, planned, chosen, resolution)
-        open_conflicts = planned.still_open(resolutions)
+        open_conflicts = planned.with_conflicts(signs).still_open(resolutions)
         write_state(repo, msgspec.structs.replace(state, resolutions=resolutions, conflicts=open_conflicts))
         return list(open_conflicts)
 
@@ -314,10 +370,12 @@ def apply_state(
     sides = sides_of(repo, state, progress=progress)
     by_hand = len(state.resolutions)
     planned = plan_sides(repo, sides, state.resolutions)
+    signs = _sign_conflicts(repo, state, sides, planned, progress)
+    planned = planned.with_conflicts(signs)
     ruled = ruled_resolutions(planned.still_open(state.resolutions), state.rules)
     if ruled:
         state = msgspec.structs.replace(state, resolutions={**ruled, **state.resolutions})
-        planned = plan_sides(repo, sides, state.resolutions)
+        planned = plan_sides(repo, sides, state.resolutions).with_conflicts(signs)
     full = planned.plan
     still_open = planned.still_open(state.resolutions)
     if still_open:
@@ -343,8 +401,8 @@ def apply_state(
         full,
         made.strategy if made is not None else state.strategy,
         made.result if made is not None else None,
-        made.overlap if made is not None else 0,
-        made.agree if made is not None else 0,
+        made.overlaps if made is not None else (),
+        too_opposed(made.overlaps, _sign_limit(repo, state)) if made is not None else (),
         made.notes if made is not None else (),
         by_hand,
     )
@@ -353,6 +411,8 @@ def apply_state(
 def _way_out(conflict: Conflict) -> str:
     """The command that is most likely meant."""
     name = conflict.item or conflict.path
+    if conflict.kind == "signs":
+        return f"`mgit resolve {name} --with combine` (or `--take ours`, or theirs)"
     if conflict.kind == "tokens":
         return f"`mgit resolve {name} --with ours-tokens` (or theirs-tokens)"
     if conflict.kind == "shape":

@@ -51,6 +51,13 @@ class Planned(NamedTuple):
         """The conflicts that nothing in `resolutions` decides."""
         return tuple(c for c in self.plan.conflicts if c.id not in resolutions and c.path not in resolutions)
 
+    def with_conflicts(self, more: Sequence[Conflict]) -> Planned:
+        """The same with `more` conflicts of tensors that could be combined."""
+        if not more:
+            return self
+        plan = msgspec.structs.replace(self.plan, conflicts=(*self.plan.conflicts, *more))
+        return self._replace(plan=plan)
+
 
 class _Aligned(NamedTuple):
     """One model's vocabulary: decisions for its tables, versions of its files, and what cannot be matched."""

@@ -10,7 +10,6 @@ import msgspec
 
 from modelgit.errors import BugError, MergeConflicts
 from modelgit.merging.base import STRATEGIES, BoundStrategy
-from modelgit.merging.combine import Comparison
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.resolve import Combined, Taken, Viewed, resolve_tensor, viewed
@@ -28,7 +27,7 @@ from modelgit.objects import (
     TensorId,
 )
 from modelgit.objects.manifest import FileContent
-from modelgit.objects.merges import MergePlan, MergeState, Resolution, TensorDecision
+from modelgit.objects.merges import MergePlan, MergeState, Overlap, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.encode import TensorWriter, write_blob
 from modelgit.patching.jobs import StoreJob
@@ -52,6 +51,7 @@ __all__ = [
     "Work",
     "compare_all",
     "make_commit",
+    "measure_overlaps",
     "merged_manifest",
     "move_to",
     "remade",
@@ -66,8 +66,7 @@ class MergedCommit(NamedTuple):
 
     result: CommitResult
     strategy: str
-    overlap: int
-    agree: int
+    overlaps: tuple[Overlap, ...]
     notes: tuple[str, ...]
 
 
@@ -76,8 +75,7 @@ class _Tensors(NamedTuple):
     final: dict[str, dict[str, StoredTensor]]
     statistics: dict[str, str]
     notes: tuple[str, ...]
-    overlap: int
-    agree: int
+    overlaps: tuple[Overlap, ...]
     encodings: dict[str, int]
     counted: dict[TensorId, ValueCounts]
 
@@ -144,7 +142,7 @@ def make_commit(
                 theirs=state.theirs if state.verb else None,
             ),
         )
-        made = MergedCommit(result, tensors.ran.bound.name, tensors.overlap, tensors.agree, tensors.notes)
+        made = MergedCommit(result, tensors.ran.bound.name, tensors.overlaps, tensors.notes)
         if not keep:
             session.abort()
             return made
@@ -259,17 +257,9 @@ def _merge_tensors(
     notes: list[str] = []
     encodings: Counter[str] = Counter()
     counted: dict[TensorId, ValueCounts] = {}
-    total = Comparison(changed=(0, 0))
+    overlaps: list[Overlap] = []
     reads = RowViews(repo.reader(session))
-    decisions: dict[str, list[TensorDecision]] = {}
-    for decision in planned.plan.tensors:
-        decisions.setdefault(decision.model, []).append(decision)
-    works = {}
-    for model, decided in sorted(decisions.items()):
-        base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
-        works[model] = _divide(
-            reads, state.resolutions, model, decided, planned.aligned.get(model, {}), base, ours, theirs
-        )
+    works = _works(reads, sides, planned, state.resolutions)
     combined = [model for model, work in works.items() if work.parts]
     if recipe is None:
         labelled = [("ours", sides.ours.manifest), ("theirs", sides.theirs.manifest)]
@@ -282,8 +272,7 @@ def _merge_tensors(
         base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
         made: dict[str, StoredTensor] = {}
         if work.parts or work.viewed:
-            found, split = compare_all(reads, work.parts, progress)
-            total += found
+            found, split = compare_all(reads, model, work.parts, progress)
             fishers = ran.fishers.get(model, ())
             _place_fishers(reads, work, fishers)
             run = ModelMerge(
@@ -295,6 +284,8 @@ def _merge_tensors(
                 split=split,
                 statistics=None if recipe is None else _of_model(recipe.statistics, model),
             )
+            # Where a side is picked, directions mean nothing.
+            overlaps += [item for item in found if not run.strategy_of(item.name).strategy.exact]
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
             notes += [note for note in run.notes if note not in notes]
             writer = repo.writer(session, progress=progress)
@@ -303,7 +294,32 @@ def _merge_tensors(
         order = dict.fromkeys([*ours, *theirs, *base])
         chosen = {name: made.get(name) or work.settled.get(name) for name in order}
         final[model] = {name: tensor for name, tensor in chosen.items() if tensor is not None}
-    return _Tensors(ran, final, statistics, tuple(notes), total.overlap, total.agree, dict(encodings), counted)
+    return _Tensors(ran, final, statistics, tuple(notes), tuple(overlaps), dict(encodings), counted)
+
+
+def _works(reads: RowViews, sides: Sides, planned: Planned, resolutions: Mapping[str, str]) -> dict[str, Work]:
+    """What there is to do, by model."""
+    decisions: dict[str, list[TensorDecision]] = {}
+    for decision in planned.plan.tensors:
+        decisions.setdefault(decision.model, []).append(decision)
+    works = {}
+    for model, decided in sorted(decisions.items()):
+        base, ours, theirs = (side.side.models.get(model, {}) for side in (sides.base, sides.ours, sides.theirs))
+        works[model] = _divide(reads, resolutions, model, decided, planned.aligned.get(model, {}), base, ours, theirs)
+    return works
+
+
+def measure_overlaps(
+    repo: Repository, sides: Sides, planned: Planned, *, progress: Progress = SILENT
+) -> tuple[Overlap, ...]:
+    """How far the sides moved apart, for each tensor that both changed and that is not in conflict.  Reads these."""
+    tensors = tuple(decision for decision in planned.plan.tensors if decision.action == "combine")
+    chosen = planned._replace(plan=msgspec.structs.replace(planned.plan, tensors=tensors))
+    reads = RowViews(repo.reader())
+    found: list[Overlap] = []
+    for model, work in _works(reads, sides, chosen, {}).items():
+        found += compare_all(reads, model, work.parts, progress)[0]
+    return tuple(found)
 
 
 def _place_fishers(views: RowViews, work: Work, fishers: Sequence[FisherEstimate | None]) -> None:
@@ -333,16 +349,18 @@ def _divide(
         name = decision.name
         sides = TensorSides(base.get(name), ours.get(name), theirs.get(name))
         table = aligned.get(name)
-        if decision.action == "combine" and table is None:
+        said = resolutions.get(f"{model}:{name}")  # about what could be combined, too: directions can be in conflict
+        if decision.action == "combine" and table is None and said is None:
             ancestor = sides.base[1] if sides.base is not None and sides.base[0] == ours[name][0] else None
             pair = (ours[name][1], theirs[name][1])
             work.parts.append(TensorParts(name=name, spec=ours[name][0], base=ancestor, sides=pair))
         elif decision.action in ("combine", "conflict"):
-            if decision.action == "combine" and table is not None:
+            if decision.action == "combine" and table is not None and said is None:
                 outcome: Taken | Combined | Viewed = viewed(name, table, sides, reads)
             else:
-                text = resolutions.get(f"{model}:{name}") or resolutions[model]
-                outcome = resolve_tensor(name, Resolution.parse(text), sides, reads, aligned=table)
+                outcome = resolve_tensor(
+                    name, Resolution.parse(said or resolutions[model]), sides, reads, aligned=table
+                )
             if isinstance(outcome, Taken):
                 work.settled[name] = outcome.tensor
             elif isinstance(outcome, Combined):
@@ -356,20 +374,24 @@ def _divide(
     return work
 
 
-def compare_all(reads: TensorReads, parts: Sequence[TensorParts], progress: Progress) -> tuple[Comparison, set[str]]:
-    """How much the sides overlap in all, and the tensors of which some side changed little."""
-    total = Comparison(changed=(0, 0))
+def compare_all(
+    reads: TensorReads, model: str, parts: Sequence[TensorParts], progress: Progress
+) -> tuple[list[Overlap], set[str]]:
+    """How much the sides overlap in each tensor, and the tensors of which some side changed little."""
+    overlaps = []
     split = set()
     progress.start("compare", len(parts), unit="tensors")
     for item in parts:
         progress.check()
         found = compare(reads, item)
-        total += found
+        if found.overlap:
+            opposed = found.overlap - found.agree
+            overlaps.append(Overlap(model=model, name=item.name, values=found.overlap, opposed=opposed))
         if found.sparse and item.base is not None:
             split.add(item.name)
         progress.advance("compare", 1)
     progress.finish("compare")
-    return total, split
+    return overlaps, split
 
 
 def store_all(

@@ -25,11 +25,11 @@ from modelgit.objects import (
     TensorId,
 )
 from modelgit.objects.graph import is_ancestor, merge_bases
-from modelgit.objects.merges import Conflict, MergeState
+from modelgit.objects.merges import Conflict, MergeState, Overlap
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
-from modelgit.repo.merge import configured_rules, require_head
+from modelgit.repo.merge import configured_rules, require_head, too_opposed
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_plan import has_one_vocabulary
 from modelgit.repo.merge_state import refuse_during_merge
@@ -52,8 +52,8 @@ class ManyMerged(NamedTuple):
     sides: tuple[CommitId, ...]
     strategy: str
     combined: int
-    overlap: int
-    agree: int
+    overlaps: tuple[Overlap, ...]
+    signs: tuple[Overlap, ...]
     notes: tuple[str, ...]
     commit: CommitResult
 
@@ -145,7 +145,7 @@ def _merge(
     notes: list[str] = []
     encodings: Counter[str] = Counter()
     counted: dict[TensorId, ValueCounts] = {}
-    overlap = agree = 0
+    overlaps: list[Overlap] = []
     labelled = [(f"side {number}", side.manifest) for number, side in enumerate(sides, 1)]
     ran = choose_strategies(
         repo, bound, state.rules, labelled, base.manifest, sorted(settled.combined), notes=notes, progress=progress
@@ -162,8 +162,8 @@ def _merge(
                 )
                 for name in sorted(names)
             ]
-            compared, split = compare_all(reads, parts, progress)
-            overlap, agree = overlap + compared.overlap, agree + compared.agree
+            found, split = compare_all(reads, model, parts, progress)
+            overlaps += found
             fishers = ran.fishers.get(model, ())
             run = ModelMerge(reads, parts, ran.bound, rules=ran.rules, fishers=fishers, split=split)
             statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
@@ -199,8 +199,9 @@ def _merge(
         session.seal()
     move_to(repo, state.head, result.id, verb="merge", session=session, progress=progress)
     count = sum(len(names) for names in settled.combined.values())
+    signs = too_opposed(overlaps, repo.settings.merge.sign_limit)
     made_at = result._replace(branch=repo.view().branch)
-    return ManyMerged(base_id, commits, ran.bound.name, count, overlap, agree, tuple(notes), made_at)
+    return ManyMerged(base_id, commits, ran.bound.name, count, tuple(overlaps), signs, tuple(notes), made_at)
 
 
 def _has(manifest: Manifest, model: str) -> bool:

@@ -10,9 +10,9 @@ import pytest
 
 from modelgit.errors import MergeConflicts, RepositoryError, UsageError
 from modelgit.objects.graph import merge_bases
-from modelgit.objects.merges import Resolution
+from modelgit.objects.merges import Overlap, Resolution
 from modelgit.repo import Repository
-from modelgit.repo.merge import continue_merge, merge, resolve_conflicts
+from modelgit.repo.merge import continue_merge, merge, plan_merge, resolve_conflicts
 from modelgit.repo.picks import revert
 from modelgit.repo.replay import replay
 from modelgit.repo.sync import add_remote, fetch, push
@@ -194,3 +194,55 @@ def test_rows_are_recorded_and_made_again(bot: Repository, files) -> None:
     recipe = done.commit.commit.recipe
     assert recipe.resolutions == {"bot.safetensors:embed": "rows 0:1=base,1:6=combine,6:8=ours,8:=theirs"}
     assert replay(bot, "HEAD").is_same
+
+
+def test_tensors_that_the_sides_move_apart_are_named_and_block_on_request(bot: Repository, files) -> None:
+    """Three layers that both sides changed: one alike, one at random, one in opposite directions."""
+    start = {name: np.array(bot.load()[name].numpy()) for name in bot.load()}
+    random = np.random.default_rng(1)
+    steps = [random.standard_normal(start["layers.0.weight"].shape).astype(np.float32) for _ in range(4)]
+
+    def write(*changes: np.ndarray) -> None:
+        arrays = {f"layers.{n}.weight": start[f"layers.{n}.weight"] + step for n, step in enumerate(changes)}
+        (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(arrays))
+        bot.commit("change")
+
+    bot.switch("side", create=True)
+    write(steps[0], steps[1], steps[2])
+    bot.switch("main")
+    write(2 * steps[0], steps[3], -steps[2])
+    planned = plan_merge(bot, "side")
+    assert [(item.name, item.values, item.opposed) for item in planned.signs] == [("layers.2.weight", 768, 768)]
+    by_name = {item.name: item for item in planned.overlaps}
+    assert by_name["layers.0.weight"].share == 0 and 0.4 < by_name["layers.1.weight"].share < 0.6
+    assert plan_merge(bot, "side", sign_limit=1).signs == ()
+    assert [item.name for item in plan_merge(bot, "side", sign_limit=0.2).signs] == [
+        "layers.2.weight",
+        "layers.1.weight",
+    ]
+    tried = merge(bot, "side", strategy="average", dry_run=True)
+    assert tried.signs == planned.signs and tried.overlaps == planned.overlaps
+    assert merge(bot, "side", strategy="average", rules={"*.2.*": "ours"}, dry_run=True, block_signs=True).signs == ()
+    with pytest.raises(MergeConflicts) as stopped:
+        merge(bot, "side", strategy="average", sign_limit=0.2, block_signs=True)
+    found = {(c.item, c.kind, c.ours) for c in stopped.value.conflicts}
+    assert ("layers.2.weight", "signs", "768 of 768 values") in found and len(found) == 2
+    assert "--with combine" in str(stopped.value.hint)
+    assert len(resolve_conflicts(bot, "layers.2.weight", Resolution.parse("take theirs"))) == 1
+    with pytest.raises(MergeConflicts):
+        continue_merge(bot)
+    assert resolve_conflicts(bot, "layers.1.weight", Resolution.parse("with combine")) == []
+    continue_merge(bot)
+    sides = [bot.load(rev) for rev in ("main~1", "side")]
+    now = {name: np.array(bot.load()[name].numpy()) for name in start}
+    assert np.array_equal(now["layers.2.weight"], np.array(sides[1]["layers.2.weight"].numpy()))
+    mean = sum(np.array(side["layers.1.weight"].numpy()).astype(np.float64) for side in sides) / 2
+    assert np.array_equal(now["layers.1.weight"], mean.astype(np.float32))
+    assert replay(bot, "HEAD").is_same
+
+
+def test_few_values_that_disagree_by_chance_are_no_conflict() -> None:
+    few, many = (Overlap(model="m", name="t", values=n, opposed=7 * n // 10) for n in (10, 1000))
+    assert not few.exceeds(0.6) and many.exceeds(0.6)
+    assert Overlap(model="m", name="t", values=1, opposed=1).exceeds(0)
+    assert not Overlap(model="m", name="t", values=0, opposed=0).exceeds(0)

@@ -106,7 +106,7 @@ def test_tokens_that_each_side_added_get_rows_of_their_own(start: Repository, fi
     write(repo, files, WORDS, ["<pad>", "<y>", "<z>"], shift=2, message="theirs", eos_token_id=6)
     repo.switch("main")
     write(repo, files, WORDS, ["<pad>", "<x>", "<w>"], shift=1, message="ours", eos_token_id=4)
-    _, plan = plan_merge(repo, "side")
+    plan = plan_merge(repo, "side").plan
     assert plan.conflicts == () and plan.counts["combine"] == 3
     done = merge(repo, "side", strategy="average")
     places = rows_by_token(repo)
