@@ -55,6 +55,7 @@ __all__ = [
     "merged_manifest",
     "move_to",
     "remade",
+    "statistics_of",
     "store_all",
     "store_file",
     "virtual_base",
@@ -282,7 +283,7 @@ def _merge_tensors(
                 rules=ran.rules,
                 fishers=fishers,
                 split=split,
-                statistics=None if recipe is None else _of_model(recipe.statistics, model),
+                statistics=None if recipe is None else statistics_of(recipe.statistics, model),
             )
             # Where a side is picked, directions mean nothing.
             overlaps += [item for item in found if not run.strategy_of(item.name).strategy.exact]
@@ -430,7 +431,8 @@ def store_all(
     return made
 
 
-def _of_model(statistics: Mapping[str, str], model: str) -> dict[str, str]:
+def statistics_of(statistics: Mapping[str, str], model: str) -> dict[str, str]:
+    """Those of a recipe's statistics that a model's first pass found."""
     prefix = f"{model}|"
     return {key[len(prefix) :]: value for key, value in statistics.items() if key.startswith(prefix)}
 

@@ -1,6 +1,6 @@
 """Merges of more than two sides: one base, one strategy that sees all sides at once, one commit with many parents.
 
-What needs a decision stops it: such branches are merged one after the other.
+What needs a decision that no rule takes stops it: such branches are merged one after the other.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import NothingToDo, RepositoryError
+from modelgit.errors import IntegrityError, NothingToDo, RepositoryError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.merging.files import merge_file
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import Side, StoredTensor
 from modelgit.merging.plan import plan as make_plan
+from modelgit.merging.resolve import ruled_resolutions
 from modelgit.merging.tensors import TensorParts
 from modelgit.numerics.nonfinite import ValueCounts
 from modelgit.objects import (
@@ -33,8 +34,8 @@ from modelgit.repo.merge import configured_rules, require_head, too_opposed
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_plan import has_one_vocabulary
 from modelgit.repo.merge_state import refuse_during_merge
-from modelgit.repo.merge_strategies import choose_strategies
-from modelgit.repo.merge_tensors import Work, compare_all, move_to, store_all, store_file
+from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies
+from modelgit.repo.merge_tensors import Work, compare_all, move_to, statistics_of, store_all, store_file
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
 from modelgit.store.fs import PackSession
@@ -42,7 +43,7 @@ from modelgit.store.fs import PackSession
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["ManyMerged", "merge_many"]
+__all__ = ["ManyMerged", "merge_many", "remade_many"]
 
 
 class ManyMerged(NamedTuple):
@@ -58,13 +59,31 @@ class ManyMerged(NamedTuple):
     commit: CommitResult
 
 
+class _Made(NamedTuple):
+    """What a merge of many sides gave, and what its recipe and its report need."""
+
+    ran: ChosenStrategies
+    manifest: Manifest
+    picked: dict[str, str]
+    statistics: dict[str, str]
+    notes: list[str]
+    overlaps: list[Overlap]
+    encodings: Counter[str]
+    counted: dict[TensorId, ValueCounts]
+    combined: int
+
+
 class _Settled(NamedTuple):
-    """What folding the sides one by one decides: tensors by model, those left to the strategy, and files."""
+    """What folding the sides one by one decides: tensors by model, those left to the strategy, and files.
+
+    `picked` are the resolutions, by conflict id, that rules made.
+    """
 
     tensors: dict[str, dict[str, StoredTensor]]
     combined: dict[str, set[str]]
     files: dict[str, FileEntry | bytes]
     adding: OpenSide
+    picked: dict[str, str]
 
 
 def merge_many(
@@ -130,51 +149,12 @@ def _merge(
     gate: str,
     progress: Progress,
 ) -> ManyMerged:
-    base = open_side(repo, repo.manifest_of(base_id))
-    sides = [open_side(repo, repo.manifest_of(commit)) for commit in commits]
-    manifests = [base.manifest, *(side.manifest for side in sides)]
-    for model in sorted(sides[0].side.models):
-        if not has_one_vocabulary(repo, [found for found in manifests if _has(found, model)], model):
-            raise RepositoryError(
-                f"a side has another vocabulary of {model}, and only merges of two match rows by token",
-                hint="merge them one after the other: `mgit merge BRANCH`",
-            )
-    settled = _fold(repo, base, sides)
-    before = sides[0].manifest
-    statistics: dict[str, str] = {}
-    notes: list[str] = []
-    encodings: Counter[str] = Counter()
-    counted: dict[TensorId, ValueCounts] = {}
-    overlaps: list[Overlap] = []
-    labelled = [(f"side {number}", side.manifest) for number, side in enumerate(sides, 1)]
-    ran = choose_strategies(
-        repo, bound, state.rules, labelled, base.manifest, sorted(settled.combined), notes=notes, progress=progress
-    )
     with repo.session() as session:
-        reads = repo.reader(session)
-        for model, names in sorted(settled.combined.items()):
-            parts = [
-                TensorParts(
-                    name=name,
-                    spec=sides[0].side.models[model][name][0],
-                    base=base.side.models[model][name][1],
-                    sides=tuple(side.side.models[model][name][1] for side in sides),
-                )
-                for name in sorted(names)
-            ]
-            found, split = compare_all(reads, model, parts, progress)
-            overlaps += found
-            fishers = ran.fishers.get(model, ())
-            run = ModelMerge(reads, parts, ran.bound, rules=ran.rules, fishers=fishers, split=split)
-            statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
-            notes += [note for note in run.notes if note not in notes]
-            writer = repo.writer(session, progress=progress)
-            made = store_all(reads, writer, run, Work({}, parts, {}), encodings, counted, progress)
-            settled.tensors[model].update(made)
-        manifest = _manifest(repo, session, sides[0], settled)
+        made = _computed(repo, session, base_id, commits, bound, state.rules, progress)
+        manifest, before = made.manifest, repo.manifest_of(state.ours)
         from modelgit.repo.gate import run_gate
 
-        evaluations = run_gate(repo, session, manifest, state.ours, mode=gate, counted=counted, progress=progress)
+        evaluations = run_gate(repo, session, manifest, state.ours, mode=gate, counted=made.counted, progress=progress)
         result = write_commit(
             repo,
             session,
@@ -185,31 +165,110 @@ def _merge(
             parents=commits,
             evaluations=evaluations,
             training=training_of(repo, state.ours),
-            encodings=dict(encodings),
+            encodings=dict(made.encodings),
             recipe=MergeRecipe(
                 base=base_id,
-                strategy=ran.bound.name,
-                options=ran.bound.recipe,
-                rules=ran.rule_texts,
-                statistics=statistics,
-                fishers=ran.used,
+                strategy=made.ran.bound.name,
+                options=made.ran.bound.recipe,
+                rules=made.ran.rule_texts,
+                resolutions=made.picked,
+                statistics=made.statistics,
+                fishers=made.ran.used,
             ),
         )
         check_clean(repo, before, manifest, verb="merging", hint="`mgit commit -m …` or `mgit restore .` first")
         session.seal()
     move_to(repo, state.head, result.id, verb="merge", session=session, progress=progress)
-    count = sum(len(names) for names in settled.combined.values())
-    signs = too_opposed(overlaps, repo.settings.merge.sign_limit)
+    signs = too_opposed(made.overlaps, repo.settings.merge.sign_limit)
     made_at = result._replace(branch=repo.view().branch)
-    return ManyMerged(base_id, commits, ran.bound.name, count, tuple(overlaps), signs, tuple(notes), made_at)
+    return ManyMerged(
+        base_id, commits, made.ran.bound.name, made.combined, tuple(made.overlaps), signs, tuple(made.notes), made_at
+    )
+
+
+def remade_many(
+    repo: Repository, commits: Sequence[CommitId], recipe: MergeRecipe, *, progress: Progress = SILENT
+) -> Manifest:
+    """The manifest that the recipe of a merge of many sides gives again; nothing is kept."""
+    if recipe.base is None:
+        raise IntegrityError("the recipe of a merge of many sides names no common commit")
+    with repo.session() as session:
+        bound = STRATEGIES.get(recipe.strategy).bind(recipe.options)
+        made = _computed(repo, session, recipe.base, commits, bound, recipe.rules, progress, recipe=recipe)
+        session.abort()
+    return made.manifest
+
+
+def _computed(
+    repo: Repository,
+    session: PackSession,
+    base_id: CommitId,
+    commits: Sequence[CommitId],
+    bound: BoundStrategy,
+    rules: dict[str, str],
+    progress: Progress,
+    *,
+    recipe: MergeRecipe | None = None,
+) -> _Made:
+    """Make and store what merging `commits` gives; with the `recipe` of an earlier merge from what that one found."""
+    base = open_side(repo, repo.manifest_of(base_id))
+    sides = [open_side(repo, repo.manifest_of(commit)) for commit in commits]
+    manifests = [base.manifest, *(side.manifest for side in sides)]
+    for model in sorted(sides[0].side.models):
+        if not has_one_vocabulary(repo, [found for found in manifests if _has(found, model)], model):
+            raise RepositoryError(
+                f"a side has another vocabulary of {model}, and only merges of two match rows by token",
+                hint="merge them one after the other: `mgit merge BRANCH`",
+            )
+    settled = _fold(repo, base, sides, rules)
+    models = sorted(model for model, names in settled.combined.items() if names)
+    notes: list[str] = []
+    labelled = [(f"side {number}", side.manifest) for number, side in enumerate(sides, 1)]
+    if recipe is None:
+        ran = choose_strategies(repo, bound, rules, labelled, base.manifest, models, notes=notes, progress=progress)
+    else:
+        ran = recorded_strategies(repo, recipe)
+    made = _Made(ran, Manifest(), settled.picked, {}, notes, [], Counter(), {}, 0)
+    reads = repo.reader(session)
+    for model in models:
+        parts = [
+            TensorParts(
+                name=name,
+                spec=sides[0].side.models[model][name][0],
+                base=base.side.models[model][name][1],
+                sides=tuple(side.side.models[model][name][1] for side in sides),
+            )
+            for name in sorted(settled.combined[model])
+        ]
+        overlaps, split = compare_all(reads, model, parts, progress)
+        run = ModelMerge(
+            reads,
+            parts,
+            ran.bound,
+            rules=ran.rules,
+            fishers=ran.fishers.get(model, ()),
+            split=split,
+            statistics=None if recipe is None else statistics_of(recipe.statistics, model),
+        )
+        made.overlaps.extend(item for item in overlaps if not run.strategy_of(item.name).strategy.exact)
+        made.statistics.update({f"{model}|{key}": value for key, value in run.statistics.items()})
+        notes += [note for note in run.notes if note not in notes]
+        writer = repo.writer(session, progress=progress)
+        stored = store_all(reads, writer, run, Work({}, parts, {}), made.encodings, made.counted, progress)
+        settled.tensors[model].update(stored)
+    combined = sum(len(names) for names in settled.combined.values())
+    return made._replace(manifest=_manifest(repo, session, sides[0], settled), combined=combined)
 
 
 def _has(manifest: Manifest, model: str) -> bool:
     return any(entry.path == model for entry in manifest.models)
 
 
-def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settled:
-    """Decide what ids decide, side by side: each is planned against what those before it came to."""
+def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide], rules: Mapping[str, str]) -> _Settled:
+    """Decide what ids decide, side by side: each is planned against what those before it came to.
+
+    A tensor in conflict is what the rule of its name picks: ours, the base, or theirs, the last of the sides.
+    """
     tensors = {model: dict(found) for model, found in sides[0].side.models.items()}
     files: dict[str, FileEntry | bytes] = {
         entry.path: entry for entry in sides[0].manifest.files if entry.path not in sides[0].weights
@@ -217,10 +276,26 @@ def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settl
     ids = dict(sides[0].side.files)
     combined: dict[str, set[str]] = {}
     adding = sides[0]
+    picked: dict[str, str] = {}
+    picks = {"ours": sides[0], "theirs": sides[-1], "base": base}
     for side in sides[1:]:
         plan = make_plan(base.side, Side(manifest=sides[0].side.manifest, models=tensors, files=ids), side.side)
-        _refuse(plan.conflicts)
+        conflicts = [conflict for conflict in plan.conflicts if conflict.id not in picked]
+        ruled = ruled_resolutions(conflicts, rules)
+        _refuse([conflict for conflict in conflicts if conflict.id not in ruled])
+        picked |= ruled
+        for conflict in conflicts:
+            taken = (
+                picks[ruled[conflict.id].removeprefix("take ")].side.models.get(conflict.path, {}).get(conflict.item)
+            )
+            combined.get(conflict.path, set()).discard(conflict.item)
+            if taken is None:
+                tensors[conflict.path].pop(conflict.item, None)
+            else:
+                tensors[conflict.path][conflict.item] = taken
         for item in plan.tensors:
+            if f"{item.model}:{item.name}" in picked:
+                continue
             theirs = side.side.models.get(item.model, {}).get(item.name)
             if item.action == "combine":
                 combined.setdefault(item.model, set()).add(item.name)
@@ -248,15 +323,19 @@ def _fold(repo: Repository, base: OpenSide, sides: Sequence[OpenSide]) -> _Settl
                 )
                 _refuse(merged.conflicts)
                 files[path] = merged.content or b""
-    return _Settled(tensors, combined, files, adding)
+    return _Settled(tensors, combined, files, adding, picked)
 
 
 def _refuse(conflicts: Sequence[Conflict]) -> None:
     if conflicts:
         first = conflicts[0]
+        rule = f"`--strategy '{first.item}=ours'` takes yours" if first.item and first.kind != "key" else ""
         raise RepositoryError(
-            f"these branches conflict ({first.id}: {first.kind}), and a merge of many sides takes no decisions",
-            hint="merge them one after the other: `mgit merge BRANCH`",
+            f"these branches conflict ({first.id}: {first.kind}), and a merge of many sides takes no decisions"
+            + (" but those of rules" if rule else ""),
+            hint=f"{rule}; or merge them one after the other"
+            if rule
+            else "merge them one after the other: `mgit merge BRANCH`",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import UsageError
-from modelgit.objects import CommitId, ManifestId
+from modelgit.objects import Commit, CommitId, Manifest, ManifestId, MergeRecipe
 from modelgit.objects.manifest import manifest_id
 from modelgit.objects.merges import MergeState
 from modelgit.progress import SILENT, Progress
@@ -45,9 +45,18 @@ def replay(repo: Repository, revision: str, *, progress: Progress = SILENT) -> R
     if recipe is None:
         raise UsageError(f"{commit.short} was not made by a merge: it has no recipe", hint="`mgit log` marks merges")
     if len(record.parents) > 2:
-        raise UsageError(
-            f"{commit.short} merged {len(record.parents)} sides at once, and only merges of two are made again"
-        )
+        from modelgit.repo.octopus import remade_many
+
+        manifest = remade_many(repo, record.parents, recipe, progress=progress)
+    else:
+        manifest = _remade(repo, record, recipe, progress)
+    changes = compare_manifests(repo, repo.manifest_at(record.manifest), manifest)
+    differing = [f"{change.model}: {change.name}" for change in changes.tensors]
+    differing += [change.path for change in changes.files]
+    return Replay(commit, record.manifest, manifest_id(manifest), tuple(differing))
+
+
+def _remade(repo: Repository, record: Commit, recipe: MergeRecipe, progress: Progress) -> Manifest:
     theirs = recipe.theirs or record.parents[-1]
     state = MergeState(
         ours=record.parents[0],
@@ -60,8 +69,4 @@ def replay(repo: Repository, revision: str, *, progress: Progress = SILENT) -> R
         resolutions=recipe.resolutions,
         verb="cherry-pick" if recipe.theirs is not None else "",
     )
-    manifest = remade(repo, state, recipe, sides_of(repo, state, progress=progress), progress=progress)
-    changes = compare_manifests(repo, repo.manifest_at(record.manifest), manifest)
-    differing = [f"{change.model}: {change.name}" for change in changes.tensors]
-    differing += [change.path for change in changes.files]
-    return Replay(commit, record.manifest, manifest_id(manifest), tuple(differing))
+    return remade(repo, state, recipe, sides_of(repo, state, progress=progress), progress=progress)

@@ -33,8 +33,20 @@ def test_a_search_merges_and_its_merge_can_be_made_again(demo: Any) -> None:
     assert "go with --search" in refused.err
 
 
-def test_the_table_of_a_search_as_json(demo: Any) -> None:
+def test_tensors_that_move_apart_are_named_and_the_table_of_a_search_is_json(demo: Any) -> None:
     demo("merge", "topic")
+    found = json.loads(demo("merge", "tone", "--plan", "--json", "--sign-limit", "0").out)
+    assert found["sign_limit"] == 0 and all(item["soft_conflict"] for item in found["overlaps"] if item["opposed"])
+    assert all(item["share"] == round(item["opposed"] / item["values"], 6) for item in found["overlaps"])
+    assert "SIGNS" in demo("merge", "tone", "--plan", "--sign-limit", "0").out
+    assert "that both changed move apart" in demo("merge", "tone", "--dry-run", "--sign-limit", "0").all
+    stopped = demo("merge", "tone", "--block-signs", "--sign-limit", "0", code=1)
+    assert "the sides move apart" in stopped.all and "--with combine" in stopped.err
+    name = json.loads(demo("resolve", "--json").out)["conflicts"][0]["item"]
+    assert "in two ranges" in demo("resolve", name, "--rows", "0:=ours", "--rows", "1:=theirs", code=2).err
+    assert f"Resolved {name}: rows 0:=theirs" in demo("resolve", name, "--rows", "0:=theirs").all
+    demo("merge", "--abort")
+    assert "belongs to a merge that starts" in demo("merge", "--abort", "--block-signs", code=2).err
     found = json.loads(demo("merge", "tone", "--search", "--candidate", "average", "--json").out)
     assert found["schema"] == "mgit.merge-search/1"
     assert found["chosen"] == "average" and found["evaluated"] == found["exhaustive"] == 240
@@ -74,6 +86,7 @@ def test_a_refused_rebase_names_the_commit_that_it_compares_with(demo: Any) -> N
 
 def test_several_branches_are_merged_at_once(demo: Any) -> None:
     said = demo("merge", "topic", "tone", "--strategy", "task-arithmetic")
+    assert "every byte is the same" in demo("merge", "--replay", "HEAD").out
     assert "combined from 3 sides" in said.all
     with modelgit.open(demo.directory) as repo:
         assert len(repo.parents_of(repo.resolve("HEAD"))) == 3

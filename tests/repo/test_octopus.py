@@ -11,6 +11,7 @@ from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.repo import Repository
 from modelgit.repo.merge import merge
 from modelgit.repo.octopus import merge_many
+from modelgit.repo.replay import replay
 
 FILE = "bot.safetensors"
 
@@ -86,3 +87,32 @@ def test_two_at_once_are_what_one_merge_is(many: Repository) -> None:
     many.switch("two", create=True, start="a")
     merge_many(many, ["b"], strategy="average")
     assert all(np.array_equal(array, pair[name]) for name, array in weights(many).items())
+
+
+@pytest.mark.parametrize("strategy", ["ties", "dare"])
+def test_a_merge_of_many_is_made_again_bit_for_bit(many: Repository, strategy: str) -> None:
+    done = merge_many(many, ["a", "b", "c"], strategy=strategy)
+    assert len(done.overlaps) == 1 and done.overlaps[0].values > 700
+    packs = sorted(path.name for path in many.store.packs_path.iterdir())
+    found = replay(many, "HEAD")
+    assert found.is_same and found.differing == ()
+    assert sorted(path.name for path in many.store.packs_path.iterdir()) == packs
+
+
+def test_rules_decide_conflicts_of_tensors(many: Repository, files) -> None:
+    """All branches write a table of integers: only who names a side may merge them at once."""
+    for number, name in enumerate(("a", "b", "c", "main")):
+        many.switch(name)
+        arrays = {key: ("F32", array.shape, array.tobytes()) for key, array in weights(many).items()}
+        table = ("I64", (4,), np.full(4, number, np.int64).tobytes())
+        (many.worktree / FILE).write_bytes(files.safetensors({**arrays, "steps": table}))
+        many.commit("table")
+    with pytest.raises(RepositoryError, match="these branches conflict") as refused:
+        merge_many(many, ["a", "b", "c"], strategy="average")
+    assert "`--strategy 'steps=ours'`" in str(refused.value.hint)
+    for side, value in (("ours", 3), ("theirs", 2)):
+        many.switch(side, create=True, start="main")
+        done = merge_many(many, ["a", "b", "c"], strategy="average", rules={"steps": side})
+        assert weights(many)["steps"].tolist() == [value] * 4
+        assert done.commit.commit.recipe.resolutions == {f"{FILE}:steps": f"take {side}"}
+        assert replay(many, "HEAD").is_same
