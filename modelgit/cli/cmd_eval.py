@@ -40,9 +40,11 @@ def evaluate(
     data.
     """
     from modelgit.repo.evaluate import evaluate as run_suites
+    from modelgit.repo.suite_runs import EvalOptions
 
     repo = session.repository
-    records = run_suites(repo, revision, suites=suites, baseline=baseline, progress=session.progress)
+    options = EvalOptions(baselines=(baseline,) if baseline else ())
+    records = run_suites(repo, revision, suites=suites, options=options, progress=session.progress)
     if as_json:
         session.output.json("mgit.eval/1", {"evaluations": plain_data(records)})
     else:

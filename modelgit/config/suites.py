@@ -109,11 +109,11 @@ class DataTest(TestTable, frozen=True, kw_only=True):
 class NfrTest(DataTest, frozen=True, kw_only=True, tag="nfr"):
     """Negative flips: at most `max` of all examples may go from right to wrong against a baseline.
 
-    `max_vs` has other limits for some baselines, by their names.  No slice of at least `slice_min_n` examples may lose
-    more than `slice_max` of its own.
+    `max_vs` has other limits for some baselines, by their names or patterns of these ("tag:v*").  Without any limit
+    they are only counted.  No slice of at least `slice_min_n` examples may lose more than `slice_max` of its own.
     """
 
-    max: Share
+    max: Share | None = None
     max_vs: dict[str, Share] = {}
     slice_max: Share | None = None
     slice_min_n: Count = 50

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelgit.config.suites import RunSettings, TestTable
+from modelgit.errors import UsageError
 from modelgit.evals.checks import Row
+from modelgit.evals.drawing import draw_order
 from modelgit.objects import Flip, ManifestId
 from modelgit.progress import SILENT, Progress
 from modelgit.registry import Registry
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
     from modelgit.evals.predictions import Predictions
     from modelgit.models.base import Example, ExampleSet, TaskModel
 
-__all__ = ["KINDS", "Dataset", "Deadline", "Kind", "Side", "SuiteRun", "data_name"]
+__all__ = ["KINDS", "BudgetSpent", "Dataset", "Deadline", "Kind", "Side", "SuiteRun", "data_name"]
+
+
+class BudgetSpent(Exception):
+    """The wall time of the suite is over: the runner makes the test inconclusive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +105,11 @@ class Deadline(Protocol):
 class SuiteRun:
     """What a test is given.
 
-    `identity` is the id of the suite; `datasets` holds the data by the name that a test gives (`dataset`); `tasks`
-    are the tasks that tests name.  `flips` collects the first negative flips for reports.  `root` is the repository's
-    work tree, from which trusted code runs; `trusted` says whether code that the suite names may run.
+    `identity` is the id of the suite; `datasets` holds the data by the name that a test gives; `task` is the suite's
+    own and `tasks` are those that tests name.  `failing` counts the limits that a draw of examples may find broken:
+    each may do so wrongly with probability alpha / `failing`, so that the whole suite does with at most alpha.
+    `flips` collects the first negative flips for reports.  `root` is the repository's work tree, from which trusted
+    code runs; `trusted` says whether the code that the suite names may run.
     """
 
     identity: str
@@ -109,13 +117,49 @@ class SuiteRun:
     candidate: Side
     baselines: Sequence[Side]
     datasets: Mapping[str, Dataset]
-    tasks: Mapping[str, TaskSettings]
     deadline: Deadline
     root: Path
+    task: TaskSettings | None = None
+    tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
     trusted: bool = False
+    failing: int = 1
     show_flips: int = 20
     flips: list[Flip] = field(default_factory=list)
     progress: Progress = SILENT
+
+    @property
+    def alpha_fail(self) -> float:
+        """The error that one limit may make when it fails early (Bonferroni over the limits)."""
+        return self.settings.alpha / max(1, self.failing)
+
+    def data_of(self, test: TestTable) -> Dataset:
+        """The data of a test.  Raises UsageError when it has none, or none are in it."""
+        data = self.datasets.get(data_name(test) or "")
+        if data is None or not len(data):
+            raise UsageError("the data of the suite hold no examples" if data else f"test `{test.name}` has no data")
+        return data
+
+    def task_of(self, test: TestTable) -> TaskSettings:
+        """The task that a test without data names, or the suite's own.  Raises UsageError when there is none."""
+        named = getattr(test, "task", None)
+        task = self.task if named is None else self.tasks.get(named)
+        if task is None:
+            raise UsageError(f"test `{test.name}` has no task", hint='write `task = "NAME"` at the top of the suite')
+        return task
+
+    def order(self, data: Dataset) -> NDArray[np.int64]:
+        """The positions of the examples that count, in the order in which they are drawn."""
+        return draw_order(len(data), seed=self.settings.seed, suite=self.identity)[: self.settings.examples]
+
+    def in_full(self, data: Dataset, *sides: Side) -> bool:
+        """Whether every example is looked at: asked for, or free because the predictions of `sides` are known."""
+        return self.settings.sampling == "full" or all(side.complete(data) for side in sides)
+
+    def check(self) -> None:
+        """Raise BudgetSpent when the time is over, KeyboardInterrupt when the user wants to stop."""
+        self.progress.check()
+        if self.deadline.passed():
+            raise BudgetSpent
 
 
 class Kind(Protocol):
@@ -125,7 +169,7 @@ class Kind(Protocol):
         """The lines of one test.
 
         MgitError makes the test an "error".  A limit against a baseline with no baseline at hand is a line
-        "baseline".
+        "baseline".  The runner puts the test's name and level to each line.
         """
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from blake3 import blake3
 
 from modelgit.errors import MgitError
+from modelgit.evals.checks import decide
 from modelgit.evals.finite import ValueCounts, count_values, is_mask
-from modelgit.evals.gate import decide
 from modelgit.objects import CheckResult, Decision, EvalRecord, ManifestId, TensorEntry, TensorId, domain
 from modelgit.patching.base import TensorReads
 from modelgit.progress import SILENT, Progress

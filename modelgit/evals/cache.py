@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from modelgit.config.schema import TaskSettings
 from modelgit.store.durable import write_cache_file
 
-__all__ = ["PredictionCache", "prediction_key"]
+__all__ = ["PredictionCache", "ScoreCache", "prediction_key", "score_key"]
 
 _SCHEMA = 1
 _MAGIC = b"mgitpred"
@@ -49,15 +49,16 @@ def prediction_key(
     *,
     code: str,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> str:
     """The name of a set of predictions: hex BLAKE3 over everything that could change one.
 
     `tensors` are the model's (names, specs and ids; their order does not matter), `files` its small files by name
     (configuration, tokenizer), `fingerprint` that of the data, `code` the version of whatever turns them into
-    logits, library versions included.  Where the data lie (`train`, `test`) is no part of it, and neither are the
-    limits of a suite.
+    logits, library versions included, `device` the class of the device ("cuda").  Where model and data lie (`model`,
+    `train`, `test`) is no part of it, and neither are the limits of a suite.
     """
-    task = msgspec.structs.replace(settings, train=None, test=None)
+    task = msgspec.structs.replace(settings, model="", train=None, test=None)
     content = (
         _SCHEMA,
         sorted((entry.name, entry.spec.dtype, list(entry.spec.shape), entry.id.hex) for entry in tensors),
@@ -66,6 +67,7 @@ def prediction_key(
         fingerprint,
         code,
         device,
+        dtype,
     )
     return blake3(domain("predictions") + msgspec.json.encode(content, order="deterministic")).hexdigest()
 
@@ -107,6 +109,54 @@ class PredictionCache:
         )
         payload = zstandard.ZstdCompressor(level=3).compress(encode(record))
         write_cache_file(self._path(key), _MAGIC + blake3(payload).digest() + payload)
+
+
+class _Scores(Record, frozen=True, kw_only=True):
+    """The content of one file: a JSON object and the name under which it is kept."""
+
+    key: str
+    value: bytes
+
+
+def score_key(weights: str, key: str) -> str:
+    """The name of what a test computed for `weights`; `key` names everything else that it depends on."""
+    content = msgspec.json.encode((_SCHEMA, weights, key))
+    return blake3(domain("scores") + content).hexdigest()
+
+
+class ScoreCache:
+    """A directory of JSON objects by their `score_key`; created when first written to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def _path(self, key: str) -> Path:
+        return self.directory / key[:2] / f"{key}.scores"
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """What was kept under `key`, None when there is nothing, or nothing that is whole."""
+        try:
+            content = self._path(key).read_bytes()
+        except OSError:
+            return None
+        payload = content[32:]
+        try:
+            if content[:32] != blake3(payload).digest():
+                raise IntegrityError("cached scores do not match their checksum")
+            record = decode(_Scores, payload, what="cached scores")
+            value = msgspec.json.decode(record.value)
+            if record.key != key or not isinstance(value, dict):
+                raise IntegrityError("cached scores are of something else")
+        except (IntegrityError, msgspec.DecodeError):
+            with contextlib.suppress(OSError):
+                self._path(key).unlink()
+            return None
+        return value
+
+    def write(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a JSON object.  A cache that cannot be written is left as it was."""
+        payload = encode(_Scores(key=key, value=msgspec.json.encode(value)))
+        write_cache_file(self._path(key), blake3(payload).digest() + payload)
 
 
 def _parse(content: bytes, key: str, examples: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
@@ -13,17 +14,21 @@ from modelgit.evals.sequential import FlipTest, SequentialVerdict, allocate
 from modelgit.objects import domain
 from modelgit.progress import SILENT, Progress
 
+if TYPE_CHECKING:
+    from modelgit.evals.base import Deadline
+
 __all__ = ["Draw", "draw_order", "draw_until_decided", "fragile_first"]
 
 _FRAGILE_SHARE = 0.15
 _MIN_BATCH, _MAX_BATCH = 16, 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draw:
     """How far drawing went: `flipped` of `drawn` examples, out of `population` that could flip.
 
-    `expected` is the stratified estimate of flips in the whole population; `verdicts` has one entry per limit.
+    `expected` is the stratified estimate of flips in the whole population; `verdicts` has one entry per limit, "open"
+    where the time was over before it was decided.  `flips` are the positions that flipped, ascending.
     """
 
     drawn: int
@@ -31,6 +36,7 @@ class Draw:
     population: int
     expected: float
     verdicts: tuple[SequentialVerdict, ...]
+    flips: NDArray[np.int64]
 
 
 def draw_order(count: int, *, seed: int, suite: str) -> NDArray[np.int64]:
@@ -55,24 +61,27 @@ def draw_until_decided(
     flips_at: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
     *,
     alpha: float,
-    stop_at_failure: bool = True,
+    alpha_fail: float | None = None,
+    deadline: Deadline | None = None,
     progress: Progress = SILENT,
 ) -> Draw:
     """Draw from `strata` (positions in drawing order) until every limit in `allowed` (counts of flips) is decided.
 
-    `flips_at` evaluates ascending positions and says which of them flipped.  With `stop_at_failure`, a failure of
-    the first limit ends it; the other limits may then still be open.
+    `flips_at` evaluates ascending positions and says which of them flipped.  `alpha` bounds the error of a "pass",
+    `alpha_fail` (the same by default) that of a "fail".
     """
     sizes = [len(stratum) for stratum in strata]
-    tests = [FlipTest(sizes, count, alpha_pass=alpha, alpha_fail=alpha) for count in allowed]
+    failing = alpha if alpha_fail is None else alpha_fail
+    tests = [FlipTest(sizes, count, alpha_pass=alpha, alpha_fail=failing) for count in allowed]
     verdicts: list[SequentialVerdict] = ["open"] * len(tests)
     drawn, flipped = [0] * len(sizes), [0] * len(sizes)
+    found: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     while True:
         for index, test in enumerate(tests):
             # A verdict stands once it is given: the guarantee holds at the first moment of deciding.
             if verdicts[index] == "open":
                 verdicts[index] = test.decide(drawn, flipped)
-        if "open" not in verdicts or (stop_at_failure and verdicts[0] == "fail"):
+        if "open" not in verdicts or (deadline is not None and deadline.passed()):
             break
         progress.check()
         # Looking costs nothing in error, so batches only follow the price of a look.
@@ -80,7 +89,9 @@ def draw_until_decided(
         for index, share in enumerate(allocate(sizes, drawn, flipped, batch)):
             if share:
                 chosen = np.sort(strata[index][drawn[index] : drawn[index] + share])
-                flipped[index] += int(np.count_nonzero(flips_at(chosen)))
+                flips = chosen[flips_at(chosen)]
+                flipped[index] += flips.size
+                found.append(flips)
                 drawn[index] += share
     expected = sum(size * s / n for size, n, s in zip(sizes, drawn, flipped, strict=True) if n)
-    return Draw(sum(drawn), sum(flipped), sum(sizes), expected, tuple(verdicts))
+    return Draw(sum(drawn), sum(flipped), sum(sizes), expected, tuple(verdicts), np.sort(np.concatenate(found)))

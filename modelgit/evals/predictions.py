@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +11,10 @@ from numpy.typing import NDArray
 from modelgit.errors import BugError, UsageError
 from modelgit.evals.cache import PredictionCache
 from modelgit.evals.metrics import log_softmax, margins, top_labels
-from modelgit.models.base import Example, ExampleSet, TaskModel
-from modelgit.objects import ManifestId
+from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from modelgit.config.schema import TaskSettings
-
-__all__ = ["Predictions", "SuiteData", "TaskCandidate", "predict"]
+__all__ = ["PredictionSource", "Predictions", "predict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,27 +42,12 @@ class Predictions:
         return Predictions(self.indices[rows], self.log_probs[rows])
 
 
-@dataclass(frozen=True, eq=False)
-class SuiteData:
-    """The data of a suite: gold labels (int64 `[N]`, -1 for none), ids, fingerprint, and the task that reads it."""
-
-    labels: NDArray[np.int64]
-    ids: tuple[str, ...]
-    fingerprint: str
-    task: TaskSettings
-
-    @classmethod
-    def of(cls, examples: tuple[Example, ...], fingerprint: str, task: TaskSettings) -> SuiteData:
-        """From examples as they were read."""
-        labels = np.array([example.label for example in examples], dtype=np.int64)
-        return cls(labels, tuple(example.id for example in examples), fingerprint, task)
-
-
 def predict(
-    model: TaskModel, examples: ExampleSet, *, batch_size: int = 64, progress: Progress = SILENT
+    model: TaskModel, examples: ExampleSet, *, batch_size: int = 64, device: str = "cpu", progress: Progress = SILENT
 ) -> NDArray[np.float32]:
     """Log-probabilities of every example, float32 `[N, C]`, in the order of the set.
 
+    `device` is where the module is.
     Runs in evaluation mode without gradients; the module's mode is restored.  Batches are made by similar length,
     so a value may differ in its last bits when the same example is scored among others.  Raises UsageError when the
     model cannot be run on the inputs or gives logits of another shape.
@@ -86,7 +66,8 @@ def predict(
             for batch in examples.batches(batch_size):
                 progress.check()
                 try:
-                    logits = model.module(**batch.inputs).detach().to("cpu", torch.float32).numpy()
+                    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+                    logits = model.module(**inputs).detach().to("cpu", torch.float32).numpy()
                 except (RuntimeError, TypeError, IndexError) as error:
                     raise UsageError(f"the model cannot be run on the examples: {error}") from error
                 if logits.shape != (len(batch.indices), model.classes):
@@ -105,51 +86,47 @@ def predict(
     return rows
 
 
-class TaskCandidate:
-    """One side of a gate: a model of a manifest, loaded when a prediction is missing, and its predictions so far.
+class PredictionSource:
+    """The predictions of one model on one set of examples: those known so far, and a way to get the others.
 
-    `key` names everything that the predictions depend on (`cache.prediction_key`); `load` builds the model and
-    `encode` its inputs, both called at most when something has to be computed.
+    `key` names everything that they depend on (`cache.prediction_key`); `compute` gives log-probabilities float32
+    `[n, C]` for ascending positions, and is called for what is missing.  Held are the rows known so far.
     """
 
     def __init__(
         self,
-        manifest: ManifestId,
         key: str,
-        examples: tuple[Example, ...],
-        data: SuiteData,
+        count: int,
+        compute: Callable[[NDArray[np.int64]], NDArray[np.float32]],
         *,
-        load: Callable[[], TaskModel],
-        encode: Callable[[tuple[Example, ...]], ExampleSet],
         cache: PredictionCache | None = None,
-        batch_size: int = 64,
-        versions: Mapping[str, str] | None = None,
-        progress: Progress = SILENT,
     ) -> None:
-        self.manifest = manifest
-        self.data = data
-        self.versions: Mapping[str, str] = dict(versions or {})
         self._key = key
-        self._examples = examples
-        self._load = load
-        self._encode = encode
+        self._count = count
+        self._compute = compute
         self._cache = cache
-        self._batch_size = batch_size
-        self._progress = progress
-        self._model: TaskModel | None = None
         self._known: Predictions | None = None
         self._looked = False
 
     @property
     def complete(self) -> bool:
         """Whether all predictions are known, so that asking for them costs nothing."""
-        known = self._stored()
-        return known is not None and known.indices.size == len(self._examples)
+        known = self.known()
+        return known is not None and known.indices.size == self._count
+
+    def known(self) -> Predictions | None:
+        """What was computed so far, here or by an earlier run."""
+        if not self._looked and self._cache is not None:
+            held = self._cache.read(self._key, examples=self._count)
+            if held is not None:
+                self._known = Predictions(*held)
+        self._looked = True
+        return self._known
 
     def predictions(self, indices: NDArray[np.int64] | None = None) -> Predictions:
         """Predictions at `indices` (ascending), or all.  Computes what is missing and adds it to the cache."""
-        wanted = np.arange(len(self._examples), dtype=np.int64) if indices is None else indices
-        known = self._stored()
+        wanted = np.arange(self._count, dtype=np.int64) if indices is None else indices
+        known = self.known()
         missing = wanted if known is None else wanted[~np.isin(wanted, known.indices)]
         if known is None:
             known = self._keep(wanted, self._compute(wanted))
@@ -164,22 +141,8 @@ class TaskCandidate:
                 known = self._keep(indices[order], np.concatenate((known.log_probs, rows))[order])
         return known.take(wanted)
 
-    def _stored(self) -> Predictions | None:
-        if not self._looked and self._cache is not None:
-            held = self._cache.read(self._key, examples=len(self._examples))
-            if held is not None:
-                self._known = Predictions(*held)
-        self._looked = True
-        return self._known
-
-    def _compute(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        if self._model is None:
-            self._model = self._load()
-        subset = tuple(self._examples[int(index)] for index in indices)
-        return predict(self._model, self._encode(subset), batch_size=self._batch_size, progress=self._progress)
-
     def _keep(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Predictions:
         self._known = Predictions(indices, rows)
         if self._cache is not None:
-            self._cache.write(self._key, indices, rows, examples=len(self._examples))
+            self._cache.write(self._key, indices, rows, examples=self._count)
         return self._known

@@ -35,14 +35,21 @@ class _Content(NamedTuple):
 
 
 def read_examples(
-    path: Path, settings: TaskSettings, *, shown: str, folder: Path | None = None
+    path: Path,
+    settings: TaskSettings,
+    *,
+    shown: str,
+    folder: Path | None = None,
+    id_field: str = "id",
+    also: frozenset[str] = frozenset(),
 ) -> tuple[tuple[Example, ...], str]:
     """The examples of a file in its order, and the fingerprint of the data.
 
     Which fields a record has depends on the kind of the task (docs/models.md).  For texts with one label they are
     `settings.text`, `settings.pair` where the task has pairs, and, optionally, `settings.label`: a name among
-    `settings.labels` or an index, absent, null or empty for an example without a label.  A field `id` names the
-    example; otherwise its line does.  With an `entry` all other fields come along as `Example.fields`.
+    `settings.labels` or an index, absent, null or empty for an example without a label.  The field `id_field`
+    names the example; otherwise its line does.  The fields in `also`, and with an `entry` all, come along as
+    `Example.fields`.
 
     The fingerprint is the BLAKE3 of the bytes (of the images, too) together with the settings that decide how they are
     read, in hex.  Paths of images are relative to `folder`, by default that of the file.  `shown` is how messages
@@ -56,7 +63,15 @@ def read_examples(
             hint="put its examples into a file FILE.jsonl, with a JSON object on each line",
         )
     blocks = _CHARACTERS_PER_TOKEN * settings.max_length if settings.split == "blocks" else None
-    rows = list(read_rows(path, shown=shown, text=settings.text, columns=_columns(settings), block_characters=blocks))
+    rows = list(
+        read_rows(
+            path,
+            shown=shown,
+            text=settings.text,
+            columns=_columns(settings, also | {id_field}),
+            block_characters=blocks,
+        )
+    )
     if not rows:
         raise UsageError(f"{shown} holds no examples")
     reader = _Reader(settings, rows, folder or path.parent)
@@ -66,12 +81,14 @@ def read_examples(
     for at, row in enumerate(rows):
         where = f"{shown}:{row.line}"
         piece = piece + 1 if at and row.line == rows[at - 1].line else 1
-        name = _name(row, where, piece)
+        name = _name(row, where, piece, id_field)
         if name in seen:
             raise UsageError(f"{where}: the id `{name}` is already that of line {seen[name]}")
         seen[name] = row.line
         content = reader.read(row, where)
-        examples.append(Example(name, content.text, content.label, content.fields))
+        more = {field: row.values[field] for field in also if field in row.values}
+        fields = MappingProxyType({**more, **content.fields}) if more else content.fields
+        examples.append(Example(name, content.text, content.label, fields))
     return tuple(examples), _fingerprint(path, settings, examples)
 
 
@@ -107,19 +124,19 @@ def _choices(settings: TaskSettings, suffix: str) -> dict[str, object]:
     return more
 
 
-def _columns(settings: TaskSettings) -> frozenset[str] | None:
+def _columns(settings: TaskSettings, also: frozenset[str]) -> frozenset[str] | None:
     """The fields that are read; None for all of them, which an entry may want."""
     if settings.entry is not None:
         return None
     if settings.kind == "question-answering":
-        return frozenset({"id", settings.question, settings.context, settings.answer, settings.answer_start})
+        return also | {settings.question, settings.context, settings.answer, settings.answer_start}
     if settings.kind == "image-classification":
-        return frozenset({"id", settings.image, settings.label})
-    return frozenset({"id", settings.text, settings.label} | ({settings.pair} if settings.pair else set()))
+        return also | {settings.image, settings.label}
+    return also | {settings.text, settings.label} | ({settings.pair} if settings.pair else set())
 
 
-def _name(row: Row, where: str, piece: int) -> str:
-    value = row.values.get("id")
+def _name(row: Row, where: str, piece: int, field: str) -> str:
+    value = row.values.get(field)
     if value is None or value == "":
         return str(row.line) if piece == 1 else f"{row.line}.{piece}"
     if isinstance(value, bool) or not isinstance(value, str | int):

@@ -1,4 +1,4 @@
-"""`eval`: suites on a revision or on the work tree, against the parent."""
+"""`eval`: suites on a revision or on the work tree, against the baselines that they name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from modelgit.objects import CommitId, EvalRecord, Manifest
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.gate import builtin_record, evaluate_manifest
+from modelgit.repo.gate import builtin_record
 from modelgit.repo.record import record_worktree
+from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
 from modelgit.store.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -22,27 +23,28 @@ def evaluate(
     revision: str | None = None,
     *,
     suites: Sequence[str] = (),
-    baseline: str | None = None,
+    options: EvalOptions | None = None,
+    law: Manifest | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
-    """The verdicts of the built-in gate and of the configured suites (or those named).
+    """The verdicts of the built-in gate and of the suites (or of those named only).
 
-    A revision is compared with its first parent, the work tree (revision None) with the current commit, unless
-    `baseline` names another one.  Nothing is recorded.
+    "parent" is the first parent of a revision, and the current commit for the work tree (revision None), unless
+    `options.baselines` says what to compare with.  `law` is the manifest whose suites and data count in place of the
+    work tree's suites and the revision's data.  Nothing is recorded.
     """
+    options = options or EvalOptions()
     if revision is not None:
         commit = repo.resolve(revision)
         parents = repo.parents_of(commit)
-        against = repo.resolve(baseline) if baseline else (parents[0] if parents else None)
-        manifest = repo.manifest_of(commit)
-        return _run(repo, repo.store, manifest, against, suites, progress)
+        parent = parents[0] if parents else None
+        return _run(repo, repo.store, repo.manifest_of(commit), parent, suites, options, law, progress)
     with repo.writing():
         head = repo.head()
-        against = repo.resolve(baseline) if baseline else head
         session = repo.session()
         try:
             tree = record_worktree(repo, session, repo.manifest_of(head), progress=progress)
-            return _run(repo, session, tree.manifest, against, suites, progress)
+            return _run(repo, session, tree.manifest, head, suites, options, law, progress)
         finally:
             session.abort()
 
@@ -51,13 +53,18 @@ def _run(
     repo: Repository,
     store: ObjectStore,
     manifest: Manifest,
-    against: CommitId | None,
+    parent: CommitId | None,
     suites: Sequence[str],
+    options: EvalOptions,
+    law: Manifest | None,
     progress: Progress,
 ) -> list[EvalRecord]:
-    before = None if against is None else repo.manifest_of(against)
     records: list[EvalRecord] = []
     if not suites:
+        against = repo.resolve(options.baselines[0]) if options.baselines else parent
+        before = None if against is None else repo.manifest_of(against)
         records.append(builtin_record(repo, store, manifest, before, progress=progress))
-    records += evaluate_manifest(repo, store, manifest, against, suites=suites, progress=progress)
+    records += evaluate_manifest(
+        repo, store, manifest, parent, suites=suites, law=law, options=options, progress=progress
+    )
     return records

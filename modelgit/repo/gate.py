@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from modelgit.errors import GateRefused, MgitError
+from modelgit.config.suite_files import suite_name
+from modelgit.errors import GateRefused
 from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, TensorId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
-from modelgit.repo.settings import load as load_settings
+from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
+from modelgit.repo.suites import SuiteTexts, recorded_suites, worktree_suites
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
-    from modelgit.config.schema import Settings
     from modelgit.evals.builtin import Side
     from modelgit.numerics.nonfinite import ValueCounts
     from modelgit.repo.repository import Repository
 
-__all__ = ["builtin_record", "evaluate_manifest", "recorded_verdicts", "run_gate"]
+__all__ = ["RefusedWithRecords", "builtin_record", "recorded_verdicts", "run_gate"]
 
 
 def run_gate(
@@ -46,8 +46,9 @@ def run_gate(
     baseline = before if parent is not None else None
     records = [builtin_record(repo, store, manifest, baseline, counted=counted, progress=progress)]
     if records[0].decision not in ("fail", "error"):
-        settings = _gate_settings(repo, store, manifest)
-        records += evaluate_manifest(repo, store, manifest, parent, settings=settings, progress=progress)
+        texts = _gate_suites(repo, store, manifest)
+        options = EvalOptions(stages=("commit",), reuse=True)
+        records += evaluate_manifest(repo, store, manifest, parent, texts=texts, options=options, progress=progress)
     refused = [record for record in records if record.decision in ("fail", "error", "inconclusive")]
     if not refused:
         return records
@@ -66,21 +67,14 @@ def run_gate(
     )
 
 
-def _gate_settings(repo: Repository, store: ObjectStore, manifest: Manifest) -> Settings:
+def _gate_suites(repo: Repository, store: ObjectStore, manifest: Manifest) -> SuiteTexts:
     """The suites of the work tree and those that the candidate brings: a merge must pass the suites of both sides.
 
     Where both have a suite of one name, the work tree's counts: a branch cannot relax a limit for its own merge.
     """
-    entry = manifest.file(PROJECT_CONFIG)
-    if entry is None:
-        return repo.settings
-    text = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store).decode("utf-8", errors="replace")
-    brought = load_settings(repo, project=text).settings
-    return msgspec.structs.replace(
-        repo.settings,
-        eval={**brought.eval, **repo.settings.eval},
-        task={**brought.task, **repo.settings.task},
-    )
+    here = worktree_suites(repo)
+    brings = any(entry.path == PROJECT_CONFIG or suite_name(entry.path) is not None for entry in manifest.files)
+    return here.over(recorded_suites(repo, manifest, store=store)) if brings else here
 
 
 class RefusedWithRecords(GateRefused):
@@ -140,67 +134,6 @@ def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
         },
         weights={model.path: model.weights for model in manifest.models},
     )
-
-
-def evaluate_manifest(
-    repo: Repository,
-    store: ObjectStore,
-    manifest: Manifest,
-    parent: CommitId | None,
-    *,
-    suites: Sequence[str] = (),
-    settings: Settings | None = None,
-    progress: Progress = SILENT,
-) -> list[EvalRecord]:
-    """Run the configured suites (or those named) on a manifest against the manifest of `parent`.
-
-    `settings` are those of the work tree unless given.
-    """
-    settings = settings or repo.settings
-    if not settings.eval and not suites:
-        return []
-    from modelgit.evals.gate import run_suite, unavailable
-    from modelgit.evals.suites import load_suites
-    from modelgit.repo.tasks import suite_candidate
-
-    before = repo.manifest_of(parent) if parent is not None else None
-    candidate_id = manifest_id(manifest)
-    baseline_id = None if before is None else manifest_id(before)
-    records = []
-    for suite in load_suites(settings, names=suites or None):
-        try:
-            candidate = suite_candidate(repo, store, manifest, suite, progress=progress)
-            baseline = None
-            path = None if before is None else _same_model(repo, store, manifest, before, suite.task.model)
-            if before is not None and path is not None:
-                task = msgspec.structs.replace(suite.task, model=path)
-                baseline = suite_candidate(
-                    repo,
-                    repo.store,
-                    before,
-                    replace(suite, task=task),
-                    data_from=manifest,
-                    data_store=store,
-                    progress=progress,
-                )
-            records.append(run_suite(suite.name, suite.settings, candidate, baseline, progress=progress))
-        except MgitError as error:
-            # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
-            records.append(unavailable(suite.name, candidate_id, baseline_id, error.message))
-    return records
-
-
-def _same_model(repo: Repository, store: ObjectStore, manifest: Manifest, before: Manifest, path: str) -> str | None:
-    """Where the model at `path` was before: there, or where one with the same tensors went away.
-
-    Moving a model to another directory must not be a way around limits against the parent.
-    """
-    if any(model.path == path for model in before.models):
-        return path
-    here = {model.path for model in manifest.models}
-    names = set(repo.models_of(manifest, store=store).get(path, ()))
-    gone = [model for model in before.models if model.path not in here]
-    return next((model.path for model in gone if set(repo.tensors_of(before, model)) == names), None)
 
 
 def recorded_verdicts(repo: Repository, commit: CommitId) -> list[EvalRecord]:

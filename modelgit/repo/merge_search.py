@@ -8,6 +8,7 @@ Scores of one round are of the same examples, so that differences between candid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,18 +16,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from modelgit.config.suites import ClassificationTest, NfrTest, RunSettings
 from modelgit.errors import GateRefused, NothingToDo, UsageError
-from modelgit.evals.suites import Suite, load_suites
+from modelgit.evals.base import Dataset, data_name
+from modelgit.evals.suites import DataSource, Suite
 from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
 from modelgit.merging.resolve import ruled_resolutions
 from modelgit.models.data import UNLABELLED
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.eval_sides import LoadedModels, ManifestSide, read_dataset
 from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, sides_of
 from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_tensors import merged_manifest
-from modelgit.repo.tasks import suite_candidate, suite_examples
+from modelgit.repo.suites import worktree_suites
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -68,11 +72,11 @@ class SearchResult(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """A suite, the positions of its labelled examples in a seeded order, and how many it has."""
+    """The examples of a suite, and the positions of the labelled ones in a seeded order."""
 
-    suite: Suite
+    suite: str
+    examples: Dataset
     order: NDArray[np.int64]
-    labels: NDArray[np.int64]
 
 
 def default_candidates(*, fisher: bool = True, grams: bool = True) -> tuple[str, ...]:
@@ -152,10 +156,10 @@ def search(
     scores, evaluated = _rounds(repo, sides, planned, state, bound, found, exhaustive, progress)
     total = sum(item.order.size for item in found)
     notes = [
-        f"suite {item.suite.name}: the data that chose are the data that the gate reports on; "
-        f"`--search-data {item.suite.name}=FILE` takes others"
+        f"suite {item.suite}: the data that chose are the data that the gate reports on; "
+        f"`--search-data {item.suite}=FILE` takes others"
         for item in found
-        if item.suite.name not in (data or {})
+        if item.suite not in (data or {})
     ]
     refused: list[str] = []
     finalists = [score for score in scores if score.examples == scores[0].examples]
@@ -242,39 +246,50 @@ def _score(
     chosen = msgspec.structs.replace(state, strategy=bound.name, options=bound.recipe)
     accuracies = {}
     examples = 0
-    with repo.session() as session:
+    with repo.session() as session, ExitStack() as stack:
         manifest = merged_manifest(repo, session, chosen, sides, planned, bound, progress)
+        merged = ManifestSide(
+            repo, session, manifest, name="candidate", settings=RunSettings(), models=LoadedModels(), stack=stack
+        )
         for item in data:
-            candidate = suite_candidate(repo, session, manifest, item.suite, data_from=sides.ours.manifest)
             count = max(1, round(share * item.order.size))
             rows = np.sort(item.order[:count])
-            right = candidate.predictions(rows).labels == item.labels[rows]
-            accuracies[item.suite.name] = float(np.mean(right))
+            right = merged.predictions(item.examples, rows).labels == item.examples.labels[rows]
+            accuracies[item.suite] = float(np.mean(right))
             examples += count
         session.abort()
     return Score(name, float(np.mean(list(accuracies.values()))), accuracies, examples)
 
 
 def _data(repo: Repository, sides: Sides, files: Mapping[str, str], seed: int) -> list[_Data]:
-    suites = load_suites(repo.settings)
+    suites = worktree_suites(repo).suites()
     unknown = sorted(set(files) - {suite.name for suite in suites})
     if unknown:
         raise UsageError(f"no suite `{unknown[0]}`", hint="`mgit config list` shows those of mgit.toml")
     found = []
     for suite in suites:
-        chosen = replace(suite, data=files[suite.name]) if suite.name in files else suite
-        examples, _ = suite_examples(repo, sides.ours.manifest, chosen, repo.store)
-        labels = np.array([example.label for example in examples], np.int64)
-        labelled = np.flatnonzero(labels != UNLABELLED)
+        source = _labelled_source(suite)
+        if source is None:
+            continue
+        source = replace(source, name=suite.name, path=files.get(suite.name, source.path))
+        examples = read_dataset(repo, repo.store, sides.ours.manifest, source)
+        labelled = np.flatnonzero(examples.labels != UNLABELLED)
         if labelled.size:
             order = np.random.Generator(np.random.Philox(seed)).permutation(labelled)
-            found.append(_Data(chosen, order.astype(np.int64), labels))
+            found.append(_Data(suite.name, examples, order.astype(np.int64)))
     if not found:
         raise UsageError(
             "a search needs a suite with labelled data to score merges on",
             hint='write `task = "NAME"` and `accuracy = { max_drop = 0.02 }` under [eval.NAME] in mgit.toml',
         )
     return found
+
+
+def _labelled_source(suite: Suite) -> DataSource | None:
+    """The data of the first test that counts right and wrong; those of any test of an [eval.NAME]."""
+    counting = tuple(test for test in suite.tests if isinstance(test, NfrTest | ClassificationTest))
+    keys = [data_name(test) or "" for test in counting or suite.tests]
+    return next((suite.data[key] for key in keys if key in suite.data), None)
 
 
 def _statistics(repo: Repository, sides: Sides, plan: MergePlan, progress: Progress) -> dict[str, bool]:

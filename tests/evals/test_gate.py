@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from modelgit.config.schema import EvalSettings, Limit, TaskSettings
+from modelgit.config.schema import EvalSettings, Limit, Settings, TaskSettings
 from modelgit.errors import UsageError
-from modelgit.evals.gate import decide, run_suite, suite_id, unavailable
-from modelgit.evals.predictions import Predictions, SuiteData
+from modelgit.evals.base import Dataset, SuiteRun
+from modelgit.evals.checks import decide
+from modelgit.evals.predictions import Predictions
+from modelgit.evals.runner import WallTime, sampled_limits, suite_id, unavailable
+from modelgit.evals.runner import run_suite as run_compiled
+from modelgit.evals.suites import Suite, load_suites
+from modelgit.models.base import Example
 from modelgit.objects import EvalRecord, ManifestId, decode, encode
 
 TASK = TaskSettings(model="models/bot", adapter="bert-classifier", test="data/test.jsonl")
@@ -23,16 +29,21 @@ def log_probs(labels: np.ndarray, *, classes: int = 3, sure: float = 0.9) -> np.
 
 
 @dataclass
-class FakeCandidate:
+class FakeSide:
     manifest: ManifestId
-    data: SuiteData
+    data: Dataset
     rows: np.ndarray
-    complete: bool = False
+    known: bool = False
+    name: str = "candidate"
+    weights: str = "w"
     versions: Mapping[str, str] = field(default_factory=lambda: {"torch": "2.x"})
     asked: set[int] = field(default_factory=set)
     error: UsageError | None = None
 
-    def predictions(self, indices: np.ndarray | None = None) -> Predictions:
+    def complete(self, data: Dataset) -> bool:
+        return self.known
+
+    def predictions(self, data: Dataset, indices: np.ndarray | None = None) -> Predictions:
         if self.error is not None:
             raise self.error
         wanted = np.arange(len(self.rows)) if indices is None else indices
@@ -41,19 +52,43 @@ class FakeCandidate:
         return Predictions(wanted, self.rows[wanted])
 
 
+def dataset(labels: np.ndarray, fingerprint: str = "f" * 64) -> Dataset:
+    examples = tuple(Example(str(number), "", int(label)) for number, label in enumerate(labels))
+    return Dataset("data", TASK, examples, fingerprint, labels.astype(np.int64))
+
+
 def pair(
     total: int = 1000, *, wrong: int = 100, negative: int = 0, positive: int = 0, known: bool = False
-) -> tuple[FakeCandidate, FakeCandidate]:
+) -> tuple[FakeSide, FakeSide]:
     """The first `wrong` are wrong in the baseline, `positive` of which are mended; the last `negative` are broken."""
     gold = np.arange(total) % 3
-    data = SuiteData(gold.astype(np.int64), tuple(map(str, range(total))), "f" * 64, TASK)
+    data = dataset(gold)
     old = gold.copy()
     old[:wrong] = (old[:wrong] + 1) % 3
     new = old.copy()
     new[:positive] = gold[:positive]
     new[total - negative :] = (gold[total - negative :] + 1) % 3
-    candidate = FakeCandidate(NEW, data, log_probs(new))
-    return candidate, FakeCandidate(OLD, data, log_probs(old), complete=known)
+    return FakeSide(NEW, data, log_probs(new)), FakeSide(OLD, data, log_probs(old), known=known, name="parent")
+
+
+def compiled(name: str, settings: EvalSettings) -> Suite:
+    return load_suites(Settings(task={"t": TASK}, eval={name: settings}))[0]
+
+
+def run_suite(name: str, settings: EvalSettings, candidate: FakeSide, baseline: FakeSide | None) -> EvalRecord:
+    suite = compiled(name, settings)
+    baselines = [] if baseline is None else [baseline]
+    run = SuiteRun(
+        identity=suite_id(suite, {"data": candidate.data.fingerprint}),
+        settings=suite.run,
+        candidate=candidate,  # type: ignore[arg-type]
+        baselines=baselines,  # type: ignore[arg-type]
+        datasets={"data": candidate.data},
+        deadline=WallTime(None),
+        root=Path(),
+        failing=sampled_limits(suite.tests, baselines=len(baselines)),
+    )
+    return run_compiled(suite, run)
 
 
 def rows(record: EvalRecord) -> dict[str, str]:
@@ -131,20 +166,12 @@ def test_nan_is_wrong_and_never_a_pass() -> None:
 def test_what_cannot_be_compared_is_an_error() -> None:
     settings = EvalSettings(task="t", negative_flips=Limit(max=0.01), kl=Limit(max=0.1))
     candidate, baseline = pair()
-    baseline.data = SuiteData(baseline.data.labels, baseline.data.ids, "0" * 64, TASK)
-    record = run_suite("smoke", settings, candidate, baseline)
-    assert (record.decision, record.results[0].detail) == (
-        "error",
-        "candidate and baseline were given different data",
-    )
-
-    candidate, baseline = pair()
     candidate.error = UsageError("no tensor `classifier.weight`")
     assert run_suite("smoke", settings, candidate, baseline).decision == "error"
 
     candidate, baseline = pair()
     for side in (candidate, baseline):
-        side.data = SuiteData(np.full(1000, -1), side.data.ids, side.data.fingerprint, TASK)
+        side.data = dataset(np.full(1000, -1))
     assert rows(run_suite("smoke", settings, candidate, baseline)) == {"negative flips": "error", "kl": "pass"}
 
     candidate, baseline = pair()
@@ -153,8 +180,8 @@ def test_what_cannot_be_compared_is_an_error() -> None:
     assert record.results[0].detail == "the candidate has 4 classes, the baseline 3"
     assert record.decision == "error"
 
-    empty = SuiteData(np.zeros(0, dtype=np.int64), (), "f" * 64, TASK)
-    nothing = FakeCandidate(NEW, empty, np.zeros((0, 3), dtype=np.float32))
+    empty = dataset(np.zeros(0, dtype=np.int64))
+    nothing = FakeSide(NEW, empty, np.zeros((0, 3), dtype=np.float32))
     assert run_suite("smoke", settings, nothing, None).decision == "error"
     assert unavailable("smoke", NEW, OLD, "data/test.jsonl is missing").decision == "error"
 
@@ -225,18 +252,18 @@ def test_a_limited_suite_is_a_fixed_part_of_the_data() -> None:
 
 
 def test_suite_id_names_the_question() -> None:
-    candidate, _ = pair()
-    settings = EvalSettings(task="t", accuracy=Limit(min=0.5))
-    other_data = SuiteData(candidate.data.labels, candidate.data.ids, "0" * 64, TASK)
+    smoke = compiled("a", EvalSettings(task="t", accuracy=Limit(min=0.5)))
+    data = {"data": "f" * 64}
     ids = {
-        suite_id("a", settings, candidate.data),
-        suite_id("b", settings, candidate.data),
-        suite_id("a", EvalSettings(task="t", accuracy=Limit(min=0.6)), candidate.data),
-        suite_id("a", settings, other_data),
+        suite_id(smoke, data),
+        suite_id(replace(smoke, name="b"), data),
+        suite_id(compiled("a", EvalSettings(task="t", accuracy=Limit(min=0.6))), data),
+        suite_id(smoke, {"data": "0" * 64}),
+        suite_id(smoke, data, {"evals/leak.py": "0" * 64}),
     }
-    assert len(ids) == 4
+    assert len(ids) == 5
     moved = EvalSettings(task="t", accuracy=Limit(min=0.5), data="elsewhere.jsonl")
-    assert suite_id("a", moved, candidate.data) in ids
+    assert suite_id(compiled("a", moved), data) in ids
 
 
 def test_decisions_combine_to_the_worst() -> None:

@@ -13,9 +13,9 @@ from modelgit.config.schema import TaskSettings
 from modelgit.errors import UsageError
 from modelgit.evals.cache import PredictionCache, prediction_key
 from modelgit.evals.metrics import log_softmax
-from modelgit.evals.predictions import SuiteData, TaskCandidate, predict
+from modelgit.evals.predictions import PredictionSource, predict
 from modelgit.models.base import Batch, Example
-from modelgit.objects import ManifestId, TensorEntry, TensorId, TensorSpec
+from modelgit.objects import TensorEntry, TensorId, TensorSpec
 
 TASK = TaskSettings(model="models/bot", adapter="bert-classifier")
 EXAMPLES = tuple(Example(str(i), "x" * (1 + i % 7), i % 3) for i in range(40))
@@ -68,14 +68,15 @@ def expected() -> np.ndarray:
         return log_softmax(layer(inputs).numpy())
 
 
-def candidate(cache: PredictionCache | None, *, key: str = "ab" * 32, counts: list[int] | None = None) -> TaskCandidate:
-    def encode(examples: tuple[Example, ...]) -> Encoded:
+def candidate(
+    cache: PredictionCache | None, *, key: str = "ab" * 32, counts: list[int] | None = None
+) -> PredictionSource:
+    def compute(indices: np.ndarray) -> np.ndarray:
         if counts is not None:
-            counts.append(len(examples))
-        return Encoded(examples)
+            counts.append(len(indices))
+        return predict(Model(), Encoded(tuple(EXAMPLES[index] for index in indices.tolist())), batch_size=8)
 
-    data = SuiteData.of(EXAMPLES, "f", TASK)
-    return TaskCandidate(ManifestId.of(b"m"), key, EXAMPLES, data, load=Model, encode=encode, cache=cache, batch_size=8)
+    return PredictionSource(key, len(EXAMPLES), compute, cache=cache)
 
 
 def test_predictions_are_in_the_order_of_the_data_and_without_dropout() -> None:
@@ -163,8 +164,8 @@ def test_the_key_depends_on_what_matters_and_on_no_path() -> None:
         prediction_key(tensors, TASK, files, "g", code="1"),
         prediction_key(tensors, TASK, files, "f", code="2"),
         prediction_key(tensors, TASK, files, "f", code="1", device="cuda"),
+        prediction_key(tensors, TASK, files, "f", code="1", dtype="bfloat16"),
     }
-    assert len(others | {base}) == 8
-    assert (
-        prediction_key(tensors[::-1], msgspec.structs.replace(TASK, test="moved.jsonl"), files, "f", code="1") == base
-    )
+    assert len(others | {base}) == 9
+    moved = msgspec.structs.replace(TASK, model="elsewhere", test="moved.jsonl")
+    assert prediction_key(tensors[::-1], moved, files, "f", code="1") == base

@@ -16,8 +16,14 @@ def settings(**suite: object) -> Settings:
 
 def test_suites_carry_their_task_and_data() -> None:
     (suite,) = load_suites(settings())
-    assert (suite.name, suite.data, suite.task) == ("smoke", "data/test.jsonl", TASKS["intents"])
-    assert load_suites(settings(data="data/probe.jsonl"))[0].data == "data/probe.jsonl"
+    source = suite.data["data"]
+    assert (suite.name, source.path, suite.task, source.task) == (
+        "smoke",
+        "data/test.jsonl",
+        TASKS["intents"],
+        TASKS["intents"],
+    )
+    assert load_suites(settings(data="data/probe.jsonl"))[0].data["data"].path == "data/probe.jsonl"
     assert load_suites(Settings()) == ()
 
 

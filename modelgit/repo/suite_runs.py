@@ -1,0 +1,225 @@
+"""Suites run on a manifest: candidate, baselines and data are put together, and a verdict comes out of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from modelgit.config.suite_files import duration_s
+from modelgit.errors import MgitError
+from modelgit.objects import CommitId, ComparedWith, EvalRecord, Manifest
+from modelgit.objects.manifest import manifest_id
+from modelgit.progress import SILENT, Progress
+from modelgit.repo.baselines import Baseline, find_baselines
+from modelgit.repo.suites import SuiteTexts, identity_of, recorded_suites, worktree_suites
+from modelgit.repo.trust import suite_is_trusted
+from modelgit.repo.weights import weights_tree
+from modelgit.store.base import ObjectStore
+from modelgit.store.metadata import read_record
+
+if TYPE_CHECKING:
+    from modelgit.config.schema import TaskSettings
+    from modelgit.config.suites import RunSettings
+    from modelgit.evals.base import Dataset, Deadline
+    from modelgit.evals.suites import Suite
+    from modelgit.repo.repository import Repository
+
+__all__ = ["EvalOptions", "evaluate_manifest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What stands for what the suites say.
+
+    `baselines` replace theirs.  `full` looks at every example, `fail_fast` ends a suite at its first broken limit,
+    `budget_s` is wall time for all suites together, and also bounds those that have none.  `stages` leaves out suites
+    that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
+    was passed with: a change of a message or of documentation costs nothing.
+    """
+
+    baselines: tuple[str, ...] = ()
+    full: bool = False
+    fail_fast: bool = False
+    budget_s: float | None = None
+    stages: tuple[str, ...] = ()
+    reuse: bool = False
+
+
+def evaluate_manifest(
+    repo: Repository,
+    store: ObjectStore,
+    manifest: Manifest,
+    parent: CommitId | None,
+    *,
+    suites: Sequence[str] = (),
+    texts: SuiteTexts | None = None,
+    law: Manifest | None = None,
+    options: EvalOptions | None = None,
+    progress: Progress = SILENT,
+) -> list[EvalRecord]:
+    """Run the suites (or those named) on a manifest, whose new objects are in `store`.
+
+    Suites are those of `texts`, by default of the work tree; their data those of `manifest`.  With `law` both are those
+    that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  What cannot
+    be compared is an "error" that says why.  Raises UsageError for suites that cannot be read.
+    """
+    options = options or EvalOptions()
+    if texts is None:
+        texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
+    if not texts and not suites:
+        return []
+    candidate = _Candidate(repo, store, manifest, parent, law, options, progress)
+    due = [suite for suite in texts.suites(suites) if suites or not options.stages or suite.run.stage in options.stages]
+    return [candidate.verdict(suite) for suite in due]
+
+
+class _Candidate:
+    """A manifest under test, and what its suites share: loaded models, and the wall time that is left."""
+
+    def __init__(
+        self,
+        repo: Repository,
+        store: ObjectStore,
+        manifest: Manifest,
+        parent: CommitId | None,
+        law: Manifest | None,
+        options: EvalOptions,
+        progress: Progress,
+    ) -> None:
+        from modelgit.evals.runner import WallTime
+
+        self.repo = repo
+        self.store = store
+        self.manifest = manifest
+        self.parent = parent
+        self.data_from = (store, manifest) if law is None else (repo.store, law)
+        self.options = options
+        self.progress = progress
+        self.time = WallTime(options.budget_s)
+
+    def verdict(self, suite: Suite) -> EvalRecord:
+        """Run one suite, unless the parent's verdict says it all; an "error" when it cannot start."""
+        from modelgit.evals.runner import run_settings, unavailable
+        from modelgit.repo.eval_sides import read_dataset
+
+        settings = run_settings(suite.run, full=self.options.full, baselines=self.options.baselines)
+        try:
+            found, missing = find_baselines(self.repo, settings.baselines, self.parent)
+            datasets = {
+                name: read_dataset(self.repo, self.data_from[0], self.data_from[1], source)
+                for name, source in suite.data.items()
+            }
+            identity = identity_of(self.repo, suite, datasets)
+            known = self._known(suite.name, identity, found) if self.options.reuse else None
+            if known is not None:
+                return known
+            with ExitStack() as stack:
+                return self._run(suite, settings, identity, datasets, found, missing, stack)
+        except MgitError as error:
+            # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
+            baseline = None if self.parent is None else self.repo.commit_at(self.parent).manifest
+            return unavailable(suite.name, manifest_id(self.manifest), baseline, error.message, stage=settings.stage)
+
+    def _run(
+        self,
+        suite: Suite,
+        settings: RunSettings,
+        identity: str,
+        datasets: Mapping[str, Dataset],
+        found: Sequence[Baseline],
+        missing: Sequence[str],
+        stack: ExitStack,
+    ) -> EvalRecord:
+        from modelgit.evals.base import SuiteRun
+        from modelgit.evals.runner import run_suite, sampled_limits
+        from modelgit.repo.eval_sides import LoadedModels, ManifestSide
+
+        models = LoadedModels()
+
+        def side(name: str, store: ObjectStore, manifest: Manifest) -> ManifestSide:
+            return ManifestSide(
+                self.repo,
+                store,
+                manifest,
+                name=name,
+                settings=settings,
+                models=models,
+                stack=stack,
+                path_from=None if name == "candidate" else (self.store, self.manifest),
+                progress=self.progress,
+            )
+
+        baselines, compared, absent = [], [], list(missing)
+        for baseline in found:
+            manifest = self.repo.manifest_of(baseline.commit)
+            other = side(baseline.name, self.repo.store, manifest)
+            if all(other.has_model(task) for task in _tasks(suite)):
+                baselines.append(other)
+                compared.append(
+                    ComparedWith(
+                        name=baseline.name, manifest=other.manifest, weights=other.weights, commit=baseline.commit
+                    )
+                )
+            else:
+                absent.append(baseline.name)
+        run = SuiteRun(
+            identity=identity,
+            settings=settings,
+            candidate=side("candidate", self.store, self.manifest),
+            baselines=baselines,
+            datasets=datasets,
+            deadline=self._deadline(settings),
+            root=self.repo.worktree,
+            task=suite.task,
+            tasks=suite.tasks,
+            trusted=suite_is_trusted(self.repo, suite),
+            failing=sampled_limits(suite.tests, baselines=len(baselines)),
+            show_flips=suite.report.show_flips,
+            progress=self.progress,
+        )
+        return run_suite(suite, run, compared=compared, missing=absent, fail_fast=self.options.fail_fast)
+
+    def _deadline(self, settings: RunSettings) -> _Either:
+        from modelgit.evals.runner import WallTime
+
+        own = None if settings.budget is None else duration_s(settings.budget, where="the budget of the suite")
+        return _Either(self.time, WallTime(own))
+
+    def _known(self, name: str, identity: str, found: Sequence[Baseline]) -> EvalRecord | None:
+        """The parent's verdict, when it was a pass on the very same weights, data, suite and baselines."""
+        if self.parent is None:
+            return None
+        before = self.repo.commit_at(self.parent)
+        verdict = next((item for item in before.verdicts if item.suite == name), None)
+        if verdict is None or verdict.decision not in ("pass", "warn", "baseline"):
+            return None
+        record = read_record(self.repo.store, verdict.record, EvalRecord)
+        if record.suite_id != identity or record.override is not None:
+            return None
+        weights = weights_tree(self.repo, self.manifest, store=self.store)
+        if not weights == record.weights == weights_tree(self.repo, self.repo.manifest_at(before.manifest)):
+            return None
+        now = {baseline.name: baseline.commit for baseline in found if baseline.name != "parent"}
+        then = {baseline.name: baseline.commit for baseline in record.baselines if baseline.name != "parent"}
+        if now != then:
+            return None
+        return msgspec.structs.replace(record, candidate=manifest_id(self.manifest), seconds=0.0)
+
+
+class _Either:
+    """Over when one of two budgets is."""
+
+    def __init__(self, *deadlines: Deadline) -> None:
+        self._deadlines = deadlines
+
+    def passed(self) -> bool:
+        """Whether the first of them is."""
+        return any(deadline.passed() for deadline in self._deadlines)
+
+
+def _tasks(suite: Suite) -> list[TaskSettings]:
+    return [*suite.tasks.values(), *(source.task for source in suite.data.values())]
