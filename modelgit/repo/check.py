@@ -200,15 +200,15 @@ class _Check:
             yield CheckSection(name="eval", outcome="skip", summary=f"{self.base} has no suites", seconds=0.0)
 
     def _evaluate(self, law: Manifest) -> list[EvalRecord]:
-        from modelgit.repo.gate import evaluate_manifest
+        from modelgit.repo.suite_runs import evaluate_manifest
 
-        del law
         return evaluate_manifest(
             self.repo,
             self.repo.store,
             self.new.manifest,
             self.base_commit,
             suites=sorted(self.suites or ()),
+            law=law,
             progress=self.progress,
         )
 
