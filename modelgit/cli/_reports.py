@@ -27,7 +27,6 @@ __all__ = [
     "report_options",
     "write_check",
     "write_report",
-    "write_suite_reports",
     "write_verdicts",
 ]
 
@@ -88,29 +87,25 @@ def no_commands(session: Session) -> Iterator[None]:
         session.output.raw(f"::{token}::\n")
 
 
-def write_verdicts(
-    session: Session,
-    records: Sequence[EvalRecord],
-    reports: Reports,
-    *,
-    files: Mapping[str, str] | None = None,
-    show_flips: int = 20,
-) -> None:
-    """Write what was asked for about verdicts.  `files` are the suites' files by name, relative to the root.
+def write_verdicts(session: Session, records: Sequence[EvalRecord], reports: Reports) -> None:
+    """Write what was asked for about verdicts, and what suites of the work tree ask for, each about its own.
 
     Raises RepositoryError when a disk refuses.
     """
-    from modelgit.reporting.entries import verdict_groups
-    from modelgit.reporting.markdown import verdict_markdown
-    from modelgit.reporting.verdict_html import verdict_html
+    from modelgit.config.suite_files import suite_path
+    from modelgit.repo.layout import PROJECT_CONFIG
+    from modelgit.repo.suites import worktree_suites
 
-    _write(
-        session,
-        reports,
-        verdict_groups(records, files=files),
-        markdown=functools.partial(verdict_markdown, records, show_flips=show_flips),
-        html=functools.partial(verdict_html, records, show_flips=show_flips),
-    )
+    texts = worktree_suites(session.repository)
+    names = [record.suite for record in records if record.suite in {*texts.files, *texts.settings.eval}]
+    files = {name: suite_path(name) if name in texts.files else PROJECT_CONFIG for name in names}
+    _write_records(session, records, reports, files)
+    settings = {suite.name: suite.report for suite in texts.suites(names)} if names else {}
+    for record in records:
+        if record.suite in settings:
+            own = _suite_reports(session, record.suite, settings[record.suite])
+            if own is not None:
+                _write_records(session, [record], own, files)
 
 
 def write_check(session: Session, report: CheckReport, reports: Reports, *, github: bool = False) -> None:
@@ -126,30 +121,6 @@ def write_check(session: Session, report: CheckReport, reports: Reports, *, gith
         markdown=functools.partial(check_markdown, report),
         html=functools.partial(check_html, report),
     )
-
-
-def write_suite_reports(
-    session: Session, records: Sequence[EvalRecord], settings: Mapping[str, ReportSettings]
-) -> None:
-    """Write the files that suites themselves name, each about its own verdict.
-
-    A suite comes from whoever made the repository: what lies outside of the work tree, is recorded in it, or does not
-    look like a report is not written, and a warning says so.
-    """
-    for record in records:
-        asked = settings.get(record.suite)
-        if asked is None:
-            continue
-        found = {name: getattr(asked, name) for name in _SUFFIXES if getattr(asked, name)}
-        paths: dict[str, str] = {}
-        for name, text in found.items():
-            try:
-                paths[name] = str(_inside(session, text, _SUFFIXES[name]))
-            except UsageError as error:
-                session.output.warn(f"suite {record.suite}: {error.message}")
-        if paths:
-            files = Reports(junit=paths.get("junit"), markdown=paths.get("markdown"), html=paths.get("html"))
-            write_verdicts(session, [record], files, show_flips=asked.show_flips)
 
 
 def write_report(path: Path, text: str) -> None:
@@ -170,6 +141,39 @@ def write_report(path: Path, text: str) -> None:
         return
     make_directory(path.parent)
     write_durably(path, data)
+
+
+def _write_records(session: Session, records: Sequence[EvalRecord], reports: Reports, files: Mapping[str, str]) -> None:
+    from modelgit.reporting.entries import verdict_groups
+    from modelgit.reporting.markdown import verdict_markdown
+    from modelgit.reporting.verdict_html import verdict_html
+
+    _write(
+        session,
+        reports,
+        verdict_groups(records, files=files),
+        markdown=functools.partial(verdict_markdown, records),
+        html=functools.partial(verdict_html, records),
+    )
+
+
+def _suite_reports(session: Session, suite: str, asked: ReportSettings) -> Reports | None:
+    """The files that a suite names, as far as they may be written.
+
+    A suite comes from whoever made the repository: what lies outside of the work tree, is recorded in it, or does not
+    look like a report is not written, and a warning says so.
+    """
+    paths: dict[str, str] = {}
+    for name, suffixes in _SUFFIXES.items():
+        text = getattr(asked, name)
+        if text:
+            try:
+                paths[name] = str(_inside(session, text, suffixes))
+            except UsageError as error:
+                session.output.warn(f"suite {suite}: {error.message}")
+    if not paths:
+        return None
+    return Reports(junit=paths.get("junit"), markdown=paths.get("markdown"), html=paths.get("html"))
 
 
 def _write(

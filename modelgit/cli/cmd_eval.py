@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import plain_data
+from modelgit.cli._reports import Reports, no_commands, report_options, write_verdicts
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "exit_code_of"]
 
 FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
+_SHOWN_FLIPS = 20
 
 
 @command("eval", example="mgit eval main --suite smoke --baseline v1.0")
@@ -29,10 +32,16 @@ FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
 @click.option(
     "--baseline", shell_complete=complete_revision, metavar="REV", help="Compare with REV (the parent, or HEAD)."
 )
+@report_options(github=True)
 @json_option
 @pass_session
 def evaluate(
-    session: Session, revision: str | None, suites: tuple[str, ...], baseline: str | None, as_json: bool
+    session: Session,
+    revision: str | None,
+    suites: tuple[str, ...],
+    baseline: str | None,
+    reports: Reports,
+    as_json: bool,
 ) -> None:
     """Run suites on REV, or on the work tree as it would be committed, and compare with a baseline.
 
@@ -50,7 +59,9 @@ def evaluate(
     else:
         parents = repo.parents_of(repo.resolve(revision)) if revision else [head] if (head := repo.head()) else []
         against = repo.resolve(baseline) if baseline else next(iter(parents), None)
-        session.output.lines(verdict_lines(records, baseline=against))
+        with no_commands(session) if reports.github else contextlib.nullcontext():
+            session.output.lines(verdict_lines(records, baseline=against, flips=_SHOWN_FLIPS))
+    write_verdicts(session, records, reports)
     code = exit_code_of(records)
     if code:
         raise Quit(code)

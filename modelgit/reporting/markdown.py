@@ -27,35 +27,31 @@ def escape_markdown(text: str) -> str:
     return printable(text).translate(_SPECIAL).replace("www.", "www\\.")
 
 
-def verdict_markdown(
-    records: Sequence[EvalRecord], *, show_flips: int = 20, max_bytes: int = STEP_SUMMARY_BYTES
-) -> str:
-    """A section for each suite: the verdict, a table with a row per check, and the first negative flips.
+def verdict_markdown(records: Sequence[EvalRecord], *, max_bytes: int = STEP_SUMMARY_BYTES) -> str:
+    """A section for each suite: the verdict, a table with a row per check, and the known negative flips.
 
     At most `max_bytes` of UTF-8: what does not fit is left out, flips first, then rows that pass, then the end, and
     the text says so.
     """
-    return _fitted(
-        lambda detail: (line for record in records for line in _verdict(record, detail)), show_flips, max_bytes
-    )
+    return _fitted(lambda detail: (line for record in records for line in _verdict(record, detail)), max_bytes)
 
 
-def check_markdown(report: CheckReport, *, show_flips: int = 20, max_bytes: int = STEP_SUMMARY_BYTES) -> str:
+def check_markdown(report: CheckReport, *, max_bytes: int = STEP_SUMMARY_BYTES) -> str:
     """A table with a row for each part of the check, what was found, and the verdicts of suites.
 
     Bounded as `verdict_markdown`.
     """
-    return _fitted(lambda detail: _check(report, detail), show_flips, max_bytes)
+    return _fitted(lambda detail: _check(report, detail), max_bytes)
 
 
 class _Detail(NamedTuple):
-    flips: int
+    flips: bool
     passing: bool
 
 
-def _fitted(render: Callable[[_Detail], Iterable[str]], show_flips: int, max_bytes: int) -> str:
+def _fitted(render: Callable[[_Detail], Iterable[str]], max_bytes: int) -> str:
     lines: list[str] = []
-    for detail in (_Detail(show_flips, True), _Detail(0, True), _Detail(0, False)):
+    for detail in (_Detail(True, True), _Detail(False, True), _Detail(False, False)):
         lines = list(render(detail))
         text = "\n".join(lines) + "\n"
         if len(text.encode()) <= max_bytes:
@@ -119,21 +115,18 @@ def _verdict(record: EvalRecord, detail: _Detail) -> Iterator[str]:
             yield f"> {_cell(note)}"
     yield ""
     if detail.flips and record.flips:
-        yield from _flips(record, detail.flips)
+        yield from _flips(record)
 
 
-def _flips(record: EvalRecord, count: int) -> Iterator[str]:
-    yield f"<details><summary>Negative flips ({len(record.flips):,} known)</summary>"
+def _flips(record: EvalRecord) -> Iterator[str]:
+    yield f"<details><summary>Right before and wrong now ({len(record.flips):,} known)</summary>"
     yield ""
     yield "| test | against | example | right | before | now |"
     yield "|---|---|---|---|---|---|"
-    for flip in record.flips[:count]:
+    for flip in record.flips:
         cells = (flip.test, flip.against, flip.example, flip.gold, flip.before, flip.after)
         yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
     yield ""
-    if len(record.flips) > count:
-        yield f"and {len(record.flips) - count:,} more"
-        yield ""
     yield "</details>"
     yield ""
 

@@ -31,18 +31,18 @@ _STYLE = (
 _LABEL, _WIDTH, _STEP, _NUMBERS, _LABEL_CHARACTERS = 230, 320, 20, 260, 30
 
 
-def verdict_html(records: Sequence[EvalRecord], *, show_flips: int = 20) -> str:
+def verdict_html(records: Sequence[EvalRecord]) -> str:
     """A complete document: for each suite its lines, a bar for each slice, and the first negative flips."""
     decision = worst_decision(record.decision for record in records)
     title = f"mgit eval: {DECISION_WORDS[decision]}"
     parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{text(title)}</h1>']
     for record in records:
-        parts += _suite(record, show_flips)
+        parts += _suite(record)
     parts.append("</div>")
     return document(title, "".join(parts))
 
 
-def check_html(report: CheckReport, *, show_flips: int = 20) -> str:
+def check_html(report: CheckReport) -> str:
     """A complete document: the parts of a check, what was found, and the verdicts of suites."""
     title = f"mgit check: {report.revision} against {report.base}"
     parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{text(title)}</h1><table>']
@@ -55,7 +55,7 @@ def check_html(report: CheckReport, *, show_flips: int = 20) -> str:
         parts += _findings(section)
     for section in report.sections:
         if section.evaluation is not None:
-            parts += _suite(section.evaluation, show_flips)
+            parts += _suite(section.evaluation)
     parts.append("</div>")
     return document(title, "".join(parts))
 
@@ -84,7 +84,7 @@ def _word(decision: Decision) -> str:
     return f'<b class="{_kind(decision)}">{DECISION_WORDS[decision]}</b>'
 
 
-def _suite(record: EvalRecord, show_flips: int) -> Iterator[str]:
+def _suite(record: EvalRecord) -> Iterator[str]:
     yield f"<h2>{text(record.suite)}: {_word(record.decision)}</h2>"
     drawn = f", {record.examples:,} examples" if record.examples else ""
     yield f'<p class="note">{text(baseline_words(record))}{drawn}, {record.seconds:.1f} s</p>'
@@ -101,7 +101,7 @@ def _suite(record: EvalRecord, show_flips: int) -> Iterator[str]:
             slices.setdefault((result.test, result.name, result.against), []).append(result)
     for found in slices.values():
         yield from _slices(record, found)
-    yield from _flips(record, show_flips)
+    yield from _flips(record)
     yield "<details><summary>What was measured</summary><table>"
     for name, value in verdict_groups([record])[0].properties.items():
         yield f"<tr><th>{text(name)}</th><td><code>{text(value)}</code></td></tr>"
@@ -144,15 +144,13 @@ def _slices(record: EvalRecord, found: Sequence[CheckResult]) -> Iterator[str]:
     yield "</svg>"
 
 
-def _flips(record: EvalRecord, count: int) -> Iterator[str]:
-    if not record.flips or not count:
+def _flips(record: EvalRecord) -> Iterator[str]:
+    if not record.flips:
         return
     yield f"<h3>Right before and wrong now ({len(record.flips):,} known)</h3>"
     names = ("test", "against", "example", "right", "before", "now")
     yield f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
-    for flip in record.flips[:count]:
+    for flip in record.flips:
         cells = (flip.test, flip.against, flip.example, flip.gold, flip.before, flip.after)
         yield f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
     yield "</table>"
-    if len(record.flips) > count:
-        yield f"<p>and {len(record.flips) - count:,} more</p>"

@@ -227,7 +227,7 @@ def test_slices_are_bars_on_one_scale(verdict: EvalRecord) -> None:
 
 
 def test_golden_markdown(verdict: EvalRecord) -> None:
-    assert verdict_markdown([verdict], show_flips=1).splitlines() == [
+    assert verdict_markdown([verdict]).splitlines() == [
         "### ✗ compat: FAIL",
         "",
         r"baselines parent 0b77f1ac9e21, tag\:v1 91cd04e6b7aa, 412 examples, candidate tree 5ca1ab1e0000",
@@ -241,13 +241,12 @@ def test_golden_markdown(verdict: EvalRecord) -> None:
         r"| intents-flips\: negative flips vs tag\:v1, lang=en |  | 2.0 % |  | pass |  |",
         "| kl |  | 0.07 nats | max 0.05 nats | warn |  |",
         "",
-        "<details><summary>Negative flips (2 known)</summary>",
+        "<details><summary>Right before and wrong now (2 known)</summary>",
         "",
         "| test | against | example | right | before | now |",
         "|---|---|---|---|---|---|",
         r"| intents-flips | tag\:v1 | q7 | place | place | person |",
-        "",
-        "and 1 more",
+        r"| intents-flips | tag\:v1 | q9 | time | time | date |",
         "",
         "</details>",
         "",
@@ -290,9 +289,9 @@ def test_markdown_fits_a_step_summary(verdict: EvalRecord) -> None:
     many = tuple(replace(verdict.flips[0], example="x" * 200 + str(number)) for number in range(500))
     passing = tuple(CheckResult(name=f"pass {number}", decision="pass", detail="d" * 250) for number in range(300))
     record = replace(verdict, flips=many, results=(*passing, *verdict.results))
-    assert len(verdict_markdown([record], show_flips=500).encode()) > 200_000
+    assert len(verdict_markdown([record]).encode()) > 200_000
     for limit in (150_000, 50_000, 2_000, 200):
-        text = verdict_markdown([record], show_flips=500, max_bytes=limit)
+        text = verdict_markdown([record], max_bytes=limit)
         assert len(text.encode()) <= limit
         assert ("lang=de" in text) == (limit >= 2_000)
         assert ("pass 299" in text) == (limit >= 150_000)
