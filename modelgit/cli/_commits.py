@@ -8,30 +8,60 @@ from typing import TYPE_CHECKING
 
 from modelgit.cli._format import ago, duration, plural
 from modelgit.cli._output import Painted, Part, blue, bold, columns, dim, green, red, yellow
-from modelgit.reporting.verdict_text import baseline_words, check_cells, check_label, flip_words, measurement
+from modelgit.reporting.verdict_text import (
+    DECISION_WORDS,
+    baseline_words,
+    check_cells,
+    check_label,
+    flip_words,
+    measurement,
+)
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
+    from modelgit.repo.attested import Attested
 
-__all__ = ["date_line", "decorations", "gate_mark", "patch_words", "verdict_lines", "when"]
+__all__ = ["date_line", "decorations", "gate_mark", "note_rows", "patch_words", "verdict_lines", "when"]
 
-_MARKS: dict[str, Part] = {
-    "pass": green("gates ✓"),
-    "warn": yellow("gates !"),
-    "fail": red("gates ✗"),
-    "inconclusive": yellow("gates ?"),
-    "error": red("gates ✗"),
-    "baseline": dim("baseline"),
+_MARKS: dict[str, tuple[Callable[[object], Painted], str]] = {
+    "pass": (green, "gates ✓"),
+    "warn": (yellow, "gates !"),
+    "fail": (red, "gates ✗"),
+    "inconclusive": (yellow, "gates ?"),
+    "pending": (yellow, "gates due"),
+    "error": (red, "gates ✗"),
+    "baseline": (dim, "baseline"),
 }
 
 
 _PAINTS: dict[str, Callable[[object], Painted]] = {"pass": green, "fail": red, "error": red, "baseline": dim}
 
 
-def gate_mark(verdict: str | None) -> Part:
-    """The verdict of a commit in a log."""
-    return _MARKS.get(verdict or "", "")
+def gate_mark(verdict: str | None, signers: Sequence[str] = ()) -> Part:
+    """The verdict of a commit in a log, and who vouches for it: `gates ✓ signed ci@example.org`."""
+    if verdict not in _MARKS:
+        return ""
+    paint, text = _MARKS[verdict]
+    return paint(f"{text} signed {', '.join(signers)}" if signers else text)
+
+
+def note_rows(attested: Iterable[Attested], *, now_s: float | None = None) -> list[list[Part]]:
+    """Notes about the weights of a commit, one row each: suite, word, who vouches for it or why nobody does, age."""
+    now = time.time() if now_s is None else now_s
+    rows: list[list[Part]] = []
+    for note in attested:
+        if note.problem:
+            who: Part = red(note.problem)
+        elif note.signers:
+            who = f"signed {', '.join(note.signers)}"
+        else:
+            who = dim("unsigned" if note.counts else f"unsigned, from {note.origin}: does not count")
+        word = _PAINTS.get(note.decision, yellow)(DECISION_WORDS[note.decision])
+        rows.append(
+            [note.suite, word, who, dim("" if note.time_s is None else ago(now - note.time_s)), note.note.short]
+        )
+    return rows
 
 
 def decorations(refs: Sequence[str]) -> list[Part]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._commits import date_line, decorations, gate_mark, patch_words, when
+from modelgit.cli._compat import show_compat
 from modelgit.cli._format import escape, size
 from modelgit.cli._graph import Row, draw
 from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import Output, Part, dim, plain_data, yellow
+from modelgit.cli._output import Output, Part, dim, plain_data, red, yellow
 from modelgit.cli._session import Session
+from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects import MergeRecipe
@@ -28,13 +30,30 @@ _NO_GUTTER = Row("", (), "")
 @click.option("--graph", is_flag=True, help="Draw how commits descend from each other.")
 @click.option("--oneline", is_flag=True, help="One line a commit.")
 @click.option("-n", "--number", type=click.IntRange(min=0), metavar="N", help="Show the newest N commits only.")
+@click.option("--compat", is_flag=True, help="Show how much can have broken since the last tag, from what is recorded.")
 @json_option
 @pass_session
-def log(session: Session, revision: str | None, graph: bool, oneline: bool, number: int | None, as_json: bool) -> None:
+def log(
+    session: Session,
+    revision: str | None,
+    graph: bool,
+    oneline: bool,
+    number: int | None,
+    compat: bool,
+    as_json: bool,
+) -> None:
     """Show the commits that REV (the current commit) descends from, children before parents.
 
-    Reads no weights.  A line ends with the verdict of the gate and with what the commit's patch takes.
+    Reads no weights.  A line ends with the verdict of the gate, whoever signed it, and what the commit's patch takes.
+
+    With --compat, the negative flips and the churn that were recorded for each commit since the last tag are added up:
+    no evaluation against the tag can find more on the same examples.
     """
+    if compat:
+        if graph or oneline or number is not None:
+            raise UsageError("--compat goes with none of --graph, --oneline and -n", hint="`mgit log --compat`")
+        show_compat(session, revision or "HEAD", as_json)
+        return
     from modelgit.repo.log import log as read_log
 
     entries = list(read_log(session.repository, revision, limit=number))
@@ -76,10 +95,10 @@ def _short_entries(entries: Sequence[LogEntry]) -> list[list[list[Part]]]:
     subjects = [[*_named(entry.refs), entry.commit.subject] for entry in entries]
     widths = [sum(len(escape(str(part))) for part in parts) for parts in subjects]
     widest = min(max(widths, default=0), 72)
-    marks = max((len(str(gate_mark(entry.verdict))) for entry in entries), default=0)
+    marks = max((len(str(gate_mark(entry.verdict, entry.signers))) for entry in entries), default=0)
     lines: list[list[list[Part]]] = []
     for entry, parts, width in zip(entries, subjects, widths, strict=True):
-        mark = gate_mark(entry.verdict)
+        mark = gate_mark(entry.verdict, entry.signers)
         line: list[Part] = [yellow(entry.id.short), " ", *parts, " " * (widest - width + 3), mark]
         line += [" " * (marks - len(str(mark)) + 2), size(entry.patch.bytes_added)]
         lines.append([[*line, *([dim("  weights pruned")] if entry.pruned else [])]])
@@ -105,7 +124,9 @@ def full_entry(entry: LogEntry) -> list[list[Part]]:
     lines += [["    ", text] for text in commit.message.rstrip("\n").split("\n")]
     lines.append([])
     summary: list[Part] = ["    ", dim(f"{patch_words(entry.patch)}, {size(entry.patch.bytes_added)}"), "  "]
-    return [*lines, [*summary, gate_mark(entry.verdict)]]
+    lines.append([*summary, gate_mark(entry.verdict, entry.signers)])
+    lines += [["    ", red(f"note {note.note.short}: {note.problem}")] for note in entry.attested if note.problem]
+    return lines
 
 
 def _recipe(recipe: MergeRecipe) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import note_rows, verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural, size
 from modelgit.cli._options import command, json_option, pass_session
@@ -37,7 +37,7 @@ _WORDS = {"respecified": "another dtype or shape"}
 @json_option
 @pass_session
 def show(session: Session, revision: str, storage: bool, as_json: bool) -> None:
-    """Show a commit (the current one, if none is named): its message, verdicts, what it changed, and its files.
+    """Show a commit (the current one, if none is named): message, verdicts and notes, what it changed, and its files.
 
     Reads no weights, unless asked how they are stored.
     """
@@ -60,6 +60,8 @@ def show(session: Session, revision: str, storage: bool, as_json: bool) -> None:
     output.hold()
     output.lines(full_entry(entry))
     output.lines(verdict_lines(verdicts, baseline=next(iter(entry.commit.parents), None), indent=4))
+    if entry.attested:
+        _section(session, "attestations", note_rows(entry.attested))
     if entry.patch.base is not None and entry.patch.tensors:
         _section(session, "tensors", [_tensor(change) for change in entry.patch.tensors])
     if entry.patch.base is not None and entry.patch.files:

@@ -28,6 +28,7 @@ class RepositoryPaths:
         self.passes = self.cache / "passes"
         self.snapshots = self.cache / "snapshots"
         self.weights = self.cache / "weights"
+        self.signatures = self.cache / "signatures"
         self.stat_index = directory / "worktree" / "index"
         self.journal = directory / "worktree" / "journal"
         self.merge = directory / "worktree" / "merge"

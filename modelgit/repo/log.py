@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import Commit, CommitId, Patch
 from modelgit.objects.graph import topological
+from modelgit.repo.attested import Attestations, Attested, last_word
 from modelgit.repo.pruned import pruned_commits, pruned_on
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ class LogEntry(NamedTuple):
     """A commit of the log.
 
     `refs` are the short names that point at it, the current branch first; `pruned` is the day on which retention took
-    its weights, None where they are kept.
+    its weights, None where they are kept.  `verdict` is the worst word on it, notes included; `signers` vouch for it,
+    and `attested` are the notes about its weights, the newest first.
     """
 
     id: CommitId
@@ -28,6 +30,8 @@ class LogEntry(NamedTuple):
     refs: tuple[str, ...]
     verdict: str | None
     pruned: str | None = None
+    signers: tuple[str, ...] = ()
+    attested: tuple[Attested, ...] = ()
 
 
 def log(repo: Repository, revision: str | None = None, *, limit: int | None = None) -> Iterator[LogEntry]:
@@ -56,16 +60,13 @@ def log(repo: Repository, revision: str | None = None, *, limit: int | None = No
         return commits[commit]
 
     order = topological([tip], lambda c: read(c).parents, lambda c: read(c).committer.time_s)
-    for number, found in enumerate(order):
-        if limit is not None and number >= limit:
-            return
-        entry = read(found)
-        day = pruned_on(pruned[found]) if found in pruned else None
-        yield LogEntry(found, entry, repo.patch_of(found), tuple(names.get(found, ())), _verdict(entry), day)
-
-
-def _verdict(commit: Commit) -> str | None:
-    """The worst word of the commit's verdicts; no record of one is read for a log."""
-    order = ("error", "fail", "inconclusive", "warn", "pass", "baseline")
-    words = {verdict.decision for verdict in commit.verdicts}
-    return next((word for word in order if word in words), None)
+    with Attestations(repo) as attestations:
+        for number, found in enumerate(order):
+            if limit is not None and number >= limit:
+                return
+            entry = read(found)
+            day = pruned_on(pruned[found]) if found in pruned else None
+            attested = attestations.of(found)
+            verdict, signers = last_word(entry, attested)
+            refs = tuple(names.get(found, ()))
+            yield LogEntry(found, entry, repo.patch_of(found), refs, verdict, day, signers, attested)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from blake3 import blake3
 
 from modelgit.errors import IntegrityError, NothingToDo, UsageError
 from modelgit.objects import CommitId, EvalRecord, EvalRecordId, KeptNote, Manifest, Note, NoteId
@@ -16,10 +17,11 @@ from modelgit.objects.attestations import make_test_result, sums_up, write_test_
 from modelgit.objects.graph import ancestors
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
-from modelgit.signing.notes import CheckedNote, check_note, check_signature
-from modelgit.signing.program import NAMESPACE, sign
-from modelgit.signing.signers import SIGNERS_FILE, AllowedSigners
+from modelgit.signing.notes import CheckedNote, Verify, check_note, check_signature
+from modelgit.signing.program import NAMESPACE, matches, sign
+from modelgit.signing.signers import SIGNERS_FILE, AllowedSigner, AllowedSigners
 from modelgit.store.base import ObjectStore
+from modelgit.store.durable import write_cache_file
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record, write_record
 from modelgit.store.side_records import with_notes
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KnownNote",
+    "SeenSignatures",
     "add_acceptance",
     "all_notes",
     "allowed_signers",
@@ -42,6 +45,7 @@ __all__ = [
 ]
 
 _MAX_SIGNERS_BYTES = 1 << 20
+_MAGIC = b"mgitsig1"
 
 
 class KnownNote(NamedTuple):
@@ -58,6 +62,43 @@ class KnownNote(NamedTuple):
         if self.checked.problem:
             return False
         return bool(self.checked.signature.principals) or (not self.kept.origin and not self.note.signature)
+
+
+class SeenSignatures:
+    """Signatures that were found to match, kept in a cache: a log of signed commits runs a program for new ones only.
+
+    Whether the key is allowed and valid is asked every time.  For what is shown; whoever lets something in runs the
+    program.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._good: set[bytes] = set()
+        self._fresh = False
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return
+        content = data[len(_MAGIC) + 32 :]
+        if data[: len(_MAGIC) + 32] == _MAGIC + blake3(content).digest():
+            self._good = {content[at : at + 32] for at in range(0, len(content), 32)}
+
+    def matches(self, statement: str, signature: str, signer: AllowedSigner, *, namespace: str) -> bool:
+        """As `signing.program.matches`."""
+        parts = (statement.encode(), signature.encode(errors="replace"), signer.key, namespace.encode())
+        name = blake3(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+        if name not in self._good:
+            if not matches(statement, signature, signer, namespace=namespace):
+                return False
+            self._good.add(name)
+            self._fresh = True
+        return True
+
+    def write(self) -> None:
+        """Keep what is new."""
+        if self._fresh:
+            content = b"".join(sorted(self._good))
+            write_cache_file(self._path, _MAGIC + blake3(content).digest() + content)
 
 
 def all_notes(repo: Repository) -> tuple[KeptNote, ...]:
@@ -105,16 +146,17 @@ def check_kept(
     store: ObjectStore | None = None,
     now_s: float | None = None,
     at_s: float | None = None,
+    verify: Verify = matches,
 ) -> KnownNote:
     """Read and check one note.
 
     `at_s` is when the key must be valid: at the moment that the note names, unless given.  Raises IntegrityError when
-    an object is missing or damaged, MissingExtraError when a signature cannot be checked for want of ssh-keygen.
+    an object is missing or damaged.
     """
     where = store or repo.store
     note = read_record(where, kept.id, Note)
     now = time.time() if now_s is None else now_s
-    checked = check_note(note, signers, now_s=now, about=kept.about, at_s=at_s)
+    checked = check_note(note, signers, now_s=now, about=kept.about, at_s=at_s, verify=verify)
     record = None
     if checked.result is not None and not checked.problem and note.record is not None:
         record = read_record(where, note.record, EvalRecord)

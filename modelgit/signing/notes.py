@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from modelgit.errors import IntegrityError
+from modelgit.errors import IntegrityError, MissingExtraError
 from modelgit.objects.acceptances import Acceptance, read_acceptance
 from modelgit.objects.attestations import TestResult, read_test_result
 from modelgit.objects.notes import Note
 from modelgit.objects.statements import time_of
 from modelgit.signing.armor import fingerprint, read_armor
-from modelgit.signing.program import NAMESPACE, PROGRAM, matches
-from modelgit.signing.signers import SIGNERS_FILE, AllowedSigners
+from modelgit.signing.program import NAMESPACE, matches
+from modelgit.signing.signers import SIGNERS_FILE, AllowedSigner, AllowedSigners
 
-__all__ = ["CheckedNote", "SignatureCheck", "check_note", "check_signature"]
+__all__ = ["CheckedNote", "SignatureCheck", "Verify", "check_note", "check_signature"]
 
 _CLOCK_SKEW_S = 600
+
+
+class Verify(Protocol):
+    """Whether a signature was made over exactly a statement with the key of a line (see `program.matches`)."""
+
+    def __call__(self, statement: str, signature: str, signer: AllowedSigner, *, namespace: str) -> bool:
+        """Raises MissingExtraError where that cannot be found out."""
 
 
 class SignatureCheck(NamedTuple):
@@ -56,13 +63,13 @@ def check_note(
     about: str | None = None,
     at_s: float | None = None,
     namespace: str = NAMESPACE,
-    program: str = PROGRAM,
+    verify: Verify = matches,
 ) -> CheckedNote:
     """Check a note against the allowed signers (None: there is no file of them).
 
     `about` is the weights tree that a test result, or the suite that an acceptance must be about.  A key must be valid
     at `at_s` (seconds since 1970): the moment at which the note says it was made, unless given; whoever lets something
-    in should give the present.  Raises MissingExtraError only when a signature is to be checked without ssh-keygen.
+    in should give the present.  `verify` does the mathematics.  Nothing is raised: what cannot be checked counts not.
     """
     result: TestResult | None = None
     acceptance: Acceptance | None = None
@@ -86,9 +93,7 @@ def check_note(
     except IntegrityError as error:
         problem = error.message
     moment = made_s if at_s is None else at_s
-    checked = check_signature(
-        note.statement, note.signature, signers, at_s=moment, namespace=namespace, program=program
-    )
+    checked = check_signature(note.statement, note.signature, signers, at_s=moment, namespace=namespace, verify=verify)
     return CheckedNote(result, acceptance, checked, problem)
 
 
@@ -99,7 +104,7 @@ def check_signature(
     *,
     at_s: float,
     namespace: str = NAMESPACE,
-    program: str = PROGRAM,
+    verify: Verify = matches,
 ) -> SignatureCheck:
     """Who signed `statement`, if a line of the allowed signers lets the key sign in `namespace` at `at_s`."""
     if not signature:
@@ -120,6 +125,10 @@ def check_signature(
     good = [line for line in lines if line.problem(namespace, at_s) is None]
     if not good:
         return SignatureCheck(problem=lines[0].problem(namespace, at_s) or "", key=key)
-    if not matches(statement, signature, good[0], namespace=namespace, program=program):
+    try:
+        right = verify(statement, signature, good[0], namespace=namespace)
+    except (MissingExtraError, IntegrityError) as error:
+        return SignatureCheck(problem=f"its signature cannot be checked: {error.message}", key=key)
+    if not right:
         return SignatureCheck(problem="its signature does not match: statement or signature were altered", key=key)
     return SignatureCheck(tuple(dict.fromkeys(name for line in good for name in line.principals)), key=key)

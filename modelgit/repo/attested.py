@@ -1,0 +1,127 @@
+"""What notes say of commits: the verdict that counts for each suite, and who vouches for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgit.errors import IntegrityError
+from modelgit.objects import Commit, CommitId, Decision, KeptNote, NoteId
+from modelgit.repo.notes import KnownNote, SeenSignatures, allowed_signers, check_kept, kept_notes
+from modelgit.repo.weights import WeightsOfCommits
+
+if TYPE_CHECKING:
+    from modelgit.repo.repository import Repository
+    from modelgit.signing.signers import AllowedSigners
+
+__all__ = ["Attestations", "Attested", "last_word"]
+
+_ORDER: tuple[Decision, ...] = ("error", "fail", "inconclusive", "pending", "warn", "pass", "baseline")
+
+
+class Attested(NamedTuple):
+    """A note about the weights of a commit.
+
+    `signers` are the names of the key that signed, empty for a note that is unsigned or whose signature does not count;
+    `problem` says why.  `counts`: it is signed well, or was made in this clone.  `time_s` is when it was made, as it
+    says (seconds since 1970), None for one that cannot be read.
+    """
+
+    note: NoteId
+    suite: str
+    decision: Decision
+    signers: tuple[str, ...]
+    counts: bool
+    problem: str = ""
+    time_s: int | None = None
+    origin: str = ""
+
+
+class Attestations:
+    """The notes of a repository by weights tree, checked when they are asked for.
+
+    Close it (`with`) to keep what was computed.  Nothing is computed for a repository without notes.
+    """
+
+    def __init__(self, repo: Repository) -> None:
+        self._repo = repo
+        self._notes: dict[str, list[KeptNote]] = {}
+        for kept in kept_notes(repo, kind="test-result"):
+            self._notes.setdefault(kept.about, []).append(kept)
+        self._known: dict[str, list[KnownNote]] = {}
+        self._weights = WeightsOfCommits(repo)
+        self._seen = SeenSignatures(repo.paths.signatures)
+        self._now_s = time.time()
+
+    def __enter__(self) -> Attestations:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._weights.__exit__()
+        self._seen.write()
+
+    @cached_property
+    def _signers(self) -> AllowedSigners | None:
+        return allowed_signers(self._repo)
+
+    def weights_of(self, commit: CommitId) -> str:
+        """The weights tree of a commit."""
+        return self._weights.of(commit)
+
+    def notes_of(self, commit: CommitId) -> list[KnownNote]:
+        """The notes about the weights of a commit, the newest first; those that cannot be read are left out."""
+        if not self._notes:
+            return []
+        try:
+            weights = self._weights.of(commit)
+        except IntegrityError:
+            return []  # a log shows what is there; `fsck` says what is not
+        if weights not in self._known:
+            self._known[weights] = list(self._read(self._notes.get(weights, ())))
+        return self._known[weights]
+
+    def _read(self, notes: Iterable[KeptNote]) -> Iterable[KnownNote]:
+        for kept in notes:
+            try:
+                yield check_kept(self._repo, kept, self._signers, now_s=self._now_s, verify=self._seen.matches)
+            except IntegrityError:
+                continue
+
+    def of(self, commit: CommitId) -> tuple[Attested, ...]:
+        """What notes say of a commit, the newest first."""
+        return tuple(_attested(known) for known in self.notes_of(commit))
+
+
+def _attested(known: KnownNote) -> Attested:
+    result = known.checked.result
+    signed = known.note.signature != ""
+    problem = known.checked.problem or (known.checked.signature.problem if signed else "")
+    return Attested(
+        note=known.kept.id,
+        suite=result.suite if result is not None else "?",
+        decision=result.decision if result is not None else "error",
+        signers=known.checked.signature.principals if not known.checked.problem else (),
+        counts=known.counts,
+        problem=problem,
+        time_s=result.time_s if result is not None else None,
+        origin=known.kept.origin,
+    )
+
+
+def last_word(commit: Commit, attested: Iterable[Attested]) -> tuple[Decision | None, tuple[str, ...]]:
+    """The worst word on a commit, and who signed one that counts.
+
+    For each suite the newest note that counts stands in place of the verdict that the commit was recorded with.
+    """
+    words: dict[str, Decision] = {verdict.suite: verdict.decision for verdict in commit.verdicts}
+    signers: dict[str, None] = {}
+    seen = set()
+    for note in attested:
+        if note.counts and note.suite not in seen:
+            seen.add(note.suite)
+            words[note.suite] = note.decision
+            signers.update(dict.fromkeys(note.signers))
+    found = set(words.values())
+    return next((word for word in _ORDER if word in found), None), tuple(signers)
