@@ -10,10 +10,13 @@ import click
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
-from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import plain_data
+from modelgit.cli._options import command, group, json_option, pass_session
+from modelgit.cli._output import plain_data, yellow
 from modelgit.cli._reports import Reports, no_commands, report_options, write_verdicts
 from modelgit.cli._session import Session
+from modelgit.cli.cmd_eval_suites import lint, noise_lines, selftest
+from modelgit.config.suite_files import duration_s
+from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,24 +29,80 @@ FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
 _SHOWN_FLIPS = 20
 
 
-@command("eval", example="mgit eval main --suite smoke --baseline v1.0")
+@group("eval", default="run", implied=True, example="mgit eval main --suite smoke --baseline v1.0")
+def evaluate() -> None:
+    """Run suites: what a model must keep, and by how much it may change.
+
+    `mgit eval REV` is short for `mgit eval run REV`.
+    """
+
+
+def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else duration_s(text, where="`--budget`")
+
+
+@command("run", example="mgit eval run main --suite smoke --baseline v1.0")
 @click.argument("revision", required=False, shell_complete=complete_revision, metavar="[REV]")
 @click.option("--suite", "suites", multiple=True, metavar="NAME", help="Run this suite; may be repeated (all suites).")
 @click.option(
-    "--baseline", shell_complete=complete_revision, metavar="REV", help="Compare with REV (the parent, or HEAD)."
+    "--baseline",
+    "baselines",
+    multiple=True,
+    shell_complete=complete_revision,
+    metavar="REV",
+    help="Compare with REV in place of what the suites name; may be repeated.",
+)
+@click.option("--staged", is_flag=True, help="What `mgit commit` would run now: suites due at a commit, the work tree.")
+@click.option(
+    "--suites-from",
+    shell_complete=complete_revision,
+    metavar="REV",
+    help="Suites and data as recorded at REV (a protected branch), not those of the work tree.",
+)
+@click.option("--full", is_flag=True, help="Look at every example.")
+@click.option("--fail-fast", is_flag=True, help="Leave a suite at its first broken limit.")
+@click.option(
+    "--budget", metavar="TIME", callback=_seconds, help="Wall time for all suites (60s, 5m); what is left is undecided."
+)
+@click.option(
+    "--verify-cache",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="First compute N random predictions of each cache again, and compare.",
+)
+@click.option(
+    "--noise-floor",
+    is_flag=True,
+    help="Measure how many answers change when nothing changed: computed again, and (--baseline) by another seed.",
+)
+@click.option("--shadow", is_flag=True, help="Show what would happen, and end with 0 whatever it is.")
+@click.option(
+    "--show",
+    type=click.Choice(["flips"]),
+    metavar="flips",
+    help=f"flips: list all examples that broke, not the first {_SHOWN_FLIPS}.",
 )
 @report_options(github=True)
 @json_option
 @pass_session
-def evaluate(
+def run(
     session: Session,
     revision: str | None,
     suites: tuple[str, ...],
-    baseline: str | None,
+    baselines: tuple[str, ...],
+    staged: bool,
+    suites_from: str | None,
+    full: bool,
+    fail_fast: bool,
+    budget: float | None,
+    verify_cache: int | None,
+    noise_floor: bool,
+    shadow: bool,
+    show: str | None,
     reports: Reports,
     as_json: bool,
 ) -> None:
-    """Run suites on REV, or on the work tree as it would be committed, and compare with a baseline.
+    """Run suites on REV, or on the work tree as it would be committed, and compare with their baselines.
 
     Nothing is recorded.  Exit code 0: passed; 1: a limit is broken; 8: undecided; 9: a suite could not run or had no
     data.
@@ -51,20 +110,50 @@ def evaluate(
     from modelgit.repo.evaluate import evaluate as run_suites
     from modelgit.repo.suite_runs import EvalOptions
 
+    if staged and revision is not None:
+        raise UsageError("--staged is about the work tree, and a revision is named", hint=f"`mgit eval {revision}`")
     repo = session.repository
-    options = EvalOptions(baselines=(baseline,) if baseline else ())
-    records = run_suites(repo, revision, suites=suites, options=options, progress=session.progress)
+    if noise_floor:
+        _show_noise(session, revision or "HEAD", suites, baselines, as_json)
+        return
+    options = EvalOptions(
+        baselines=baselines,
+        full=full,
+        fail_fast=fail_fast,
+        budget_s=budget,
+        stages=("commit",) if staged else (),
+        verify_cache=verify_cache or 0,
+        all_flips=show == "flips",
+    )
+    law = repo.manifest_of(repo.resolve(suites_from)) if suites_from else None
+    records = run_suites(repo, revision, suites=suites, options=options, law=law, progress=session.progress)
+    code = exit_code_of(records)
     if as_json:
         session.output.json("mgit.eval/1", {"evaluations": plain_data(records)})
     else:
         parents = repo.parents_of(repo.resolve(revision)) if revision else [head] if (head := repo.head()) else []
-        against = repo.resolve(baseline) if baseline else next(iter(parents), None)
+        against = repo.resolve(baselines[0]) if baselines else next(iter(parents), None)
+        flips = max((len(record.flips) for record in records), default=0) if show == "flips" else _SHOWN_FLIPS
         with no_commands(session) if reports.github else contextlib.nullcontext():
-            session.output.lines(verdict_lines(records, baseline=against, flips=_SHOWN_FLIPS))
+            session.output.lines(verdict_lines(records, baseline=against, flips=flips))
+        if shadow and code:
+            session.output.say(yellow(f"Shadow: without --shadow this ends with {code}."))
     write_verdicts(session, records, reports)
-    code = exit_code_of(records)
-    if code:
+    if code and not shadow:
         raise Quit(code)
+
+
+def _show_noise(
+    session: Session, revision: str, suites: tuple[str, ...], baselines: tuple[str, ...], as_json: bool
+) -> None:
+    from modelgit.repo.suite_checks import noise_floor
+
+    repo = session.repository
+    found = noise_floor(repo, revision, suites=suites, against=baselines, progress=session.progress)
+    if as_json:
+        session.output.json("mgit.eval-noise/1", {"floors": [plain_data(item) for item in found]})
+    else:
+        session.output.lines(noise_lines(found))
 
 
 def exit_code_of(records: Iterable[EvalRecord]) -> int:
@@ -74,3 +163,7 @@ def exit_code_of(records: Iterable[EvalRecord]) -> int:
         if decision in decisions:
             return code
     return 0
+
+
+for _item in (run, lint, selftest):
+    evaluate.add_command(_item)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from modelgit.config.schema import TaskSettings
 from modelgit.config.suites import RunSettings
-from modelgit.errors import UsageError
+from modelgit.errors import IntegrityError, UsageError
 from modelgit.evals.base import Dataset
 from modelgit.evals.cache import PredictionCache, ScoreCache, prediction_key, score_key
 from modelgit.evals.predictions import Predictions, PredictionSource, predict
@@ -34,9 +35,20 @@ from modelgit.store.base import ObjectStore
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["LoadedModels", "ManifestSide", "read_dataset"]
+__all__ = ["LoadedModels", "ManifestSide", "ModelChange", "read_dataset"]
 
 _MODELS_HELD = 2
+_EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Relative rounding of outputs; those of float64 models are kept as float32."""
+_ROUNDING = 512
+
+
+@dataclass(frozen=True)
+class ModelChange:
+    """Something done to a model after it was loaded, which `name` names in keys of caches."""
+
+    name: str
+    apply: Callable[[TaskModel], None]
 
 
 class LoadedModels:
@@ -74,11 +86,12 @@ class ManifestSide:
         models: LoadedModels,
         stack: ExitStack,
         path_from: tuple[ObjectStore, Manifest] | None = None,
+        change: ModelChange | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self.name = name
         self.manifest: ManifestId = manifest_id(manifest)
-        self.weights = str(weights_tree(repo, manifest, store=store))
+        self.weights = weights_tree(repo, manifest, store=store) + (f" {change.name}" if change else "")
         self.versions: Mapping[str, str] = {"torch": library_version("torch")}
         self._repo = repo
         self._store = store
@@ -87,6 +100,7 @@ class ManifestSide:
         self._models = models
         self._stack = stack
         self._path_from = path_from
+        self._change = change
         self._progress = progress
         self._sources: dict[str, PredictionSource] = {}
         self._files: Path | None = None
@@ -111,6 +125,31 @@ class ManifestSide:
             self.model(data), self.encode(data, indices), device=self._settings.device, progress=self._progress
         )
 
+    def verify(self, data: Dataset, count: int, rng: np.random.Generator) -> int:
+        """Compute `count` random predictions that are known already again; returns how many there were to try.
+
+        Raises IntegrityError when a label or a probability is another one than the cache says.
+        """
+        known = self._source(data).known()
+        if known is None or not known.indices.size:
+            return 0
+        chosen = np.sort(rng.choice(known.indices, size=min(count, known.indices.size), replace=False))
+        held = known.take(chosen)
+        fresh = Predictions(chosen, self.compute(data, chosen))
+        # Batches of other examples change the last bits of sums; anything beyond is another model.
+        tolerance = _ROUNDING * _EPSILON[self._settings.dtype]
+        gap = np.abs(np.exp(fresh.log_probs.astype(np.float64)) - np.exp(held.log_probs.astype(np.float64)))
+        sure = np.minimum(fresh.margins, held.margins) > 2 * tolerance
+        wrong = (gap > tolerance).any(axis=1) | (sure & (fresh.labels != held.labels))
+        wrong |= np.isnan(fresh.log_probs).any(axis=1) != np.isnan(held.log_probs).any(axis=1)
+        if wrong.any():
+            raise IntegrityError(
+                f"{int(wrong.sum()):,} of {chosen.size:,} cached predictions on {data.name} are not what the model "
+                f"{self.name} computes",
+                hint=f"remove {self._repo.paths.predictions}",
+            )
+        return int(chosen.size)
+
     def _source(self, data: Dataset) -> PredictionSource:
         if data.name not in self._sources:
             task = self._task(data.task)
@@ -134,7 +173,7 @@ class ManifestSide:
             task,
             files,
             fingerprint,
-            code=code_version(self._repo, task),
+            code=code_version(self._repo, task) + (f", {self._change.name}" if self._change else ""),
             device=self._settings.device.partition(":")[0],
             dtype=self._settings.dtype,
         )
@@ -158,6 +197,8 @@ class ManifestSide:
                     f"the suite runs on `{self._settings.device}`, which this machine does not have: {error}",
                     hint='`device = "cpu"` under [run] of the suite',
                 ) from error
+        if self._change is not None:
+            self._change.apply(model)
         return model
 
     def encode(self, data: Dataset, indices: NDArray[np.int64]) -> ExampleSet:

@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from modelgit.config.suites import RunSettings
     from modelgit.evals.base import Dataset, Deadline
     from modelgit.evals.suites import Suite
+    from modelgit.repo.eval_sides import ManifestSide, ModelChange
     from modelgit.repo.repository import Repository
 
 __all__ = ["EvalOptions", "evaluate_manifest"]
+
+
+_ALL = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class EvalOptions:
     `baselines` replace theirs.  `full` looks at every example, `fail_fast` ends a suite at its first broken limit,
     `budget_s` is wall time for all suites together, and also bounds those that have none.  `stages` leaves out suites
     that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
-    was passed with: a change of a message or of documentation costs nothing.
+    was passed with: a change of a message or of documentation costs nothing.  `verify_cache` random predictions of
+    each cache are first computed again and compared.  `all_flips` keeps every example that broke, not the first few.
     """
 
     baselines: tuple[str, ...] = ()
@@ -47,6 +52,8 @@ class EvalOptions:
     budget_s: float | None = None
     stages: tuple[str, ...] = ()
     reuse: bool = False
+    verify_cache: int = 0
+    all_flips: bool = False
 
 
 def evaluate_manifest(
@@ -59,20 +66,22 @@ def evaluate_manifest(
     texts: SuiteTexts | None = None,
     law: Manifest | None = None,
     options: EvalOptions | None = None,
+    change: ModelChange | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
     """Run the suites (or those named) on a manifest, whose new objects are in `store`.
 
     Suites are those of `texts`, by default of the work tree; their data those of `manifest`.  With `law` both are those
-    that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  What cannot
-    be compared is an "error" that says why.  Raises UsageError for suites that cannot be read.
+    that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  `change` is
+    done to the candidate's models when they are loaded.  What cannot be compared is an "error" that says why.  Raises
+    UsageError for suites that cannot be read.
     """
     options = options or EvalOptions()
     if texts is None:
         texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
     if not texts and not suites:
         return []
-    candidate = _Candidate(repo, store, manifest, parent, law, options, progress)
+    candidate = _Candidate(repo, store, manifest, parent, law, options, change, progress)
     due = [suite for suite in texts.suites(suites) if suites or not options.stages or suite.run.stage in options.stages]
     return [candidate.verdict(suite) for suite in due]
 
@@ -88,6 +97,7 @@ class _Candidate:
         parent: CommitId | None,
         law: Manifest | None,
         options: EvalOptions,
+        change: ModelChange | None,
         progress: Progress,
     ) -> None:
         from modelgit.evals.runner import WallTime
@@ -98,6 +108,7 @@ class _Candidate:
         self.parent = parent
         self.data_from = (store, manifest) if law is None else (repo.store, law)
         self.options = options
+        self.change = change
         self.progress = progress
         self.time = WallTime(options.budget_s)
 
@@ -107,6 +118,8 @@ class _Candidate:
         from modelgit.repo.eval_sides import read_dataset
 
         settings = run_settings(suite.run, full=self.options.full, baselines=self.options.baselines)
+        if settings.budget is None and self.options.budget_s is not None:
+            settings = msgspec.structs.replace(settings, budget=f"{max(self.options.budget_s, 0.001):.3f}s")
         try:
             found, missing = find_baselines(self.repo, settings.baselines, self.parent)
             datasets = {
@@ -150,9 +163,11 @@ class _Candidate:
                 models=models,
                 stack=stack,
                 path_from=None if name == "candidate" else (self.store, self.manifest),
+                change=self.change if name == "candidate" else None,
                 progress=self.progress,
             )
 
+        candidate = side("candidate", self.store, self.manifest)
         baselines, compared, absent = [], [], list(missing)
         for baseline in found:
             manifest = self.repo.manifest_of(baseline.commit)
@@ -169,7 +184,7 @@ class _Candidate:
         run = SuiteRun(
             identity=identity,
             settings=settings,
-            candidate=side("candidate", self.store, self.manifest),
+            candidate=candidate,
             baselines=baselines,
             datasets=datasets,
             deadline=self._deadline(settings),
@@ -178,10 +193,23 @@ class _Candidate:
             tasks=suite.tasks,
             trusted=suite_is_trusted(self.repo, suite),
             failing=sampled_limits(suite.tests, baselines=len(baselines)),
-            show_flips=suite.report.show_flips,
+            show_flips=_ALL if self.options.all_flips else suite.report.show_flips,
             progress=self.progress,
         )
+        if self.options.verify_cache:
+            self._verify([candidate, *baselines], datasets)
         return run_suite(suite, run, compared=compared, missing=absent, fail_fast=self.options.fail_fast)
+
+    def _verify(self, sides: Sequence[ManifestSide], datasets: Mapping[str, Dataset]) -> None:
+        import numpy as np
+
+        from modelgit.models.kinds import PER_EXAMPLE_KINDS
+
+        rng = np.random.default_rng()
+        for one in sides:
+            for data in datasets.values():
+                if data.task.kind in PER_EXAMPLE_KINDS:
+                    one.verify(data, self.options.verify_cache, rng)
 
     def _deadline(self, settings: RunSettings) -> _Either:
         from modelgit.evals.runner import WallTime

@@ -1,0 +1,288 @@
+"""Suites on manifests: baselines by name, stages, what is exempt, whose suite counts, caches and trust."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tokenizers")
+
+from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
+from modelgit.environment import Environment  # noqa: E402
+from modelgit.errors import GateRefused, UsageError  # noqa: E402
+from modelgit.objects import EvalRecord  # noqa: E402
+from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.evaluate import evaluate  # noqa: E402
+from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
+from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
+from modelgit.repo.suites import suite_ids  # noqa: E402
+from modelgit.repo.trust import named_code, suite_is_trusted, trust  # noqa: E402
+
+SUITE = """
+task = "topic"
+[run]
+baselines = {baselines}
+stage = "{stage}"
+{run}
+[data.topic]
+path = "data/topic.test.jsonl"
+slices = ["label"]
+[[test]]
+name = "flips"
+kind = "nfr"
+data = "topic"
+max = {limit}
+{flips}
+[[test]]
+name = "scores"
+kind = "classification"
+data = "topic"
+metrics.accuracy = {{ min = 0.0, max_drop = {limit} }}
+metrics.macro_f1 = {{ max_drop = 1.0, level = "warn" }}
+metrics.churn = {{ max = {limit} }}
+[[test]]
+name = "drift"
+kind = "kl"
+data = "topic"
+max = {kl}
+p99_max = 10.0
+"""
+
+
+def suite(
+    limit: float = 1.0,
+    *,
+    baselines: str = '["parent"]',
+    stage: str = "commit",
+    run: str = "",
+    flips: str = "",
+    kl: float = 10.0,
+) -> str:
+    return SUITE.format(limit=limit, baselines=baselines, stage=stage, run=run, flips=flips, kl=kl)
+
+
+def _environment(folder: Path) -> Environment:
+    return Environment(
+        home=folder, config_home=folder, cache_home=folder / "cache", cwd=folder / "work", author="Ada <a@example.org>"
+    )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained classifier (tag v1), the same with small changes (main~1), and with large ones (main)."""
+    from safetensors.numpy import load_file, save_file
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("suites")
+    work = folder / "work"
+    model = work / "models/bot"
+    model.mkdir(parents=True)
+    write_checkpoint(model)
+    (work / "data").mkdir()
+    write_data(work / "data", train=8, test=120)
+    (work / "mgit.toml").write_text(SETTINGS.partition("# The gate")[0])
+    with Repository.init(work, environment=_environment(folder)) as repo:
+        base = load_file(model / "model.safetensors")
+        for number, size in enumerate((0.0, 0.002, 0.05)):
+            rng = np.random.default_rng(number)
+            state = {
+                name: (array + size * rng.standard_normal(array.shape)).astype(np.float32)
+                for name, array in base.items()
+            }
+            save_file(state, model / "model.safetensors")
+            repo.commit(f"step {number}")
+            if number == 0:
+                from modelgit.repo.branches import create_tag
+
+                create_tag(repo, "v1")
+    return folder
+
+
+@pytest.fixture
+def bot(template: Path, tmp_path: Path) -> Iterator[Repository]:
+    shutil.copytree(template, tmp_path / "copy", symlinks=True)
+    with Repository.open(tmp_path / "copy/work", environment=_environment(tmp_path / "copy")) as repo:
+        yield repo
+
+
+def write(bot: Repository, text: str, name: str = "compat") -> None:
+    (bot.worktree / "evals").mkdir(exist_ok=True)
+    (bot.worktree / f"evals/{name}.toml").write_text(text)
+
+
+def only(bot: Repository, revision: str | None = "HEAD", **options: object) -> EvalRecord:
+    (record,) = evaluate(bot, revision, suites=["compat"], options=EvalOptions(**options))  # type: ignore[arg-type]
+    return record
+
+
+def test_each_baseline_has_its_lines_and_its_limits(bot: Repository) -> None:
+    write(bot, suite(baselines='["parent", "tag:v*", "branch:main"]', flips='max_vs."tag:v*" = 0.0\nslice_max = 0.9'))
+    record = only(bot)
+    assert [(one.name, one.commit) for one in record.baselines] == [
+        ("parent", bot.resolve("HEAD~1")),
+        ("tag:v1", bot.resolve("v1")),
+        ("branch:main", bot.head()),
+    ]
+    flips = {line.against: line for line in record.results if line.name == "negative flips"}
+    assert flips["branch:main"].broken == 0
+    assert flips["parent"].decision == "pass" and flips["parent"].limit == "max 100.0 %"
+    assert flips["tag:v1"].broken > 0 and flips["tag:v1"].decision == "fail" and record.decision == "fail"
+    assert {line.against for line in record.results if line.name == "slices"} == {"parent", "tag:v1", "branch:main"}
+    assert record.flips[0].gold in ("refund", "delivery", "account") and record.flips[0].test == "flips"
+    assert record.weights and record.stage == "commit" and record.examples == 120
+
+
+def test_a_tag_that_does_not_exist_yet_is_told_and_one_that_is_named_is_an_error(bot: Repository) -> None:
+    write(bot, suite(baselines='["parent", "tag:release-*"]'))
+    record = only(bot)
+    assert record.decision == "pass"
+    assert [(line.against, line.decision) for line in record.results if line.name == "baseline"] == [
+        ("tag:release-*", "baseline")
+    ]
+    for name in ("tag:release-1", "branch:nowhere", "merge-base:nowhere"):
+        write(bot, suite(baselines=f'["{name}"]'))
+        assert only(bot).decision == "error"
+    write(bot, suite(baselines='["merge-base:v1"]'))
+    assert only(bot).baselines[0].commit == bot.resolve("v1")
+
+
+def test_a_suite_is_due_at_its_stage_and_a_release_is_measured_in_full(bot: Repository) -> None:
+    write(bot, suite(0.0, stage="push"))
+    (bot.worktree / "data/notes.txt").write_text("x")
+    assert {record.suite for record in bot.commit("notes").evaluations} == {"builtin"}
+    write(bot, suite(0.0, stage="release"))
+    assert only(bot).sampling == "full"
+    write(bot, suite(0.0))
+    assert only(bot).sampling == "adaptive" and only(bot, full=True).sampling == "full"
+    assert {record.suite for record in evaluate(bot, None, options=EvalOptions(stages=("push",)))} == {"builtin"}
+
+
+def test_a_budget_that_is_over_leaves_the_suite_undecided(bot: Repository) -> None:
+    write(bot, suite(run='budget = "1ms"'))
+    record = only(bot)
+    assert record.decision == "inconclusive"
+    assert all("time" in line.detail for line in record.results if line.decision == "inconclusive")
+    write(bot, suite(run='budget = "1ms"\non_inconclusive = "warn"'))
+    assert only(bot).decision == "warn"
+    write(bot, suite())
+    assert only(bot, budget_s=1e-6).decision == "inconclusive"
+
+
+def test_a_change_of_words_keeps_the_verdict_and_a_change_of_weights_does_not(bot: Repository) -> None:
+    write(bot, suite(run="sampling = 'full'"))
+    first = {record.suite: record for record in bot.commit("a suite").evaluations}["compat"]
+    assert first.decision == "pass" and first.seconds > 0
+    (bot.worktree / "models/bot/README.md").write_text("# what it is for\n")
+    again = {record.suite: record for record in bot.commit("words").evaluations}["compat"]
+    assert again.seconds == 0.0 and again.results == first.results and again.candidate != first.candidate
+    write(bot, suite(0.5))
+    assert {record.suite: record for record in bot.commit("stricter").evaluations}["compat"].seconds > 0
+
+
+def test_the_suites_of_the_protected_tip_count(bot: Repository) -> None:
+    write(bot, suite(0.0, baselines='["tag:v1"]'))
+    with pytest.raises(GateRefused):
+        bot.commit("a strict suite")
+    tip = bot.commit("a strict suite", gate="warn")
+    write(bot, suite(1.0, baselines='["tag:v1"]'))
+    (bot.worktree / "data/topic.test.jsonl").write_text('{"text": "the price", "label": "refund"}\n')
+    loosened = bot.commit("a loose one")
+    law = bot.manifest_of(tip.id)
+    assert only(bot, str(loosened.id)).decision == "pass"
+    (record,) = evaluate(bot, str(loosened.id), suites=["compat"], law=law)
+    assert record.decision == "fail" and record.examples == 120
+    assert record.suite_id == suite_ids(bot, law)["compat"] != suite_ids(bot, loosened.manifest)["compat"]
+
+
+def test_predictions_that_are_not_those_of_the_weights_are_found(bot: Repository) -> None:
+    from modelgit.evals.cache import PredictionCache
+
+    write(bot, suite())
+    assert only(bot, verify_cache=40).decision == "pass"  # nothing is cached yet
+    assert only(bot, verify_cache=40).decision == "pass"
+    cache = PredictionCache(bot.paths.predictions)
+    for file in bot.paths.predictions.rglob("*.pred"):
+        held = cache.read(file.stem, examples=120)
+        assert held is not None
+        cache.write(file.stem, held[0], held[1][::-1].copy(), examples=120)
+    record = only(bot, verify_cache=40)
+    assert record.decision == "error" and "cached predictions" in record.results[0].detail
+
+
+def test_a_moved_model_is_still_compared(bot: Repository) -> None:
+    write(bot, suite(0.0))
+    shutil.move(bot.worktree / "models/bot", bot.worktree / "models/renamed")
+    project = bot.worktree / "mgit.toml"
+    project.write_text(project.read_text().replace("models/bot", "models/renamed"))
+    bot.forget_settings()
+    record = only(bot, None)
+    assert record.decision == "pass" and record.baselines[0].name == "parent"
+    assert {line.broken for line in record.results if line.name == "negative flips"} == {0}
+
+
+def test_trust_covers_functions_and_commands_and_lapses_with_what_they_name(bot: Repository) -> None:
+    write(
+        bot,
+        'task = "topic"\n[[test]]\nname = "a"\nkind = "shell"\ncommand = "python evals/tool.py {checkout}"\n'
+        'level = "info"\n[[test]]\nname = "b"\nkind = "python"\nentry = "evals/leak.py:check"\nlevel = "info"\n',
+    )
+    for name in ("tool", "leak"):
+        (bot.worktree / f"evals/{name}.py").write_text("x = 1\n")
+    assert set(named_code(bot)) == {
+        "evals/leak.py", "evals/tool.py", "python evals/leak.py:check", "shell python evals/tool.py {checkout}",
+    }  # fmt: skip
+
+    def trusted() -> bool:
+        from modelgit.repo.suites import worktree_suites
+
+        return suite_is_trusted(bot, worktree_suites(bot).suites(["compat"])[0])
+
+    assert not trusted()
+    trust(bot)
+    assert trusted()
+    before = suite_ids(bot, bot.manifest_of(bot.head()))
+    (bot.worktree / "evals/tool.py").write_text("x = 2\n")
+    assert not trusted() and before == {}
+    trust(bot)
+    text = (bot.worktree / "evals/compat.toml").read_text()
+    write(bot, text.replace("{checkout}", "{checkout} --all"))
+    assert not trusted()
+
+
+def test_lint_says_what_cannot_be_meant(bot: Repository) -> None:
+    write(bot, suite(0.001, flips="slice_max = 0.1\nslice_min_n = 500"))
+    write(bot, 'task = "topic"\n[[test]]\nname = "a"\nkind = "nfr"\ndata = "nowhere"\nmax = 0.1\n', "broken")
+    write(bot, suite(0.05).replace("topic.test", "absent"), "absent")
+    found = {item.suite: item for item in lint(bot)}
+    words = " ".join(finding.message for finding in found["compat"].findings)
+    assert "is less than one: it allows none" in words and "no slice has 500 examples" in words
+    assert "which the suite does not have" in found["broken"].findings[0].message
+    assert "absent.jsonl is not there" in found["absent"].findings[0].message
+    write(bot, suite(0.05))
+    (clean,) = lint(bot, ["compat"])
+    assert clean.findings == () and clean.data[0].labelled == 120
+    assert clean.power[0].allowed == 6 and 20 < (clean.power[0].passes or 0) < 80
+
+
+def test_a_suite_that_sees_nothing_is_no_test(bot: Repository) -> None:
+    write(bot, suite(0.02, kl=1e-6))
+    write(bot, suite(1.0), "blind")
+    found = {item.suite: item for item in selftest(bot)}
+    assert found["compat"].works and found["compat"].pruned.weights != found["compat"].same.weights
+    assert not found["blind"].works and found["blind"].reason == "its limits let the pruned model through"
+    floors = {floor.versus: floor for floor in noise_floor(bot, suites=["compat"], against=["v1"])}
+    assert floors["computed again"].changed == 0 and floors["against v1"].changed > 0
+
+
+def test_one_name_is_one_suite(bot: Repository) -> None:
+    write(bot, suite())
+    project = bot.worktree / "mgit.toml"
+    project.write_text(project.read_text() + '[eval.compat]\ntask = "topic"\naccuracy = { min = 0.0 }\n')
+    bot.forget_settings()
+    with pytest.raises(UsageError, match="written twice"):
+        evaluate(bot, "HEAD")
