@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -257,6 +256,8 @@ class ImageSet:
 
     def batches(self, size: int, *, seed: int | None = None, limit: int | None = None) -> Iterator[Batch]:
         """Pixels, float32 `[B, channels, height, width]`.  Raises UsageError for images of different sizes."""
+        import torch  # whoever only reads examples, to know what a suite asks, does not wait for it
+
         for positions in bucketed_order((1,) * len(self.examples[:limit]), size, seed=seed):
             chosen = [self.examples[position] for position in positions]
             images = [self.preparation.pixels(_source(example), self.channels) for example in chosen]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from modelgit.errors import UsageError
 from modelgit.models.base import Batch, Example
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TOKENS_PER_BATCH", "TokenSet", "bucketed_order"]
 
@@ -85,6 +86,8 @@ class TokenSet:
         Only the first `limit` examples take part.  A batch has at most `tokens_per_batch` tokens, padding included,
         and at least one example.  Raises UsageError for a batch size below one.
         """
+        import torch
+
         lengths = tuple(len(ids) for ids in self.ids[:limit])
         for positions in bucketed_order(lengths, size, seed=seed, budget=self.tokens_per_batch):
             ids = [self.ids[position] for position in positions]
@@ -121,6 +124,8 @@ class TokenSet:
 
 def _padded(rows: list[tuple[int, ...]] | list[tuple[bool, ...]], fill: int, dtype: torch.dtype) -> torch.Tensor:
     """`[B, T]` of rows of several lengths, T the longest."""
+    import torch
+
     padded = torch.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for at, row in enumerate(rows):
         padded[at, : len(row)] = torch.tensor(row, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,26 +83,41 @@ def _text(data: bytes, path: str) -> str:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
-def identity_of(repo: Repository, suite: Suite, datasets: Mapping[str, Dataset]) -> str:
-    """The id of a suite with the data that were read for it, and with the code of the work tree that it names."""
+def identity_of(
+    repo: Repository,
+    suite: Suite,
+    datasets: Mapping[str, Dataset],
+    *,
+    manifest: Manifest | None = None,
+    store: ObjectStore | None = None,
+) -> str:
+    """The id of a suite with the data that were read for it, and with the code that it names.
+
+    The code is that of the work tree, from which it runs, or that `manifest` records.
+    """
     from modelgit.evals.runner import suite_id
     from modelgit.repo.trust import suite_code
 
     fingerprints = {name: data.fingerprint for name, data in datasets.items()}
-    return suite_id(suite, fingerprints, suite_code(repo, suite))
+    return suite_id(suite, fingerprints, suite_code(repo, suite, manifest=manifest, store=store))
 
 
-def suite_ids(repo: Repository, manifest: Manifest, *, store: ObjectStore | None = None) -> dict[str, str]:
-    """The ids of the suites that `manifest` records, with its data, by name.
+def suite_ids(
+    repo: Repository, manifest: Manifest, *, names: Collection[str] | None = None, store: ObjectStore | None = None
+) -> dict[str, str]:
+    """The ids of the suites that `manifest` records (of those in `names` that it has), with its data and its code.
 
-    Data that are not recorded are read from the work tree.  Raises UsageError for suites that cannot be read.
+    Data and code that are not recorded are read from the work tree.  Raises UsageError for suites that cannot be read.
     """
     from modelgit.repo.eval_sides import read_dataset
 
+    texts = recorded_suites(repo, manifest, store=store)
+    known = {*texts.files, *texts.settings.eval}
+    chosen = sorted(known if names is None else known.intersection(names))
     found = {}
-    for suite in recorded_suites(repo, manifest, store=store).suites():
+    for suite in texts.suites(chosen) if chosen else ():
         datasets = {
             name: read_dataset(repo, store or repo.store, manifest, source) for name, source in suite.data.items()
         }
-        found[suite.name] = identity_of(repo, suite, datasets)
+        found[suite.name] = identity_of(repo, suite, datasets, manifest=manifest, store=store)
     return found

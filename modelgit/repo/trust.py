@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 
@@ -21,9 +21,21 @@ from modelgit.store.durable import write_durably
 if TYPE_CHECKING:
     from modelgit.config.schema import TaskSettings
     from modelgit.evals.suites import Suite
+    from modelgit.objects import Manifest
     from modelgit.repo.repository import Repository
+    from modelgit.store.base import ObjectStore
 
-__all__ = ["is_trusted", "named_code", "revoke", "suite_code", "suite_is_trusted", "trust"]
+__all__ = [
+    "CodeFiles",
+    "RecordedFiles",
+    "WorktreeFiles",
+    "is_trusted",
+    "named_code",
+    "revoke",
+    "suite_code",
+    "suite_is_trusted",
+    "trust",
+]
 
 _MAX_BYTES = 16 << 20
 """A file that a command names and that is larger is taken for data."""
@@ -41,10 +53,17 @@ def named_code(repo: Repository) -> dict[str, str]:
     return found
 
 
-def suite_code(repo: Repository, suite: Suite) -> dict[str, str]:
-    """The code of the work tree that a suite and its tasks name, as `named_code` gives it."""
+def suite_code(
+    repo: Repository, suite: Suite, *, manifest: Manifest | None = None, store: ObjectStore | None = None
+) -> dict[str, str]:
+    """The code that a suite and its tasks name, as `named_code` gives it: of the work tree, or that `manifest` records.
+
+    A file that `manifest` does not record is that of the work tree; of one that it does, so are its neighbours.
+    """
+    places: CodeFiles = WorktreeFiles(repo) if manifest is None else RecordedFiles(repo, manifest, store or repo.store)
     found: dict[str, str] = {}
-    for files in _of_suite(repo, suite).values():
+    tasks = [*suite.tasks.values(), *(source.task for source in suite.data.values())]
+    for files in {**_of_tasks(places, tasks), **_of_tests(places, suite)}.values():
         found |= files
     return found
 
@@ -54,7 +73,7 @@ def is_trusted(repo: Repository, entry: str | None = None) -> bool:
 
     `entry` must be among what mgit.toml names: a merge may bring one that nobody here has looked at.
     """
-    covered = _of_tasks(repo, repo.settings.task.values()) if entry is not None else _covered(repo)
+    covered = _of_tasks(WorktreeFiles(repo), repo.settings.task.values()) if entry is not None else _covered(repo)
     if entry is not None:
         name = f"entry {entry}"
         covered = {name: covered[name]} if name in covered else {}
@@ -63,7 +82,7 @@ def is_trusted(repo: Repository, entry: str | None = None) -> bool:
 
 def suite_is_trusted(repo: Repository, suite: Suite) -> bool:
     """Whether all code that the tests of a suite name was trusted here as it is now; also when they name none."""
-    return _all_trusted(repo, _of_tests(repo, suite))
+    return _all_trusted(repo, _of_tests(WorktreeFiles(repo), suite))
 
 
 def trust(repo: Repository) -> dict[str, str]:
@@ -100,9 +119,10 @@ def _all_trusted(repo: Repository, covered: Mapping[str, Mapping[str, str]]) -> 
 
 
 def _covered(repo: Repository) -> dict[str, dict[str, str]]:
-    found = _of_tasks(repo, repo.settings.task.values())
+    files = WorktreeFiles(repo)
+    found = _of_tasks(files, repo.settings.task.values())
     for suite in _readable_suites(repo):
-        found |= _of_tests(repo, suite)
+        found |= _of_tests(files, suite)
     return found
 
 
@@ -117,53 +137,43 @@ def _readable_suites(repo: Repository) -> Iterator[Suite]:
             continue  # it is refused, with its reason, where it would run
 
 
-def _of_suite(repo: Repository, suite: Suite) -> dict[str, dict[str, str]]:
-    tasks = [*suite.tasks.values(), *(source.task for source in suite.data.values())]
-    return {**_of_tasks(repo, tasks), **_of_tests(repo, suite)}
-
-
-def _of_tasks(repo: Repository, tasks: Iterable[TaskSettings]) -> dict[str, dict[str, str]]:
+def _of_tasks(files: CodeFiles, tasks: Iterable[TaskSettings]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for task in tasks:
         if task.entry is not None:
             name = f"entry {task.entry}"
-            found[name] = {**_module(repo, task.entry.partition(":")[0]), name: ""}
+            found[name] = {**_module(files, task.entry.partition(":")[0]), name: ""}
     return found
 
 
-def _of_tests(repo: Repository, suite: Suite) -> dict[str, dict[str, str]]:
+def _of_tests(files: CodeFiles, suite: Suite) -> dict[str, dict[str, str]]:
     from modelgit.config.suites import PythonTest, ShellTest
 
     found: dict[str, dict[str, str]] = {}
     for test in suite.tests:
         if isinstance(test, PythonTest):
             name = f"python {test.entry}"
-            found[name] = {**_file(repo, test.entry.partition(":")[0]), name: ""}
+            found[name] = {**_file(files, test.entry.partition(":")[0]), name: ""}
         elif isinstance(test, ShellTest):
             name = f"shell {test.command}"
-            found[name] = {**_command(repo, test.command), name: ""}
+            found[name] = {**_command(files, test.command), name: ""}
     return found
 
 
-def _module(repo: Repository, module: str) -> dict[str, str]:
-    base = repo.worktree.joinpath(*module.split("."))
-    found: dict[str, str] = {}
-    for file in (base.with_suffix(".py"), base / "__init__.py"):
-        if file.is_file():
-            found |= _file(repo, file.relative_to(repo.worktree).as_posix())
-    return found
+def _module(files: CodeFiles, module: str) -> dict[str, str]:
+    base = "/".join(module.split("."))
+    return {**_file(files, f"{base}.py"), **_file(files, f"{base}/__init__.py")}
 
 
-def _file(repo: Repository, path: str) -> dict[str, str]:
+def _file(files: CodeFiles, path: str) -> dict[str, str]:
     """A file of the repository; of a Python file its neighbours, too."""
-    file = repo.worktree / path
-    if path_problem(path) is not None or not file.is_file():
+    if path_problem(path) is not None or files.size(path) is None:
         return {}
-    files = sorted(file.parent.glob("*.py")) if file.suffix == ".py" else [file]
-    return {item.relative_to(repo.worktree).as_posix(): _digest(item) for item in files if item.is_file()}
+    names = files.modules_beside(path) if path.endswith(".py") else [path]
+    return {name: files.digest(name) for name in names}
 
 
-def _command(repo: Repository, command: str) -> dict[str, str]:
+def _command(files: CodeFiles, command: str) -> dict[str, str]:
     try:
         words = shlex.split(command)
     except ValueError:
@@ -171,14 +181,78 @@ def _command(repo: Repository, command: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for before, word in zip(["", *words], words, strict=False):
         if before == "-m":
-            found |= _module(repo, word)
+            found |= _module(files, word)
             continue
         path = word.removeprefix("./")
-        file = repo.worktree / path
-        if path and path_problem(path) is None and file.is_file() and file.stat().st_size <= _MAX_BYTES:
-            found |= _file(repo, path)
+        if path and path_problem(path) is None:
+            size = files.size(path)
+            if size is not None and size <= _MAX_BYTES:
+                found |= _file(files, path)
     return found
 
 
-def _digest(file: Path) -> str:
-    return blake3(file.read_bytes()).hexdigest()
+# -- where code lies
+
+
+class CodeFiles(Protocol):
+    """Files of a repository, by path relative to its root."""
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a regular file; None where there is none."""
+
+    def digest(self, path: str) -> str:
+        """The BLAKE3 of a file that is there, in hex."""
+
+    def modules_beside(self, path: str) -> list[str]:
+        """The Python files in the directory of a file that is there, itself included, sorted."""
+
+
+class WorktreeFiles:
+    """The files of the work tree."""
+
+    def __init__(self, repo: Repository) -> None:
+        self._root = repo.worktree
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a regular file."""
+        file = self._root / path
+        return file.stat().st_size if file.is_file() else None
+
+    def digest(self, path: str) -> str:
+        """The BLAKE3 of a file."""
+        return blake3((self._root / path).read_bytes()).hexdigest()
+
+    def modules_beside(self, path: str) -> list[str]:
+        """The Python files of the directory."""
+        found = sorted((self._root / path).parent.glob("*.py"))
+        return [item.relative_to(self._root).as_posix() for item in found if item.is_file()]
+
+
+class RecordedFiles:
+    """The files that a manifest records; those that it does not are looked for in the work tree."""
+
+    def __init__(self, repo: Repository, manifest: Manifest, store: ObjectStore) -> None:
+        self._repo = repo
+        self._store = store
+        self._entries = {entry.path: entry for entry in manifest.files}
+        self._here = WorktreeFiles(repo)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file."""
+        entry = self._entries.get(path)
+        return self._here.size(path) if entry is None else entry.size
+
+    def digest(self, path: str) -> str:
+        """The BLAKE3 of a file."""
+        entry = self._entries.get(path)
+        if entry is None:
+            return self._here.digest(path)
+        content = self._repo.content_at(entry.digest, store=self._store)
+        return blake3(self._repo.file_bytes(content, store=self._store)).hexdigest()
+
+    def modules_beside(self, path: str) -> list[str]:
+        """The recorded Python files of the directory of a recorded file: a stranger's neighbour is none of them."""
+        if path not in self._entries:
+            return self._here.modules_beside(path)
+        folder = path.rpartition("/")[0]
+        return sorted(name for name in self._entries if name.endswith(".py") and name.rpartition("/")[0] == folder)
