@@ -50,6 +50,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Measure": {
         "eval": "Run evaluation suites.",
         "check": "Check whether commits may land on a branch.",
+        "approve": "Sign leave for a commit to land on a protected branch.",
         "fisher": "Estimate the Fisher information of the weights.",
         "mask": "Choose which weights a training run may change.",
     },

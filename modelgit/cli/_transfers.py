@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from modelgit.cli._format import plural, size
-from modelgit.cli._output import Part, blue, columns, yellow
+from modelgit.cli._output import Part, blue, bold, columns, green, red, yellow
 
 if TYPE_CHECKING:
     from modelgit.objects import CommitId, KeptNote
     from modelgit.remotes.estimates import MovedEstimates
+    from modelgit.repo.branch_policies import BranchDecision
 
-__all__ = ["estimates_moved", "move_lines", "notes_moved", "short_ref", "transferred"]
+__all__ = ["estimates_moved", "move_lines", "notes_moved", "policy_lines", "short_ref", "transferred"]
 
 
 def short_ref(ref: str) -> str:
@@ -47,6 +48,23 @@ def notes_moved(notes: Sequence[KeptNote], verb: str) -> str:
     counts = ((verdicts, "verdict"), (len(notes) - verdicts, "acceptance"))
     words = [plural(count, word) for count, word in counts if count]
     return f"  {' and '.join(words)} {verb}" if words else ""
+
+
+def policy_lines(found: BranchDecision) -> Iterator[list[Part]]:
+    """What the policies of one branch say: a line each, then every refusal with what to do about it."""
+    for decision in found.decisions:
+        head: list[Part] = ["  policy ", bold(decision.policy), " of ", blue(found.update.branch), ": "]
+        if decision.overridden:
+            yield [*head, yellow(f"overridden by {decision.overridden}"), " (advisory)"]
+        elif decision.allowed:
+            notes = "".join(f"; {note}" for note in decision.notes)
+            yield [*head, green("kept"), f" (advisory: the remote cannot enforce it{notes})"]
+        else:
+            yield [*head, red("refuses")]
+        for refusal in decision.refusals:
+            yield [f"    {refusal.rule}: {refusal.message}"]
+            if not decision.overridden:
+                yield [f"      hint: {refusal.hint}"]
 
 
 def transferred(commits: int, objects: int, size_bytes: int) -> str:

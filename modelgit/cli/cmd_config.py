@@ -10,7 +10,7 @@ import click
 
 from modelgit.cli._errors import Quit
 from modelgit.cli._options import command, group, json_option, pass_session
-from modelgit.cli._output import Part, columns, dim
+from modelgit.cli._output import Part, columns, dim, plain_data
 from modelgit.cli._session import Session
 from modelgit.errors import RepositoryError, UsageError
 
@@ -54,8 +54,14 @@ def _loaded(session: Session) -> LoadedSettings:
 
 
 def _literal(value: object) -> str:
-    """A value as TOML writes it; JSON's strings, numbers, booleans and arrays are TOML's."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    """A value as TOML writes it; JSON's strings, numbers and booleans are TOML's."""
+    data = plain_data(value)
+    if isinstance(data, list):
+        return f"[{', '.join(map(_literal, data))}]"
+    if isinstance(data, dict):
+        pairs = (f"{name} = {_literal(item)}" for name, item in data.items() if item is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    return json.dumps(data, ensure_ascii=False)
 
 
 @command("list", example="mgit config list --origin")

@@ -8,7 +8,7 @@ from modelgit.cli._complete import complete_branch, complete_remote
 from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, policy_lines, transferred
 from modelgit.errors import UsageError
 
 __all__ = ["push"]
@@ -39,9 +39,10 @@ def push(
 ) -> None:
     """Send branches (the current one) to REMOTE (origin), and move the remote's, all or none.
 
-    Sends the patches that the remote lacks.  If it has commits that are not here, nothing is changed.  `HERE:THERE`
-    sends a branch under another name.
+    Sends the patches that the remote lacks.  If it has commits that are not here, or a policy of a branch refuses it,
+    nothing is changed.  `HERE:THERE` sends a branch under another name.
     """
+    from modelgit.repo.branch_policies import PushRefused
     from modelgit.repo.sync import push as send
 
     if delete and not branches:
@@ -51,23 +52,28 @@ def push(
             "--delete goes with none of --tags, --force-with-lease and --fisher",
             hint=f"`mgit push {remote} --delete BRANCH`",
         )
-    result = send(
-        session.repository,
-        remote,
-        branches,
-        tags=tags,
-        delete=delete,
-        force_with_lease=force_with_lease,
-        fisher=fisher,
-        progress=session.progress,
-    )
     output = session.output
+    try:
+        result = send(
+            session.repository,
+            remote,
+            branches,
+            tags=tags,
+            delete=delete,
+            force_with_lease=force_with_lease,
+            fisher=fisher,
+            progress=session.progress,
+        )
+    except PushRefused as refusal:
+        output.say_lines(line for item in refusal.refused for line in policy_lines(item))
+        raise
     if as_json:
         output.json("mgit.push/1", plain_data(result))
         return
     if result.updates:
         output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")
         output.say_lines(move_lines((update.name, update.expected, update.new) for update in result.updates))
+        output.say_lines(line for item in result.policies for line in policy_lines(item))
     elif not result.notes:
         output.say(blue(remote), " is up to date")
     if words := notes_moved(result.notes, "sent"):

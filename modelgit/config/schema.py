@@ -11,6 +11,8 @@ from typing import Literal as OneOf
 
 import msgspec
 
+from modelgit.objects.policies import BranchPolicy
+
 __all__ = [
     "TRAINING_NAMES",
     "EvalSettings",
@@ -242,3 +244,4 @@ class Settings(Table, frozen=True, kw_only=True):
     merge: MergeSettings = MergeSettings()
     remote: dict[str, RemoteSettings] = {}
     retention: dict[str, RetentionSettings] = {}
+    policy: dict[str, BranchPolicy] = {}

@@ -62,7 +62,7 @@ class SuiteVersions(NamedTuple):
 
 
 class BranchUpdate(NamedTuple):
-    """One branch of a remote that is to move.
+    """One branch of a remote ("": of this repository) that is to move.
 
     `old` is the tip that is replaced (None: the branch is new), `new` the pushed one (None: it is deleted).  `against`
     is the commit whose files hold the policy: `old`, or the tip of the remote's default branch for a new branch.
@@ -86,7 +86,9 @@ class BranchUpdate(NamedTuple):
     @property
     def base(self) -> str:
         """The replaced tip, as a command takes it."""
-        return f"{self.remote}/{self.branch}" if self.old is not None else self.against.short
+        if self.old is None:
+            return self.against.short
+        return f"{self.remote}/{self.branch}" if self.remote else self.branch
 
     def changes(self, kind: ApprovalKind) -> tuple[str, ...]:
         """The files (of `auto_map`: the classes) that changed in a way that may need approval."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from modelgit.errors import IntegrityError, MgitError, RemoteError
 from modelgit.objects import EvalRecord, KeptNote, Note, ObjectId, Statistics
 from modelgit.objects.acceptances import read_acceptance
+from modelgit.objects.approvals import read_approval
 from modelgit.objects.attestations import read_test_result, sums_up
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, Transport
@@ -69,6 +70,10 @@ def read_note(store: ObjectStore, kept: KeptNote) -> Note:
     if note.kind == "acceptance":
         if read_acceptance(note.statement).suite != kept.about or note.record is not None:
             raise IntegrityError("it is for another suite than the list says")
+        return note
+    if note.kind == "approval":
+        if read_approval(note.statement).commit != kept.about or note.record is not None:
+            raise IntegrityError("it is of another commit than the list says")
         return note
     result = read_test_result(note.statement)
     if result.weights != kept.about:

@@ -28,7 +28,10 @@ from modelgit.store.base import ObjectStore
 from modelgit.store.fs import FileSystemStore, PackSession
 from modelgit.store.metadata import read_record
 
-__all__ = ["FetchResult", "PushResult", "fetch", "push"]
+__all__ = ["FetchResult", "Guard", "PushResult", "fetch", "push"]
+
+Guard = Callable[[RemoteRoot, Sequence[RefUpdate]], None]
+"""Raises when moves (each with the ref's present place as `expected`) may not be made."""
 
 _TRIES = 16
 
@@ -73,6 +76,7 @@ def push(
     branch: str = "main",
     prunings: Sequence[Pruning] = (),
     notes: Sequence[KeptNote] = (),
+    guard: Guard | None = None,
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> PushResult:
@@ -80,7 +84,8 @@ def push(
 
     A remote that does not exist yet is made, with `branch` as its default.  `remote` is what messages call it.
     `prunings` list the commits that are here without their weights: they are sent so, and listed there as well.
-    Those of `notes` that the remote does not list go along, and are listed in the step that moves the refs.
+    Those of `notes` that the remote does not list go along, and are listed in the step that moves the refs.  `guard`
+    is asked about the moves before anything is sent, each time anew when the remote has changed meanwhile.
     Raises RemoteError when a move is refused or the remote fails, IntegrityError when an object to send is missing or
     damaged.
     """
@@ -94,6 +99,8 @@ def push(
         fresh = [msgspec.structs.replace(item, origin=author) for item in notes if item.id not in there]
         if not moves and not fresh:
             break
+        if guard is not None:
+            guard(state, moves)
         upload, more, bare = _send(local, transport, moves, state, prunings, fresh, threads=threads, progress=progress)
         sent = _Sent(max(sent.commits, more.commits), sent.objects + more.objects, sent.size + more.size)
         try:

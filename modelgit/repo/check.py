@@ -14,6 +14,7 @@ from modelgit.objects import CheckReport, CheckSection, Commit, CommitId, EvalRe
 from modelgit.objects.graph import ancestors, merge_bases
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.closure import new_commits
+from modelgit.repo.check_policy import branch_of, policy_section, signatures_section
 from modelgit.repo.check_sections import (
     builtin_section,
     objects_section,
@@ -25,7 +26,6 @@ from modelgit.repo.check_sections import (
 )
 from modelgit.repo.gate import builtin_record
 from modelgit.repo.patch_facts import Tree, gather_facts
-from modelgit.repo.revisions import find_ref
 
 if TYPE_CHECKING:
     from modelgit.repo.check_tensors import TensorsCompared
@@ -63,7 +63,7 @@ def check(
         base=base,
         base_commit=base_commit,
         commit=commit,
-        branch=_branch_of(repo, base),
+        branch=branch_of(repo, base)[1],
         commits=commits,
         behind=len(stop - ours),
         old=old,
@@ -83,14 +83,6 @@ def check(
         sections=sections,
         seconds=round(time.monotonic() - started, 3),
     )
-
-
-def _branch_of(repo: Repository, base: str) -> str:
-    """The branch that `base` stands for: `main`, or that of `origin/main`; "" for anything else."""
-    ref = find_ref(repo.view(), base)
-    if ref is None or ref.startswith("tags/"):
-        return ""
-    return ref.removeprefix("heads/") if ref.startswith("heads/") else ref.removeprefix("remotes/").partition("/")[2]
 
 
 @dataclass(kw_only=True)
@@ -122,8 +114,10 @@ class _Check:
         yield from self._part("values", self._values)
         yield from self._part("safety", self._safety)
         yield from self._part("suspicious", self._suspicious)
+        yield from self._part("signatures", self._signatures)
         if self.suites is None or self.suites:
             yield from self._suites()
+        yield from self._part("policy", self._policy)
 
     def _part(self, name: str, make: Callable[[], Sequence[CheckSection]]) -> Iterator[CheckSection]:
         started = time.monotonic()
@@ -180,10 +174,20 @@ class _Check:
         words = f"{len(found):,} thing{'s' if len(found) != 1 else ''} to look at: training hardly ever does this"
         return [section("suspicious", words, shown)]
 
+    def _signatures(self) -> Sequence[CheckSection]:
+        return [signatures_section(self.old._replace(manifest=self._law()), self.new, self.commit, self.commits)]
+
+    def _policy(self) -> Sequence[CheckSection]:
+        return [policy_section(self.repo, self.base, self.base_commit, self.commit, self.facts)]
+
+    def _law(self) -> Manifest:
+        """What counts: the suites, signers and policies of the base."""
+        return self.repo.manifest_of(self.base_commit)
+
     def _suites(self) -> Iterator[CheckSection]:
         started = time.monotonic()
         try:
-            self.verdicts = self._evaluate(self.repo.manifest_of(self.base_commit))
+            self.verdicts = self._evaluate(self._law())
         except MgitError as error:
             finding = Finding(rule="eval/error", level="error", message=error.message, hint=error.hint or "")
             yield CheckSection(

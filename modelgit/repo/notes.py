@@ -13,8 +13,11 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, NothingToDo, UsageError
 from modelgit.objects import CommitId, EvalRecord, EvalRecordId, KeptNote, Manifest, Note, NoteId
 from modelgit.objects.acceptances import Acceptance, read_acceptance, write_acceptance
+from modelgit.objects.approvals import Approval, write_approval
 from modelgit.objects.attestations import make_test_result, sums_up, write_test_result
 from modelgit.objects.graph import ancestors
+from modelgit.objects.policies import ApprovalKind
+from modelgit.objects.statements import time_text
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.signing.notes import CheckedNote, Verify, check_note, check_signature
@@ -33,6 +36,7 @@ __all__ = [
     "KnownNote",
     "SeenSignatures",
     "add_acceptance",
+    "add_approval",
     "all_notes",
     "allowed_signers",
     "attach_verdicts",
@@ -236,8 +240,6 @@ def add_acceptance(
 
     Raises UsageError without a reason or examples, or when the key may not sign.
     """
-    from modelgit.objects.statements import time_text
-
     if not reason.strip():
         raise UsageError("an acceptance needs a reason", hint="`-m 'why these may break'`")
     ids = tuple(sorted(set(examples)))
@@ -258,6 +260,40 @@ def add_acceptance(
     signers = allowed_signers(repo)
     note = Note(kind="acceptance", statement=statement, signature=_signed(statement, key, signers, now))
     [kept] = _keep(repo, [(note, suite, None)], f"eval: accept {len(ids)} of {test}")
+    return check_kept(repo, kept, signers)
+
+
+def add_approval(
+    repo: Repository,
+    commit: CommitId,
+    base: CommitId,
+    kinds: Sequence[ApprovalKind],
+    *,
+    reason: str,
+    override: bool = False,
+    key: Path,
+) -> KnownNote:
+    """Keep leave, signed with `key`, for `commit` to replace `base` with changes of the `kinds`.
+
+    Raises UsageError without a reason, or when the key may not sign.
+    """
+    if not reason.strip():
+        raise UsageError("an approval needs a reason", hint="`-m 'what was looked at'`")
+    now = time.time()
+    approval = Approval(
+        statement_type="mgit:approval:v1",
+        commit=str(commit),
+        base=str(base),
+        of=tuple(kinds),
+        reason=reason.strip(),
+        author=str(repo.signature()),
+        time=time_text(now),
+        override=override,
+    )
+    statement = write_approval(approval)
+    signers = allowed_signers(repo)
+    note = Note(kind="approval", statement=statement, signature=_signed(statement, key, signers, now))
+    [kept] = _keep(repo, [(note, str(commit), None)], f"approve {commit.short}")
     return check_kept(repo, kept, signers)
 
 
@@ -310,15 +346,17 @@ def travelling_notes(
     *,
     store: ObjectStore | None = None,
 ) -> list[KeptNote]:
-    """Those of `notes` that go with the commits `tips`: test results about weights in their history, and acceptances.
+    """Those of `notes` that go with the commits `tips`: about weights and commits in their history, and acceptances.
 
     Of acceptances that are here (in `store`) only those go that are signed and hold: others count nowhere else.
     """
-    results, found = [], []
+    results, approvals, found = [], [], []
     now = time.time()
     for item in notes:
         if item.kind == "test-result":
             results.append(item)
+        elif item.kind == "approval":
+            approvals.append(item)
         elif store is None or _travels(read_record(store, item.id, Note), now):
             found.append(item)
     if results:
@@ -326,6 +364,9 @@ def travelling_notes(
             wanted = {item.about for item in results}
             known = trees.commits_by_weights(ancestors(tips, repo.parents_of), wanted)
         found += [item for item in results if item.about in known]
+    if approvals:
+        history = {str(commit) for commit in ancestors(tips, repo.parents_of)}
+        found += [item for item in approvals if item.about in history]
     return found
 
 

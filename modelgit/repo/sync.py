@@ -31,6 +31,7 @@ from modelgit.remotes.notes import MovedNotes, advertised_notes, fetch_notes
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
+from modelgit.repo.branch_policies import BranchDecision, PushGuard
 from modelgit.repo.notes import all_notes, keep_notes, travelling_notes
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repository import Repository
@@ -73,7 +74,10 @@ class FetchedRefs(NamedTuple):
 
 
 class PushedRefs(NamedTuple):
-    """What a push did: see `remotes.sync.PushResult`; `fisher` are the estimates that were sent besides."""
+    """What a push did: see `remotes.sync.PushResult`; `fisher` are the estimates that were sent besides.
+
+    `policies` is what the policies of protected branches said of it.
+    """
 
     updates: tuple[RefUpdate, ...]
     commits: int
@@ -81,6 +85,7 @@ class PushedRefs(NamedTuple):
     bytes_sent: int
     notes: tuple[KeptNote, ...] = ()
     fisher: MovedEstimates = MovedEstimates()
+    policies: tuple[BranchDecision, ...] = ()
 
 
 class PullResult(NamedTuple):
@@ -169,7 +174,8 @@ def push(
     weights follow in a step of their own.
 
     `force_with_lease` lets a branch go back or aside, provided that the remote's is where the last fetch saw it.
-    Raises RemoteError, with nothing changed, when the remote has commits that are not here.
+    Raises RemoteError, with nothing changed, when the remote has commits that are not here, and PushRefused when a
+    policy of a branch refuses it.
     """
     view = repo.view()
     names = list(branches)
@@ -195,6 +201,7 @@ def push(
     tips = [update.new for update in updates if update.new is not None]
     notes = travelling_notes(repo, all_notes(repo), tips, store=repo.store) if tips else []
     transport = open_remote(repo, remote)
+    guard = PushGuard(repo, transport, remote, progress=progress)
     try:
         result = push_objects(
             repo.store,
@@ -205,6 +212,7 @@ def push(
             branch=view.branch or "main",
             prunings=repo.retention_records.read(repo.roots.read().root.retention).prunings,
             notes=notes,
+            guard=guard,
             threads=repo.threads,
             progress=progress,
         )
@@ -213,7 +221,7 @@ def push(
         sent = _push_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
     finally:
         transport.close()
-    return PushedRefs(*result, fisher=sent)
+    return PushedRefs(*result, fisher=sent, policies=tuple(guard.decisions))
 
 
 def _push_estimates(

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from modelgit.errors import IntegrityError, MissingExtraError
 from modelgit.objects.acceptances import Acceptance, read_acceptance
+from modelgit.objects.approvals import Approval, read_approval
 from modelgit.objects.attestations import TestResult, read_test_result
 from modelgit.objects.notes import Note
 from modelgit.objects.statements import time_of
@@ -41,6 +42,7 @@ class CheckedNote(NamedTuple):
 
     result: TestResult | None = None
     acceptance: Acceptance | None = None
+    approval: Approval | None = None
     signature: SignatureCheck = SignatureCheck()
     problem: str = ""
 
@@ -67,12 +69,14 @@ def check_note(
 ) -> CheckedNote:
     """Check a note against the allowed signers (None: there is no file of them).
 
-    `about` is the weights tree that a test result, or the suite that an acceptance must be about.  A key must be valid
+    `about` is the weights tree that a test result, the suite that an acceptance, or the commit that an approval must be
+    about.  A key must be valid
     at `at_s` (seconds since 1970): the moment at which the note says it was made, unless given; whoever lets something
     in should give the present.  `verify` does the mathematics.  Nothing is raised: what cannot be checked counts not.
     """
     result: TestResult | None = None
     acceptance: Acceptance | None = None
+    approval: Approval | None = None
     problem = ""
     made_s = now_s
     try:
@@ -83,18 +87,23 @@ def check_note(
                 problem = "the statement is of another verdict than the one that is kept with it"
             elif about is not None and result.weights != about:
                 problem = f"the statement is about other weights ({result.weights[:12]}, not {about[:12]})"
-        else:
+        elif note.kind == "acceptance":
             acceptance = read_acceptance(note.statement)
             made_s = time_of(acceptance.time)
             if about is not None and acceptance.suite != about:
                 problem = f"the acceptance is for suite {acceptance.suite[:60]!a}, not {about}"
+        else:
+            approval = read_approval(note.statement)
+            made_s = time_of(approval.time)
+            if about is not None and approval.commit != about:
+                problem = f"the approval is of commit {approval.commit}, not {about}"
         if not problem and made_s > now_s + _CLOCK_SKEW_S:
             problem = "the statement says that it was made in the future"
     except IntegrityError as error:
         problem = error.message
     moment = made_s if at_s is None else at_s
     checked = check_signature(note.statement, note.signature, signers, at_s=moment, namespace=namespace, verify=verify)
-    return CheckedNote(result, acceptance, checked, problem)
+    return CheckedNote(result, acceptance, approval, checked, problem)
 
 
 def check_signature(

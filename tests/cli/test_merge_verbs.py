@@ -57,8 +57,7 @@ def test_changes_are_picked_and_taken_back(demo: Any) -> None:
     before = demo("status", "--json").out
     assert "(exact)" in demo("cherry-pick", "tone").all
     assert "has all of it" in demo("cherry-pick", "tone", code=None).err
-    refused = demo("revert", "HEAD", code=1).err  # it would take back what the branch learnt
-    assert "gates failed" in refused and "error: revert of " in refused and '("' in refused
+    assert "gates failed" in demo("revert", "HEAD", code=1).err  # it would take back what the branch learnt
     demo("revert", "HEAD", "--gate", "warn")
     assert "Revert" in demo("log", "--oneline").out
     demo("undo")

@@ -1,0 +1,157 @@
+"""Whether the suites that a policy requires have passed: on these weights, against this tip, by this suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from modelgit.objects.policies import BranchPolicy, Requirement
+from modelgit.policy.base import BranchUpdate, Refusal, SignedVerdict, SuiteVersions
+
+__all__ = ["required_suites"]
+
+_STAGES = ("commit", "push", "release")
+_SHOWN = 12
+
+
+def required_suites(policy: BranchPolicy, update: BranchUpdate, verdicts: Sequence[SignedVerdict]) -> Iterator[Refusal]:
+    """A refusal for each required suite, and each version of it, that no verdict satisfies."""
+    for requirement in policy.require:
+        versions = update.suites.get(requirement.suite, SuiteVersions(None, None))
+        if not versions.required:
+            yield Refusal(
+                "unknown-suite",
+                f"{update.branch} requires suite {requirement.suite}, which neither its tip nor the pushed commit has",
+                f"add evals/{requirement.suite}.toml, or an owner overrides with a signed reason",
+            )
+        for suite_id in versions.required:
+            refusal = _missing(policy, requirement, update, suite_id, verdicts)
+            if refusal is not None:
+                yield refusal
+
+
+def _missing(
+    policy: BranchPolicy,
+    requirement: Requirement,
+    update: BranchUpdate,
+    suite_id: str,
+    verdicts: Sequence[SignedVerdict],
+) -> Refusal | None:
+    """None when a verdict satisfies the requirement, otherwise why the one that comes nearest does not."""
+    # What cannot be read does not say which suite it is of: it may be this one.
+    about = [item for item in verdicts if item.suite in (requirement.suite, "")]
+    if not about:
+        if requirement.suite in update.pending:
+            return _refusal(requirement, update, "pending", f"suite {requirement.suite} is still pending for them")
+        return _refusal(requirement, update, "no-record", f"there is no record of suite {requirement.suite} for them")
+    reached: tuple[int, Refusal] | None = None
+    for verdict in about:
+        found = _fault(policy, requirement, update, suite_id, verdict)
+        if found is None:
+            return None
+        if reached is None or found[0] > reached[0]:
+            reached = found
+    return reached[1] if reached else None
+
+
+_Check = tuple[str, Callable[[], str | None]]
+
+
+def _fault(
+    policy: BranchPolicy, requirement: Requirement, update: BranchUpdate, suite_id: str, verdict: SignedVerdict
+) -> tuple[int, Refusal] | None:
+    """How many checks a verdict passes, and the first that it does not; None when it passes all."""
+    whose = f"the record of suite {requirement.suite}"
+
+    def other_weights() -> str | None:
+        if verdict.weights == update.weights_new:
+            return None
+        return f"{whose} is about other weights ({verdict.weights[:_SHOWN]}, not {update.weights_new[:_SHOWN]})"
+
+    def forged() -> str | None:
+        return f"{whose} does not count: {verdict.problem}" if verdict.problem else None
+
+    def stranger() -> str | None:
+        if not verdict.signers:
+            return f"{whose} does not count: it is not signed"
+        if policy.signers and not set(policy.signers) & set(verdict.signers):
+            return f"{whose} is signed by {verdict.signers[0]}, and only {_listed(policy.signers)} may sign it"
+        return None
+
+    def other_suite() -> str | None:
+        if verdict.suite_id == suite_id:
+            return None
+        which = _which(update, requirement.suite, suite_id)
+        return f"{whose} is of another version of the suite than {which} ({_short(verdict.suite_id)})"
+
+    def early_stage() -> str | None:
+        if _rank(verdict.stage) >= _rank(requirement.stage):
+            return None
+        return f"{whose} is of stage {verdict.stage or 'commit'}, and {update.branch} requires {requirement.stage}"
+
+    def stale() -> str | None:
+        if policy.baseline_must_be == "any" or update.weights_old in verdict.baselines:
+            return None
+        if not update.weights_old and not verdict.baselines:
+            return None
+        return f"{whose} does not compare with {update.against.short}, the tip of {update.branch} that it would replace"
+
+    def failed() -> str | None:
+        # A first verdict has nothing to compare with: good enough only where there is nothing to compare with.
+        if verdict.decision == "baseline" and not update.weights_old:
+            return None
+        if verdict.decision == "pass" or (verdict.decision == "warn" and requirement.verdict == "warn"):
+            return None
+        return f"the verdict of suite {requirement.suite} is {verdict.decision}, not {requirement.verdict}"
+
+    checks: tuple[_Check, ...] = (
+        ("other-weights", other_weights),
+        ("forged", forged),
+        ("signer", stranger),
+        ("other-suite", other_suite),
+        ("stage", early_stage),
+        ("stale-baseline", stale),
+        ("pending" if verdict.decision == "pending" else "verdict", failed),
+    )
+    for passed, (rule, check) in enumerate(checks):
+        message = check()
+        if message is not None:
+            return passed, _refusal(requirement, update, rule, message)
+    return None
+
+
+def _refusal(requirement: Requirement, update: BranchUpdate, rule: str, message: str) -> Refusal:
+    run = f"`mgit eval {_name(update)} --suite {requirement.suite} --baseline {update.base} --record --sign`"
+    hints = {
+        "no-record": f"{run} makes it, `mgit push` sends it",
+        "pending": f"{run} on a machine that can run it, then `mgit push`",
+        "other-weights": f"{run} makes one about these weights",
+        "forged": f"{run} with a key that evals/allowed_signers lists",
+        "signer": f"{run} with such a key, or let the pipeline that holds it run it",
+        "other-suite": f"{run} runs the suite of the branch",
+        "stage": f'set stage = "{requirement.stage}" in the suite on {update.branch}, then {run}',
+        "stale-baseline": f"`mgit pull`, then {run}",
+        "verdict": f"`mgit eval {_name(update)} --suite {requirement.suite} --baseline {update.base}` shows what broke",
+    }
+    return Refusal(rule, message, hints[rule])
+
+
+def _which(update: BranchUpdate, suite: str, suite_id: str) -> str:
+    versions = update.suites[suite]
+    tip = f"that of {update.branch}"
+    return tip if suite_id == versions.tip else "the one that the pushed commit brings"
+
+
+def _name(update: BranchUpdate) -> str:
+    return update.new.short if update.new is not None else "REV"
+
+
+def _rank(stage: str) -> int:
+    return _STAGES.index(stage) if stage in _STAGES else 0
+
+
+def _short(suite_id: str) -> str:
+    return suite_id.removeprefix("b3:")[:_SHOWN]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
