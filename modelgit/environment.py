@@ -15,6 +15,22 @@ from pathlib import Path
 
 __all__ = ["Environment"]
 
+# No name of a secret, no proxy with a password, no path of a configuration.
+_SURROUNDINGS = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+
 
 def _host() -> str:
     if hasattr(os, "uname"):
@@ -48,6 +64,8 @@ class Environment:
     `author` is `Name <mail>` from MGIT_AUTHOR or None; `overrides` holds the MGIT_* settings by dotted config name.
     `hub_cache` is where the Hugging Face hub's programs keep models (HF_HUB_CACHE, HF_HOME), `hub_endpoint` the server
     that HF_ENDPOINT names.  `step_summary` is the file of a GitHub action's summary (GITHUB_STEP_SUMMARY).
+    `surroundings` are the few variables without which programs are not found or do not run on this machine: all that a
+    test's own program is given.
     """
 
     home: Path
@@ -62,6 +80,7 @@ class Environment:
     hub_cache: Path | None = None
     hub_endpoint: str | None = None
     step_summary: Path | None = None
+    surroundings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def user_config(self) -> Path:
@@ -100,4 +119,5 @@ class Environment:
             hub_cache=_hub_cache(values, home),
             hub_endpoint=values.get("HF_ENDPOINT") or None,
             step_summary=Path(values["GITHUB_STEP_SUMMARY"]) if values.get("GITHUB_STEP_SUMMARY") else None,
+            surroundings={name: values[name] for name in _SURROUNDINGS if values.get(name)},
         )

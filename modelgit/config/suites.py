@@ -12,6 +12,7 @@ from modelgit.config.schema import Limit, Table
 __all__ = [
     "CheckListTest",
     "ClassificationTest",
+    "CodeTest",
     "DataSettings",
     "DirTest",
     "InvTest",
@@ -22,6 +23,7 @@ __all__ = [
     "NfrTest",
     "PerplexityTest",
     "PinTest",
+    "ProgramTest",
     "PythonTest",
     "ReportSettings",
     "ResourcesTest",
@@ -85,6 +87,11 @@ class MetricLimit(Limit, frozen=True, kw_only=True):
 
     max_ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
     repeats: Count | None = None
+
+    @property
+    def relative(self) -> bool:
+        """Whether it compares with a baseline."""
+        return self.max_drop is not None or self.max_rise is not None or self.max_ratio is not None
 
 
 class TestTable(Table, frozen=True, kw_only=True, tag_field="kind"):
@@ -183,43 +190,61 @@ class RetrievalTest(DataTest, frozen=True, kw_only=True, tag="retrieval-compat")
     min_cosine: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
 
 
-class LmEvalTest(TestTable, frozen=True, kw_only=True, tag="lm-eval"):
-    """Tasks of the lm-evaluation-harness (extra `lm-eval`), without a hub; per-document results also feed flips."""
+class ProgramTest(TestTable, frozen=True, kw_only=True):
+    """A test that a program of its own scores: metrics by name, and a score for each example.
 
-    tasks: tuple[str, ...]
+    At most `nfr_max` of the examples may have a score that is more than `dead_band` below that in a baseline.
+    `timeout` is wall time for one model.
+    """
+
+    metrics: dict[str, MetricLimit] = {}
+    nfr_max: Share | None = None
+    dead_band: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    timeout: str = "10m"
+
+
+class LmEvalTest(ProgramTest, frozen=True, kw_only=True, tag="lm-eval"):
+    """Tasks of the lm-evaluation-harness (extra `lm-eval`), without a hub.
+
+    `include_path` is a directory of the repository with the YAML of tasks (needs `mgit trust`).  `metric` is the one
+    whose values for single documents are compared by `nfr_max`; `limit` takes only the first so many documents.
+    """
+
+    tasks: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     task: str | None = None
     include_path: str | None = None
     metric: str = "acc"
-    nfr_max: Share | None = None
-    metrics: dict[str, MetricLimit] = {}
     limit: Count | None = None
 
 
-class PythonTest(TestTable, frozen=True, kw_only=True, tag="python"):
-    """A function of the repository, `FILE.py:NAME`, called as `check(model, context)`; needs `mgit trust`.
+class CodeTest(ProgramTest, frozen=True, kw_only=True):
+    """A test that runs code of the repository, which needs `mgit trust`.
+
+    It may use `memory_gib` of private memory (by default what the machine has).  With `cache` "weights" its outcome is
+    kept by what it depends on.
+    """
+
+    memory_gib: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    cache: OneOf["weights", "none"] = "weights"
+
+
+class PythonTest(CodeTest, frozen=True, kw_only=True, tag="python"):
+    """A function of the repository, `FILE.py:NAME`, called as `check(model, context)`.
 
     It gives a number, a mapping of metrics, or a list of records {"id", "score"}.
     """
 
     entry: str
     task: str | None = None
-    metrics: dict[str, MetricLimit] = {}
-    nfr_max: Share | None = None
-    timeout: str = "10m"
 
 
-class ShellTest(TestTable, frozen=True, kw_only=True, tag="shell"):
-    """A command that prints one JSON object {"metrics": {...}, "examples": [{"id", "score"}]}; needs `mgit trust`.
+class ShellTest(CodeTest, frozen=True, kw_only=True, tag="shell"):
+    """A command that prints one JSON object {"metrics": {...}, "examples": [{"id", "score"}]}.
 
-    `{checkout}` is replaced by a directory with the files of the revision.  With `cache` "weights" its output is kept
-    by what it depends on.
+    `{checkout}` is replaced by a directory with the files of the revision.
     """
 
     command: str
-    metrics: dict[str, MetricLimit] = {}
-    nfr_max: Share | None = None
-    timeout: str = "10m"
-    cache: OneOf["weights", "none"] = "weights"
 
 
 class ResourcesTest(DataTest, frozen=True, kw_only=True, tag="resources"):

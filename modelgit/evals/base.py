@@ -109,7 +109,8 @@ class SuiteRun:
     own and `tasks` are those that tests name.  `failing` counts the limits that a draw of examples may find broken:
     each may do so wrongly with probability alpha / `failing`, so that the whole suite does with at most alpha.
     `flips` collects the first negative flips for reports.  `root` is the repository's work tree, from which trusted
-    code runs; `trusted` says whether the code that the suite names may run.
+    code runs; `trusted` says whether the code that the suite names may run, `code` is
+    that code (hashes by path), and `surroundings` are the environment variables that its programs are given.
     """
 
     identity: str
@@ -122,6 +123,8 @@ class SuiteRun:
     task: TaskSettings | None = None
     tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
     trusted: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
+    surroundings: Mapping[str, str] = field(default_factory=dict)
     failing: int = 1
     show_flips: int = 20
     flips: list[Flip] = field(default_factory=list)

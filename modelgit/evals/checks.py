@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelgit.config.schema import Limit
+from modelgit.config.suites import MetricLimit
 from modelgit.objects import CheckResult, Decision
 
 __all__ = [
     "Level",
     "Row",
+    "Spread",
     "accuracy_row",
     "allowed_count",
     "at_level",
@@ -133,11 +135,13 @@ def metric_row(
     if finite:
         kept.append(limit.min is None or value >= limit.min - _SLACK)
         kept.append(limit.max is None or value <= limit.max + _SLACK)
-    relative = limit.max_drop is not None or limit.max_rise is not None
+    ratio = limit.max_ratio if isinstance(limit, MetricLimit) else None
+    relative = limit.max_drop is not None or limit.max_rise is not None or ratio is not None
     comparable = before is not None and math.isfinite(before)
     if before is not None and finite and comparable:
         kept.append(limit.max_drop is None or before - value <= limit.max_drop + _SLACK)
         kept.append(limit.max_rise is None or value - before <= limit.max_rise + _SLACK)
+        kept.append(ratio is None or value <= before * ratio * (1 + _SLACK))
     decision: Decision = "pass"
     if not all(kept):
         decision = "fail"
@@ -163,6 +167,8 @@ def metric_row(
 
 
 def _has_bound(limit: Limit) -> bool:
+    if isinstance(limit, MetricLimit) and limit.max_ratio is not None:
+        return True
     return any(bound is not None for bound in (limit.min, limit.max, limit.max_drop, limit.max_rise))
 
 
@@ -187,23 +193,47 @@ def flips_row(flips: int, total: int, rate: float | None, *, against: str, part:
     )
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Divergences in nats as a few numbers: `count` of them, `broken` of which are not finite.
+
+    `mean`, `p99` and `largest` are None where any is not.
+    """
+
+    count: int
+    broken: int
+    mean: float | None
+    p99: float | None
+    largest: float | None
+
+    @classmethod
+    def of(cls, divergences: NDArray[np.float64]) -> Spread:
+        """From an array `[N]`, N at least 1."""
+        broken = int(np.count_nonzero(~np.isfinite(divergences)))
+        if broken:
+            # NaN and infinity are no JSON numbers.
+            return cls(count=divergences.size, broken=broken, mean=None, p99=None, largest=None)
+        return cls(
+            count=divergences.size,
+            broken=0,
+            mean=float(divergences.mean()),
+            p99=float(np.percentile(divergences, 99)),
+            largest=float(divergences.max()),
+        )
+
+
 def divergence_row(
-    name: str, divergences: NDArray[np.float64], limit: float | None, *, against: str, percentile: float | None = None
+    name: str, spread: Spread, value: float | None, limit: float | None, *, against: str, examples: int, noun: str
 ) -> Row:
-    """The mean of KL(baseline || candidate) over the examples in nats, float64 `[N]`, or a percentile of it."""
-    # NaN and infinity are no JSON numbers; the detail says what happened instead.
-    finite = bool(np.isfinite(divergences).all())
-    value = None
-    if finite:
-        value = float(divergences.mean() if percentile is None else np.percentile(divergences, percentile))
+    """One number of KL(baseline || candidate) in nats, over `spread.count` outputs called `noun` of `examples`."""
     # A limit holds only where a number says so: what is not finite fails.
     held = limit is None or (value is not None and value <= limit)
     detail = ""
     if value is None:
-        count = int(np.count_nonzero(~np.isfinite(divergences)))
-        detail = f"not finite on {count:,} of {divergences.size:,} examples"
-    elif not held and percentile is None:
-        detail = f"mean of {divergences.size:,} examples, at most {divergences.max():.3g}"
+        detail = f"not finite on {spread.broken:,} of {spread.count:,} {noun}"
+    elif not held or noun != "examples":
+        detail = (
+            f"{spread.count:,} {noun}, mean {spread.mean:.3g}, 99 % at most {spread.p99:.3g}, all {spread.largest:.3g}"
+        )
     decision: Decision = "pass" if held else "fail"
     return Row(
         CheckResult(
@@ -214,8 +244,8 @@ def divergence_row(
             limit="" if limit is None else f"max {limit:g} nats",
             detail=detail,
             against=against,
-            examples=divergences.size,
-            total=divergences.size,
+            examples=examples,
+            total=examples,
         ),
         decision,
     )
@@ -231,11 +261,15 @@ def limit_text(name: str, limit: Limit, *, unit: str = "") -> str:
         ("-", limit.max_drop, "pt"),
         ("+", limit.max_rise, "pt"),
     )
-    return ", ".join(
-        f"{word}{value:g} {unit}" if unit else f"{word}{percent(value)} {short}"
+    suffix = "" if unit in ("number", "count") else f" {unit}"
+    parts = [
+        f"{word}{value:.10g}{suffix}" if unit else f"{word}{percent(value)} {short}"
         for word, value, short in bounds
         if value is not None
-    )
+    ]
+    if isinstance(limit, MetricLimit) and limit.max_ratio is not None:
+        parts.append(f"max {limit.max_ratio:g} times")
+    return ", ".join(parts)
 
 
 def percent(rate: float) -> str:

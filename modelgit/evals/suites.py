@@ -23,6 +23,7 @@ from modelgit.config.suites import (
     NfrTest,
     PerplexityTest,
     PinTest,
+    ProgramTest,
     PythonTest,
     ReportSettings,
     ResourcesTest,
@@ -357,7 +358,7 @@ def _check_test(test: TestTable, where: str) -> None:
             )
     if isinstance(test, ShellTest) and not test.command.strip():
         raise UsageError(f"{where} has an empty command", hint='`command = "python evals/tool.py {checkout}"`')
-    if isinstance(test, PythonTest | ShellTest):
+    if isinstance(test, ProgramTest):
         duration_s(test.timeout, where=f"{where}: `timeout`")
         if not metrics and test.nfr_max is None and test.level != "info":
             raise UsageError(f"{where} has no bound", hint="write `metrics.NAME = { min = 0.9 }` or `nfr_max = 0.02`")

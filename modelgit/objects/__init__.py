@@ -3,7 +3,7 @@
 from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
 from modelgit.objects.checks import CheckReport, CheckSection, Finding, Outcome, PatchFacts
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
-from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named
+from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named, numpy_code
 from modelgit.objects.estimates import (
     CodedTensor,
     FisherEstimate,
@@ -134,6 +134,7 @@ __all__ = [
     "leaf_count",
     "leaf_digest",
     "leaf_digests",
+    "numpy_code",
     "parse_source",
     "preimage",
     "raw_id",

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from modelgit.errors import CheckpointFormatError
 
-__all__ = ["BLOCK_DTYPES", "DTYPES", "DType", "dtype_named"]
+__all__ = ["BLOCK_DTYPES", "DTYPES", "DType", "dtype_named", "numpy_code"]
+
+_NUMPY = {
+    "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
+    "F32": "<f4", "C64": "<c8", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,8 @@ def dtype_named(name: str) -> DType:
 
 def _shown(shape: Sequence[int]) -> str:
     return str(list(shape)) if len(shape) <= 8 else f"{list(shape[:8])}..."
+
+
+def numpy_code(dtype: str) -> str | None:
+    """The little-endian type string of a dtype that numpy has itself; None for the others."""
+    return _NUMPY.get(dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelgit.errors import RepositoryError, UsageError
-from modelgit.objects import TensorEntry
+from modelgit.objects import TensorEntry, numpy_code
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import LazyTensor, find_model, model_state
 from modelgit.store.durable import temporary_name, write_all
@@ -173,8 +173,6 @@ def _head(tensor: LazyTensor, path: Path) -> bytes:
         return build_header([(tensor.name, spec)], None)
     if suffix == ".npy":
         import numpy as np
-
-        from modelgit.repo.load import numpy_code
 
         code = numpy_code(spec.dtype)
         if code is None:

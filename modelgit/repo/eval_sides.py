@@ -28,7 +28,7 @@ from modelgit.objects import Manifest, ManifestId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import find_model, model_files, view_entries
-from modelgit.repo.tasks import check_data_path, code_version, encoded, library_version, open_task, task_examples
+from modelgit.repo.tasks import check_data_path, code_version, encoded, library_versions, open_task, task_examples
 from modelgit.repo.weights import weights_tree
 from modelgit.store.base import ObjectStore
 
@@ -92,7 +92,7 @@ class ManifestSide:
         self.name = name
         self.manifest: ManifestId = manifest_id(manifest)
         self.weights = weights_tree(repo, manifest, store=store) + (f" {change.name}" if change else "")
-        self.versions: Mapping[str, str] = {"torch": library_version("torch")}
+        self.versions: Mapping[str, str] = library_versions()
         self._repo = repo
         self._store = store
         self._content = manifest

@@ -8,7 +8,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import CheckpointFormatError, UsageError
-from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView
+from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView, numpy_code
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES
 
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.store.base import ObjectStore
 
-__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "numpy_code", "view_entries"]
+__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "view_entries"]
 
-_NUMPY = {
-    "BOOL": "?", "U8": "<u1", "I8": "<i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4", "U32": "<u4",
-    "F32": "<f4", "C64": "<c8", "I64": "<i8", "U64": "<u8", "F64": "<f8",
-}  # fmt: skip
 _ML_DTYPES = {
     "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
@@ -226,7 +222,7 @@ class LazyTensor:
     def _numpy_dtype(self) -> np.dtype[Any]:
         import numpy as np
 
-        code = _NUMPY.get(self.spec.dtype)
+        code = numpy_code(self.spec.dtype)
         if code is not None:
             return np.dtype(code)
         name = _ML_DTYPES.get(self.spec.dtype)
@@ -377,7 +373,7 @@ class ArrayState:
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         tensor = self._state[name]
-        return tensor.numpy() if tensor.spec.dtype in _NUMPY else tensor.float32()
+        return tensor.numpy() if numpy_code(tensor.spec.dtype) else tensor.float32()
 
     def __contains__(self, name: object) -> bool:
         return name in self._state
@@ -387,11 +383,6 @@ class ArrayState:
 
     def __len__(self) -> int:
         return len(self._state)
-
-
-def numpy_code(dtype: str) -> str | None:
-    """The little-endian type string of a dtype that numpy has itself; None for the others."""
-    return _NUMPY.get(dtype)
 
 
 def find_model(manifest: Manifest, name: str | None) -> ModelEntry:

@@ -16,7 +16,7 @@ from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.baselines import Baseline, find_baselines
 from modelgit.repo.suites import SuiteTexts, identity_of, recorded_suites, worktree_suites
-from modelgit.repo.trust import suite_is_trusted
+from modelgit.repo.trust import suite_code, suite_is_trusted
 from modelgit.repo.weights import weights_tree
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
@@ -192,6 +192,8 @@ class _Candidate:
             task=suite.task,
             tasks=suite.tasks,
             trusted=suite_is_trusted(self.repo, suite),
+            code=suite_code(self.repo, suite),
+            surroundings=self.repo.environment.surroundings,
             failing=sampled_limits(suite.tests, baselines=len(baselines)),
             show_flips=_ALL if self.options.all_flips else suite.report.show_flips,
             progress=self.progress,

@@ -22,7 +22,7 @@ __all__ = [
     "check_data_path",
     "code_version",
     "encoded",
-    "library_version",
+    "library_versions",
     "open_task",
     "task_examples",
     "task_settings",
@@ -103,13 +103,21 @@ def code_version(repo: Repository, settings: TaskSettings) -> str:
     from modelgit import __version__
 
     own = sorted(named_code(repo).items()) if settings.entry is not None else []
-    libraries = f"torch {library_version('torch')}"
+    libraries = f"torch {_version('torch')}"
     if settings.entry is None and settings.adapter != "bert-classifier":
-        libraries += f", transformers {library_version('transformers')}"
+        libraries += f", transformers {_version('transformers')}"
     return f"modelgit {__version__}, {libraries}, {own}"
 
 
-def library_version(package: str) -> str:
+def library_versions() -> dict[str, str]:
+    """What computes: versions by package, of those that are installed."""
+    from modelgit import __version__
+
+    found = {package: _version(package) for package in ("torch", "transformers", "tokenizers")}
+    return {"modelgit": __version__, **{package: version for package, version in found.items() if version != "none"}}
+
+
+def _version(package: str) -> str:
     """Major and minor version of an installed package, "none" when it is not there."""
     from importlib.metadata import PackageNotFoundError, version
 

@@ -147,7 +147,7 @@ def _of_tasks(files: CodeFiles, tasks: Iterable[TaskSettings]) -> dict[str, dict
 
 
 def _of_tests(files: CodeFiles, suite: Suite) -> dict[str, dict[str, str]]:
-    from modelgit.config.suites import PythonTest, ShellTest
+    from modelgit.config.suites import LmEvalTest, PythonTest, ShellTest
 
     found: dict[str, dict[str, str]] = {}
     for test in suite.tests:
@@ -157,6 +157,9 @@ def _of_tests(files: CodeFiles, suite: Suite) -> dict[str, dict[str, str]]:
         elif isinstance(test, ShellTest):
             name = f"shell {test.command}"
             found[name] = {**_command(files, test.command), name: ""}
+        elif isinstance(test, LmEvalTest) and test.include_path is not None:
+            name = f"lm-eval {test.include_path}"
+            found[name] = {**_folder(files, test.include_path), name: ""}
     return found
 
 
@@ -171,6 +174,11 @@ def _file(files: CodeFiles, path: str) -> dict[str, str]:
         return {}
     names = files.modules_beside(path) if path.endswith(".py") else [path]
     return {name: files.digest(name) for name in names}
+
+
+def _folder(files: CodeFiles, path: str) -> dict[str, str]:
+    """Every file below a directory of the repository: the YAML of a task may name any of them."""
+    return {} if path_problem(path) is not None else {name: files.digest(name) for name in files.below(path)}
 
 
 def _command(files: CodeFiles, command: str) -> dict[str, str]:
@@ -206,6 +214,9 @@ class CodeFiles(Protocol):
     def modules_beside(self, path: str) -> list[str]:
         """The Python files in the directory of a file that is there, itself included, sorted."""
 
+    def below(self, path: str) -> list[str]:
+        """All files below a directory, sorted."""
+
 
 class WorktreeFiles:
     """The files of the work tree."""
@@ -226,6 +237,11 @@ class WorktreeFiles:
         """The Python files of the directory."""
         found = sorted((self._root / path).parent.glob("*.py"))
         return [item.relative_to(self._root).as_posix() for item in found if item.is_file()]
+
+    def below(self, path: str) -> list[str]:
+        """All files below a directory but what Python compiled."""
+        found = sorted((self._root / path).rglob("*"))
+        return [item.relative_to(self._root).as_posix() for item in found if item.is_file() and item.suffix != ".pyc"]
 
 
 class RecordedFiles:
@@ -256,3 +272,8 @@ class RecordedFiles:
             return self._here.modules_beside(path)
         folder = path.rpartition("/")[0]
         return sorted(name for name in self._entries if name.endswith(".py") and name.rpartition("/")[0] == folder)
+
+    def below(self, path: str) -> list[str]:
+        """The recorded files below a directory; those of the work tree where none is recorded."""
+        found = sorted(name for name in self._entries if name.startswith(path.rstrip("/") + "/"))
+        return found or self._here.below(path)

@@ -110,6 +110,8 @@ def flip_words(flip: Flip) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "":
         return rate(value)
-    if unit == "count":
-        return f"{value:,.0f}"
+    if unit in ("count", "bytes"):
+        return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:,.0f}"
+    if unit == "number":
+        return change(value)
     return f"{change(value)} {printable(unit)}"

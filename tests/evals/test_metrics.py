@@ -188,6 +188,8 @@ def test_graded_flips_with_and_without_a_dead_band() -> None:
     assert math.isclose(plain.mean_loss, (0.25 + 0.01) / 2)
     banded = metrics.grade_flips(old, new, dead_band=0.05)
     assert (banded.negative_rate, banded.positive_rate, banded.mean_loss) == (1 / 5, 1 / 5, 0.25)
+    # 0.45 is 0.05 less than 0.5, whatever binary fractions make of it.
+    assert metrics.score_changes([0.5, 0.5, 0.5], [0.45, 0.449, 0.6], dead_band=0.05).tolist() == [0, -1, 1]
     with pytest.raises(UsageError, match="1 of 2 scores are NaN"):
         metrics.grade_flips([0.0, np.nan], [0.0, 0.0])
 

@@ -1,17 +1,25 @@
-"""`kl`: how far the outputs moved, KL(baseline || candidate) of each example in nats; no labels are needed."""
+"""`kl`: how far the outputs moved, KL(baseline || candidate) in nats; no labels are needed.
+
+For a classifier it is one number for each example, from predictions that are kept.  Models with several outputs for an
+example (tokens of a language model, tags, embeddings) are run side by side, and it is one number for each output.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
+from blake3 import blake3
 
 from modelgit.config.suites import KlTest
-from modelgit.evals.base import Side, SuiteRun
-from modelgit.evals.checks import Row, divergence_row
+from modelgit.errors import CheckFailed
+from modelgit.evals.base import Dataset, Side, SuiteRun
+from modelgit.evals.checks import Row, Spread, divergence_row
 from modelgit.evals.metrics import kl_divergences
 from modelgit.evals.paired import predictions_at
-from modelgit.objects import CheckResult
+from modelgit.models.kinds import GAUSSIAN_KINDS, LANGUAGE_KINDS, PER_EXAMPLE_KINDS
+from modelgit.objects import CheckResult, Decision
 
 __all__ = ["run"]
 
@@ -19,26 +27,77 @@ __all__ = ["run"]
 def run(test: KlTest, run: SuiteRun) -> Iterator[Row]:
     """The mean against each baseline, and with `p99_max` the 99th percentile."""
     data = run.data_of(test)
-    indices = np.sort(run.order(data))
     if not run.baselines:
-        decision = CheckResult(
-            name="kl", decision="baseline", unit="nats", limit="" if test.max is None else f"max {test.max:g} nats"
-        )
-        yield Row(decision, "baseline")
+        yield _line(test, "baseline", "")
         return
-    new = predictions_at(run, run.candidate, data, indices)
+    per_example = data.task.kind in PER_EXAMPLE_KINDS
+    noun = "examples" if per_example or data.task.kind in GAUSSIAN_KINDS else _noun(data)
     for side in run.baselines:
-        old = predictions_at(run, side, data, indices)
-        classes = new.log_probs.shape[1], old.log_probs.shape[1]
-        if classes[0] != classes[1]:
-            yield _other_classes(side, *classes)
+        try:
+            spread = _of_examples(run, side, data) if per_example else _of_outputs(run, side, data)
+        except CheckFailed as error:
+            # Outputs that are no numbers are a bad model, and no fault of the test.
+            yield _line(test, "fail", side.name, error.message)
             continue
-        divergences = kl_divergences(old.log_probs, new.log_probs)
-        yield divergence_row("kl", divergences, test.max, against=side.name)
+        if isinstance(spread, str):
+            yield _line(test, "error", side.name, spread)
+            continue
+        count = int(run.order(data).size)
+        yield divergence_row("kl", spread, spread.mean, test.max, against=side.name, examples=count, noun=noun)
         if test.p99_max is not None:
-            yield divergence_row("kl p99", divergences, test.p99_max, against=side.name, percentile=99)
+            yield divergence_row(
+                "kl p99", spread, spread.p99, test.p99_max, against=side.name, examples=count, noun=noun
+            )
 
 
-def _other_classes(side: Side, new: int, old: int) -> Row:
-    detail = f"the candidate has {new} classes, the baseline {old}"
-    return Row(CheckResult(name="kl", decision="error", unit="nats", detail=detail, against=side.name), "error")
+def _noun(data: Dataset) -> str:
+    return "tokens" if data.task.kind in LANGUAGE_KINDS or data.task.kind == "token-classification" else "outputs"
+
+
+def _line(test: KlTest, decision: Decision, against: str, detail: str = "") -> Row:
+    limit = "" if test.max is None else f"max {test.max:g} nats"
+    result = CheckResult(name="kl", decision=decision, unit="nats", limit=limit, detail=detail, against=against)
+    return Row(result, decision)
+
+
+def _of_examples(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
+    """From the predictions of both sides; a sentence where they do not compare."""
+    indices = np.sort(run.order(data))
+    new = predictions_at(run, run.candidate, data, indices)
+    old = predictions_at(run, side, data, indices)
+    classes = new.log_probs.shape[1], old.log_probs.shape[1]
+    if classes[0] != classes[1]:
+        return f"the candidate has {classes[0]} classes, the baseline {classes[1]}"
+    return Spread.of(kl_divergences(old.log_probs, new.log_probs))
+
+
+def _of_outputs(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
+    """With both models in memory; kept for the two of them, since nothing but these numbers is left of it."""
+    from modelgit.evals.streams import output_divergences
+
+    candidate, indices = run.candidate, np.sort(run.order(data))
+    key = _key(run, side, data)
+    try:
+        return msgspec.convert(candidate.scores(key), Spread)
+    except msgspec.ValidationError:
+        pass  # nothing is kept
+    old, new = ((one.model(data), one.encode(data, indices)) for one in (side, candidate))
+    divergences = output_divergences(old, new, check=run.check, progress=run.progress)
+    if not divergences.size:
+        return "the examples have no outputs that count"
+    spread = Spread.of(divergences)
+    candidate.keep_scores(key, msgspec.to_builtins(spread))
+    return spread
+
+
+def _key(run: SuiteRun, side: Side, data: Dataset) -> str:
+    """All that a divergence depends on beside the candidate's weights."""
+    task = msgspec.structs.replace(data.task, train=None, test=None)
+    settings = run.settings
+    drawn = None if settings.examples is None else (settings.examples, settings.seed, run.identity)
+    code = sorted(run.code.items()) if task.entry is not None else []
+    asked = (
+        (side.weights, side.model_path(task), task, data.fingerprint, drawn),
+        (settings.device, settings.dtype, code, sorted(side.versions.items())),
+    )
+    return f"divergence:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"

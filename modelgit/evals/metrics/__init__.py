@@ -17,6 +17,7 @@ from modelgit.evals.metrics.flips import (
     count_flips,
     grade_flips,
     multiclass_negative_rate,
+    score_changes,
 )
 from modelgit.evals.metrics.intervals import clopper_pearson, mcnemar_exact
 from modelgit.evals.metrics.retrieval import cosines, recall_at_k
@@ -39,5 +40,6 @@ __all__ = [
     "mean_negative_log_likelihood",
     "multiclass_negative_rate",
     "recall_at_k",
+    "score_changes",
     "top_labels",
 ]

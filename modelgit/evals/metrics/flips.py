@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modelgit.errors import UsageError
 
-__all__ = ["Flips", "GradedFlips", "churn", "count_flips", "grade_flips", "multiclass_negative_rate"]
+__all__ = ["Flips", "GradedFlips", "churn", "count_flips", "grade_flips", "multiclass_negative_rate", "score_changes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,11 @@ class GradedFlips:
         return _ratio(self.lost, self.negative)
 
 
-def grade_flips(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> GradedFlips:
-    """Compare two arrays of scores `[N]`; a change of at most `dead_band` is none.
+def score_changes(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> NDArray[np.int8]:
+    """-1 where a score fell by more than `dead_band`, 1 where it rose by more, else 0; int8 `[N]`.
 
-    Raises UsageError when their lengths differ or a score is NaN.
+    A change that equals the dead band but for rounding is none.  Raises UsageError when the lengths differ or a score
+    is NaN.
     """
     before, after = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
     _same_length(before, after)
@@ -147,12 +148,23 @@ def grade_flips(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> Gr
     change[before == after] = 0.0
     if np.isnan(change).any():
         raise UsageError(f"{int(np.count_nonzero(np.isnan(change))):,} of {change.size:,} scores are NaN")
-    fell = change < -dead_band
+    edge = np.full(change.shape, dead_band)
+    if dead_band:
+        largest = np.maximum(np.abs(before), np.abs(after))
+        edge += 4 * np.finfo(np.float64).eps * np.where(np.isfinite(largest), largest, 0.0)
+    return (change > edge).astype(np.int8) - (change < -edge).astype(np.int8)
+
+
+def grade_flips(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> GradedFlips:
+    """Compare two arrays of scores `[N]`; a change of at most `dead_band` is none.  Raises as `score_changes` does."""
+    changes = score_changes(old, new, dead_band=dead_band)
+    fell = changes < 0
+    lost = np.asarray(old, dtype=np.float64)[fell] - np.asarray(new, dtype=np.float64)[fell]
     return GradedFlips(
-        total=change.size,
+        total=changes.size,
         negative=int(np.count_nonzero(fell)),
-        positive=int(np.count_nonzero(change > dead_band)),
-        lost=float(-change[fell].sum()),
+        positive=int(np.count_nonzero(changes > 0)),
+        lost=float(lost.sum()),
     )
 
 
