@@ -247,7 +247,7 @@ def mask_show(session: Session, name: str, against: str | None, tensors: bool, a
 def mask_apply(session: Session, name: str, revision: str, dry_run: bool, as_json: bool) -> None:
     """Put back what changed outside of a mask: values of the work tree get those of the last commit, bit for bit.
 
-    The files as they were are kept in .mgit/rescue for 7 days.
+    The files as they were are kept in .mgit/rescue for 7 days; `mgit undo` puts them back.
     """
     from modelgit.repo.mask_apply import apply_mask
     from modelgit.repo.masks import strayed_words

@@ -42,6 +42,9 @@ class Operation(Record, frozen=True, kw_only=True):
     `restores` names the operation whose view an undo or redo brought back, `redo` the operations that can be
     redone, last first.  `nonce` makes every attempt an object of its own: garbage collection may take one that lost
     its race, and must not take another that looks the same and won.
+
+    `rescue` names the directory of the rescue area with files of the work tree as they were before: what changed was
+    files that no commit has.
     """
 
     view: View
@@ -53,6 +56,7 @@ class Operation(Record, frozen=True, kw_only=True):
     restores: OperationId | None = None
     redo: tuple[OperationId, ...] = ()
     nonce: str = ""
+    rescue: str = ""
 
 
 class Pruning(Record, frozen=True, kw_only=True):

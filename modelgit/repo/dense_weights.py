@@ -27,7 +27,15 @@ from modelgit.worktree.copying import copy_file
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["bring_back_dense", "dense_folder", "dense_in_tree", "keep_dense", "kept_dense"]
+__all__ = [
+    "bring_back_dense",
+    "dense_folder",
+    "dense_in_tree",
+    "digest_of_copy",
+    "keep_dense",
+    "kept_dense",
+    "put_back",
+]
 
 
 def dense_folder(repo: Repository, commit: CommitId) -> Path:
@@ -45,7 +53,7 @@ def keep_dense(repo: Repository, commit: CommitId, files: Mapping[str, ContentId
         shutil.rmtree(folder)
     for path, digest in files.items():
         copy = Path(rescue(repo, path, under=folder.name))
-        if _digest(repo, copy, path) != digest:
+        if digest_of_copy(repo, copy, path) != digest:
             raise SourceChangedError(
                 f"{path} changed while it was being committed",
                 hint="wait until nothing writes the file, then run `mgit commit` again",
@@ -71,7 +79,9 @@ def kept_dense(repo: Repository, undone: Operation) -> dict[str, Path]:
 def dense_in_tree(repo: Repository, files: Mapping[str, Path]) -> dict[str, ContentId]:
     """Those of the kept files that the work tree holds too, by path, with what they hold."""
     now, _ = hash_changed(repo, files_at(repo, set(files)))
-    return {path: now[path] for path, file in files.items() if path in now and now[path] == _digest(repo, file, path)}
+    return {
+        path: now[path] for path, file in files.items() if path in now and now[path] == digest_of_copy(repo, file, path)
+    }
 
 
 def bring_back_dense(repo: Repository, recorded: Manifest, files: Mapping[str, Path]) -> None:
@@ -79,7 +89,7 @@ def bring_back_dense(repo: Repository, recorded: Manifest, files: Mapping[str, P
 
     Raises RepositoryError when a file in the work tree holds neither of the two: that would be lost.
     """
-    wanted = {path: _digest(repo, file, path) for path, file in files.items()}
+    wanted = {path: digest_of_copy(repo, file, path) for path, file in files.items()}
     now, _ = hash_changed(repo, files_at(repo, set(files)))
     digests = {entry.path: entry.digest for entry in recorded.files}
     for path in files:
@@ -89,10 +99,11 @@ def bring_back_dense(repo: Repository, recorded: Manifest, files: Mapping[str, P
             )
     for path, file in files.items():
         if now.get(path) != wanted[path]:
-            _put(repo, file, path)
+            put_back(repo, file, path)
 
 
-def _put(repo: Repository, file: Path, path: str) -> None:
+def put_back(repo: Repository, file: Path, path: str) -> None:
+    """Copy a kept file over `path` of the work tree, all of it or nothing."""
     target = repo.worktree / path
     temporary = target.with_name(f".{target.name[:80]}.{temporary_name()}")
     try:
@@ -109,7 +120,8 @@ def _put(repo: Repository, file: Path, path: str) -> None:
     repo.index.forget(path)
 
 
-def _digest(repo: Repository, file: Path, path: str) -> ContentId:
+def digest_of_copy(repo: Repository, file: Path, path: str) -> ContentId:
+    """The id of what `file` holds, read as the content of `path` in the work tree."""
     opaque = matching_pattern(path, repo.settings.track.opaque, directory=False) is not None
     try:
         return content_id(hash_file(file, shown=path, threads=repo.threads, opaque=opaque)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,8 +107,8 @@ def apply_mask(
     """Give values of the work tree that lie outside of a mask back what `revision` has there.
 
     The files are written like those of a `restore`: all or none, whatever is killed when; copies of them as they were
-    are kept in the rescue area for 7 days.  Reads the model in windows.  Raises RepositoryError for tensors that
-    `revision` does not have or has in another shape, unless the mask holds them whole.
+    are kept in the rescue area for 7 days, from which `undo` brings them back.  Reads the model in windows.  Raises
+    RepositoryError for tensors that `revision` does not have or has in another shape, unless the mask holds them whole.
     """
     with repo.writing():
         refuse_during_merge(repo, "applying a mask")
@@ -120,16 +121,19 @@ def apply_mask(
             return AppliedMask(mask, values, files, ())
         head = repo.manifest_of(repo.head())
         target = _record(repo, mask, found, base, head, files, progress)
-        rescued = tuple(rescue(repo, path) for path in files)
+        folder = f"mask-{mask.id.hex[:8]}-{secrets.token_hex(4)}"
+        rescued = tuple(rescue(repo, path, under=folder) for path in files)
+        view = repo.view()
         move_worktree(
             repo,
             head,
             target,
             training=(training_of(repo, repo.head()).manifest,) * 2,
-            description="mask apply",
-            view=None,
-            after=None,
+            description=f"mask apply: {mask.label}",
+            view=view,
+            after=view,
             paths=files,
+            rescued=folder,
             progress=progress,
         )
         return AppliedMask(mask, values, files, rescued)

@@ -334,6 +334,7 @@ class Repository:
         author: str | None = None,
         prunings: Sequence[Pruning] = (),
         keep: Callable[[Statistics], Statistics] | Statistics | None = None,
+        rescue: str = "",
     ) -> View:
         """Move the root (see `store.publish`)."""
         return publish(
@@ -349,6 +350,7 @@ class Repository:
             redo=redo,
             prunings=prunings,
             keep=keep,
+            rescue=rescue,
         )
 
     @contextlib.contextmanager

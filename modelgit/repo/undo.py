@@ -29,10 +29,13 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
     """Take back the last operation that is not taken back yet; returns it.
 
     What a commit recorded stays in the work tree, as changes (of a sparse patch the dense weights, while they are kept
-    in the rescue area); what a switch, merge or pull brought is taken out again.
+    in the rescue area); what a switch, merge or pull brought is taken out again; files that `mask apply` changed are
+    as they were.
     Raises NothingToDo at the beginning of the log, RepositoryError when files would be lost.
     """
-    from modelgit.repo.dense_weights import bring_back_dense, kept_dense  # numpy, which `op log` does without
+    # These load numpy, which `op log` does without.
+    from modelgit.repo.dense_weights import bring_back_dense, kept_dense
+    from modelgit.repo.rescued_files import after_folder, swap_rescued
 
     with repo.writing():
         refuse_during_merge(repo, "undo")
@@ -47,6 +50,8 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
         dense = kept_dense(repo, undone)
         if dense:
             bring_back_dense(repo, repo.manifest_of(undone.view.head), dense)
+        if undone.rescue:
+            swap_rescued(repo, undone.rescue, after_folder(undone.rescue))
         # The state before an undo or redo is the one it restored from: follow it to the operation that made that state.
         target = _state_of(repo, undone.parent)
         _move(
@@ -66,6 +71,7 @@ def undo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
 def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
     """Bring back the operation that was undone last; returns it.  Raises NothingToDo when there is none."""
     from modelgit.repo.dense_weights import dense_in_tree, kept_dense
+    from modelgit.repo.rescued_files import after_folder, swap_rescued
 
     with repo.writing():
         refuse_during_merge(repo, "redo")
@@ -75,6 +81,8 @@ def redo(repo: Repository, *, progress: Progress = SILENT) -> Operation:
         target_id = current.redo[0]
         target = _kept(repo, target_id)
         dense = kept_dense(repo, target)
+        if target.rescue:
+            swap_rescued(repo, after_folder(target.rescue), target.rescue)
         _move(
             repo,
             current.view,

@@ -115,11 +115,12 @@ def move_worktree(
     session: PackSession | None = None,
     restores: OperationId | None = None,
     redo: tuple[OperationId, ...] = (),
+    rescued: str = "",
     progress: Progress = SILENT,
 ) -> None:
     """Bring the files from `source` to `target`, each with its `training` state, and publish the step.
 
-    The step is from `view` to `after` (None: files only).
+    The step is from `view` to `after` (None: files only); `rescued` is its directory of the rescue area.
 
     The caller holds the lock, has checked that nothing is lost, and has sealed `session`, which must hold the target.
     """
@@ -160,6 +161,7 @@ def move_worktree(
         redo=redo,
         source_training=training[0].files,
         target_training=training[1].files,
+        rescue=rescued,
     )
     repo.journal.write(intent)
     apply_intent(repo, intent, source, target, session=session, progress=progress)
@@ -238,6 +240,7 @@ def apply_intent(
             restores=intent.restores,
             redo=intent.redo,
             author=intent.author,
+            rescue=intent.rescue,
         )
         # Whatever moved the branch ended a merge that was under way; left behind, it would come back with an undo.
         clear_state(repo)

@@ -47,6 +47,7 @@ def publish(
     redo: tuple[OperationId, ...] = (),
     prunings: Sequence[Pruning] = (),
     keep: Callable[[Statistics], Statistics] | Statistics | None = None,
+    rescue: str = "",
 ) -> View:
     """Apply `change` to the current view and publish the result; returns the new view.
 
@@ -70,7 +71,7 @@ def publish(
         if kept is not None:
             statistics = kept_log.write(kept)
         operation = current.root.operation
-        if after == before.view and restores is None:
+        if after == before.view and restores is None and not rescue:
             if statistics == current.root.statistics:
                 return after
         else:
@@ -85,6 +86,7 @@ def publish(
                     restores=restores,
                     redo=redo,
                     nonce=os.urandom(8).hex(),
+                    rescue=rescue,
                 )
             )
         pruned = with_prunings(pruned_log.read(retention), prunings) if prunings else None

@@ -20,7 +20,8 @@ class Intent(Record, frozen=True, kw_only=True):
     `refs` are the refs that the view gets (None deletes one) where they are still at `expected`; others stay as they
     are then.  `branch` and `detached` are the head that it gets, `restores` and `redo` what the operation says of an
     undo.  `paths` limits the change to some files (restore); `publishes` False changes files only.
-    The two last are the files of training state, which have a manifest of their own that may be gone by then.
+    `source_training` and `target_training` are the files of training state, which have a manifest of their own that may
+    be gone by then.  `rescue` is the operation's.
     """
 
     source: ManifestId | None
@@ -37,6 +38,7 @@ class Intent(Record, frozen=True, kw_only=True):
     redo: tuple[OperationId, ...] = ()
     source_training: tuple[FileEntry, ...] = ()
     target_training: tuple[FileEntry, ...] = ()
+    rescue: str = ""
 
 
 class Journal:

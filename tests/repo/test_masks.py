@@ -13,6 +13,7 @@ from modelgit.errors import NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
 from modelgit.repo.gc import collect
 from modelgit.repo.masks import commits_under, compare_masks, find_mask, remove_mask
+from modelgit.repo.undo import redo, undo
 
 pytest.importorskip("torch")
 
@@ -222,6 +223,16 @@ def test_what_strayed_is_refused_counted_and_put_back(repo: Repository, files, w
     file.write_bytes(before)
     repo.apply_mask("tone")
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    undo(repo)
+    assert file.read_bytes() == before
+    redo(repo)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    undo(repo)
+    file.write_bytes(before[:-4] + bytes(4))  # what is edited after that is kept when the values are put back again
+    redo(repo)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    copies = [copy.read_bytes() for copy in repo.paths.rescue.rglob("bot.safetensors")]
+    assert before[:-4] + bytes(4) in copies and before in copies
     assert repo.apply_mask("tone").values == {} and repo.status().models
     result = repo.commit("trained", masks=["tone"])
     assert result.patch.masks == (mask.id,)
@@ -249,6 +260,8 @@ def test_a_killed_apply_is_finished_by_the_next_command(repo, make_repo, files, 
     repo.close()
     again = make_repo(existing=True)
     assert again.apply_mask("latest").values == {}
+    undo(again)
+    assert again.apply_mask("latest").values != {}
     again.commit("trained", masks=["latest"])
 
 
