@@ -55,7 +55,7 @@ class Session:
         """Act as if started in `directory`.  Raises UsageError when it is none."""
         target = self.environment.cwd / directory
         if not target.is_dir():
-            raise UsageError(f"no directory {directory}")
+            raise UsageError(f"no directory {directory}", hint=f"`mkdir -p {directory}` makes it")
         self.environment = replace(self.environment, cwd=target.resolve())
 
     def path(self, text: str) -> Path:

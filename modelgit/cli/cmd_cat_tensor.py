@@ -133,7 +133,9 @@ def row_range(tensor: LazyTensor, rows: str) -> tuple[int, int]:
     if match is None:
         raise UsageError(f"--rows {rows} is no range of rows", hint="as in `--rows 10:20`, `--rows 5:` or `--rows=-3:`")
     if not tensor.shape:
-        raise UsageError(f"{tensor.name} is a scalar and has no rows")
+        raise UsageError(
+            f"{tensor.name} is a scalar and has no rows", hint="`mgit cat-tensor HEAD NAME` without rows shows it"
+        )
     count = tensor.shape[0]
     first, last, only = match.groups()
     if only is not None:

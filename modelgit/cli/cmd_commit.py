@@ -117,7 +117,10 @@ def commit(
             reduced = _commit_patch(session, message, density, max_kl, common, exact, lossy)
             result = reduced.commit
         elif given := [name for name, value in lossy.items() if value is not None]:
-            raise UsageError(f"`--{given[0]}` goes with `--density` or `--max-kl`")
+            raise UsageError(
+                f"`--{given[0]}` goes with `--density` or `--max-kl`",
+                hint="`mgit commit --density 0.5% -m …` records a lossy patch",
+            )
         else:
             result = session.repository.commit(
                 message,

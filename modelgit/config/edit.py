@@ -126,7 +126,9 @@ def unset_value(text: str, key: str, *, name: str = "config.toml") -> str:
     plain: Any = tomllib.loads(text)
     for part in parts:
         if not isinstance(plain, dict) or part not in plain:
-            raise NothingToDo(f"{name} does not set `{join_key(parts)}`")
+            raise NothingToDo(
+                f"{name} does not set `{join_key(parts)}`", hint="`mgit config list --origin` shows what is set where"
+            )
         plain = plain[part]
 
     def remove(data: Any) -> None:

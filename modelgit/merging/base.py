@@ -293,7 +293,10 @@ def parse_rule(text: str) -> BoundStrategy:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"`{pair}` in the rule {text[:80]!r} is not option=value")
+            raise UsageError(
+                f"`{pair}` in the rule {text[:80]!r} is not option=value",
+                hint="`mgit merge --list-strategies` shows the options of each",
+            )
         if key in given:
             raise UsageError(f"the rule {text[:80]!r} sets {key} twice", hint=f"`{name} {key}={value}`")
         given[key] = value

@@ -235,7 +235,9 @@ def _line(repo: Repository, target: str, progress: Progress) -> LenderLine:
     for folder in (path / METADATA, path):
         if (folder / "format").is_file():
             if folder.resolve() == repo.paths.directory.resolve():
-                raise UsageError("a repository cannot borrow from itself")
+                raise UsageError(
+                    "a repository cannot borrow from itself", hint="`mgit borrow list` shows whom it borrows from"
+                )
             return _checked(LenderLine("store", str(folder)))
     if not path.is_dir():
         raise RepositoryError(

@@ -212,7 +212,10 @@ class _Reduction:
             name, settings = task_settings(self.repo, task)
             found = [model for model in changed if model.path == settings.model]
             if not found:
-                raise UsageError(f"the model of task {name}, {settings.model}, did not change")
+                raise UsageError(
+                    f"the model of task {name}, {settings.model}, did not change",
+                    hint="`mgit status` shows what changed; `--task NAME` names a task of that model",
+                )
             return name, found[0]
         if len(changed) > 1:
             raise UsageError(

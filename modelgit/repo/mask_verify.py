@@ -188,7 +188,7 @@ def _checkpoint(repo: Repository, shown: str) -> Iterator[dict[str, TensorSource
     track = repo.settings.track
     weights = describe(root, name, ignore=track.left_out, opaque=track.opaque).weights
     if not weights:
-        raise UsageError(f"there are no weights in {shown}")
+        raise UsageError(f"there are no weights in {shown}", hint="name the checkpoint that the run wrote")
     readers: list[FileReader] = []
     found: dict[str, TensorSource] = {}
     try:

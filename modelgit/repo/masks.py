@@ -306,7 +306,10 @@ def compare_masks(repo: Repository, first: Mask, second: Mask) -> MaskOverlap:
         if other is None:
             continue
         if other.spec.shape != region.spec.shape:
-            raise UsageError(f"the masks are about two models: tensor `{region.name}` has another shape in each")
+            raise UsageError(
+                f"the masks are about two models: tensor `{region.name}` has another shape in each",
+                hint="`mgit mask list` shows of which model each is",
+            )
         if region.positions is None or other.positions is None:
             shared += min(region.count, other.count)
         elif _section(region) == _section(other):

@@ -147,7 +147,10 @@ def write_output(
     needed = sum(spec.size_bytes for _, spec in specs) + _SLACK_BYTES
     free = shutil.disk_usage(target.parent).free
     if needed > free:
-        raise RepositoryError(f"{target} needs {needed >> 20} MiB, and {free >> 20} MiB are free there")
+        raise RepositoryError(
+            f"{target} needs {needed >> 20} MiB, and {free >> 20} MiB are free there",
+            hint="free some space, or name another place with `-o`",
+        )
     is_file = target.suffix == ".safetensors"
     layout = [(target.name, list(range(len(specs))))] if is_file else shards(specs, shard_bytes)
     merge.prepare()

@@ -92,7 +92,7 @@ def open_outside(repo: Repository, source: str, as_path: str | None, parent: Man
             f"{path} is a directory, and {source} a file", hint=f"say which file it is: `--as {path}/{place.name}`"
         )
     elif not place.is_dir() and not place.is_file():
-        raise UsageError(f"there is nothing at {source}")
+        raise UsageError(f"there is nothing at {source}", hint="`mgit commit --from DIRECTORY --as models/bot -m …`")
     root, name = (place, ".") if place.is_dir() else (place.parent, place.name)
     track = repo.settings.track
     listing = list_files(root, name, ignore=track.left_out)

@@ -210,7 +210,10 @@ def _pick(repo: Repository, commit: CommitId, rule: _Rule, mainline: int | None,
         )
     number = mainline or 1
     if not 1 <= number <= len(parents):
-        raise UsageError(f"{commit.short} has {len(parents)} parents, and no number {number}")
+        raise UsageError(
+            f"{commit.short} has {len(parents)} parents, and no number {number}",
+            hint=f"`mgit {verb} {commit.short} --mainline 1`",
+        )
     return MergeState(
         ours=commit,
         theirs=commit,

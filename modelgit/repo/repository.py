@@ -177,7 +177,10 @@ class Repository:
     def worktree(self) -> Path:
         """The directory that the user works in."""
         if self.paths.worktree is None:
-            raise RepositoryError(f"{self.paths.directory} is a bare repository: it has no work tree")
+            raise RepositoryError(
+                f"{self.paths.directory} is a bare repository: it has no work tree",
+                hint=f"`mgit clone {self.paths.directory} DIRECTORY` makes a repository with one",
+            )
         return self.paths.worktree
 
     @property

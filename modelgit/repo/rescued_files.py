@@ -19,7 +19,7 @@ __all__ = ["after_folder", "swap_rescued"]
 
 
 def after_folder(before: str) -> str:
-    """The directory of the rescue area for what a command made, once it is undone; `before` is that of what was there."""
+    """The directory of the rescue area for what a command made, once it is undone; `before` is for what was there."""
     return f"{before}.after"
 
 

@@ -57,7 +57,9 @@ def resolve(repo: Commits, revision: str) -> CommitId:
         count = int(digits or 1)
         if sign == "~":
             if count > _MAX_STEPS:
-                raise UnknownRevision(f"`{revision}` goes back further than any history")
+                raise UnknownRevision(
+                    f"`{revision}` goes back further than any history", hint="`mgit log --oneline` shows what there is"
+                )
             for _ in range(count):
                 commit = _parent(repo, commit, 1, revision)
         elif count:
