@@ -69,6 +69,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "prune": "Take the weights of commits that retention does not keep.",
         "repack": "Store everything smaller, without changing any of it.",
         "fsck": "Check every stored byte.",
+        "hooks": "Run checks from the hooks of git.",
         "completion": "Print the completion script of a shell.",
     },
 }
