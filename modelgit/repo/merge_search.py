@@ -7,7 +7,7 @@ Scores of one round are of the same examples, so that differences between candid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +35,7 @@ from modelgit.repo.suites import worktree_suites
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Score", "SearchResult", "default_candidates", "search"]
+__all__ = ["Score", "SearchResult", "default_candidates", "halve", "search", "shares_of"]
 
 _KEPT = 3
 """One in so many candidates goes on to the next round."""
@@ -198,27 +198,47 @@ def _rounds(
     exhaustive: bool,
     progress: Progress,
 ) -> tuple[tuple[Score, ...], int]:
-    """Score all on few examples, the better ones on more; the final order, and the examples that it took."""
-    left = list(bound)
+    """The final order, and the examples that it took."""
+    smallest = min(item.order.size for item in data)
+
+    def score(name: str, share: float) -> Score:
+        return _score(repo, sides, planned, state, name, bound[name], data, share, progress)
+
+    return halve(list(bound), [1.0] if exhaustive else shares_of(len(bound), smallest), score, progress=progress)
+
+
+def halve(
+    candidates: Sequence[str],
+    shares: Sequence[float],
+    score: Callable[[str, float], Score],
+    *,
+    progress: Progress = SILENT,
+) -> tuple[tuple[Score, ...], int]:
+    """Score all candidates on the first of `shares` of the examples, and the better third of them on the next.
+
+    Gives the scores, those of the last round first and the best of a round first, and the examples that were counted.
+    Of equal candidates the first one is better.
+    """
+    left = list(candidates)
     done: dict[str, Score] = {}
-    seen = dict.fromkeys(bound, 0)
-    shares = [1.0] if exhaustive else _shares(len(left), min(item.order.size for item in data))
-    for share in shares:
+    seen = dict.fromkeys(candidates, 0)
+    for number, share in enumerate(shares, 1):
         progress.start("search", len(left), unit="candidates")
         for name in left:
             progress.check()
-            done[name] = _score(repo, sides, planned, state, name, bound[name], data, share, progress)
+            done[name] = score(name, share)
             seen[name] = done[name].examples
             progress.advance("search", 1)
         progress.finish("search")
         ranked = sorted(left, key=lambda name: (-done[name].mean, left.index(name)))
-        if share < 1:
+        if number < len(shares):
             left = ranked[: max(1, -(-len(ranked) // _KEPT))]
-    order = sorted(done.values(), key=lambda score: (-score.examples, -score.mean, list(bound).index(score.candidate)))
+    place = {name: at for at, name in enumerate(candidates)}
+    order = sorted(done.values(), key=lambda item: (-item.examples, -item.mean, place[item.candidate]))
     return tuple(order), sum(seen.values())
 
 
-def _shares(candidates: int, examples: int) -> list[float]:
+def shares_of(candidates: int, examples: int) -> list[float]:
     """The part of the examples of each round, growing threefold up to all of them.
 
     As many rounds as leave a few finalists, but none with fewer examples than say anything.

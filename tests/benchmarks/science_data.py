@@ -34,7 +34,7 @@ from modelgit.models.tokens import bucketed_order
 
 __all__ = [
     "EPOCHS", "KINDS", "RATES", "SPLIT_SEED", "TASKS", "Kind", "Plan", "Task", "accuracy", "dense", "fine_tune",
-    "logits_of", "new_model", "science_task", "weights_of",
+    "logits_of", "new_model", "science_task", "task_of", "weights_of",
 ]  # fmt: skip
 
 Kind = Literal["full", "top"]
@@ -87,9 +87,13 @@ def science_task(name: str, kind: Kind = "full", *, quick: bool = False) -> Task
     """Task `name` with the splits of the module's text, encoded for `kind`."""
     assets = fetch_assets(Environment.capture())
     rows = read_questions(assets.questions) if name == "trec" else read_reviews(assets.reviews)
-    labels = tuple(sorted({row.label for row in rows}))
-    settings = TaskSettings(model="m", head="classifier", labels=labels, max_length=_LENGTHS[name])
-    parts = split_rows(rows, *(_QUICK if quick else _SIZES), seed=SPLIT_SEED)
+    return task_of(name, kind, split_rows(rows, *(_QUICK if quick else _SIZES), seed=SPLIT_SEED), _LENGTHS[name])
+
+
+def task_of(name: str, kind: Kind, parts: Sequence[Sequence[Row]], length: int) -> Task:
+    """A task of training, validation and test rows, of texts that are cut after `length` tokens."""
+    labels = tuple(sorted({row.label for part in parts for row in part}))
+    settings = TaskSettings(model="m", head="classifier", labels=labels, max_length=length)
     sets = [_encoded(settings, part, f"{name}-{at}") for at, part in enumerate(parts)]
     if kind == "top":
         lower = _full_model(settings, 0).module

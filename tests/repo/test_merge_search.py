@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers")
 from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.errors import GateRefused, NothingToDo, UsageError  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
-from modelgit.repo.merge_search import _shares, default_candidates, search  # noqa: E402
+from modelgit.repo.merge_search import default_candidates, search, shares_of  # noqa: E402
 
 SUITES = """
 [eval.topic]
@@ -126,7 +126,7 @@ def test_the_default_is_a_wide_search_that_counts_a_third_at_most() -> None:
         assert len(set(default_candidates(fisher=fisher))) == len(default_candidates(fisher=fisher))
     for examples in (400, 1000, 4000):
         left, cost, before = len(default_candidates()), 0.0, 0.0
-        for share in _shares(left, examples):
+        for share in shares_of(left, examples):
             cost, before = cost + left * (share - before), share
             left = -(-left // 3)
         assert cost <= len(default_candidates()) / 3
