@@ -49,6 +49,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
     "Measure": {
         "eval": "Run evaluation suites.",
+        "flips": "List the examples that one commit had right and another has wrong.",
         "check": "Check whether commits may land on a branch.",
         "approve": "Sign leave for a commit to land on a protected branch.",
         "fisher": "Estimate the Fisher information of the weights.",

@@ -10,7 +10,7 @@ from modelgit.cli._commits import when
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._format import plural
 from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import Part, columns, dim, yellow
+from modelgit.cli._output import Part, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_cat_tensor import row_range
 from modelgit.errors import UsageError
@@ -27,15 +27,32 @@ __all__ = ["blame"]
 @click.argument("revision", required=False, default="HEAD", shell_complete=complete_revision, metavar="[REV]")
 @click.option("--model", metavar="PATH", help="The model that has the tensor, if several have one of this name.")
 @click.option("--rows", metavar="A:B", help="Only these rows of the first dimension (B excluded).")
+@click.option("--example", metavar="ID", help="Say since which commit this example of a suite is right, or wrong.")
+@click.option("--data", metavar="PATH", help="With --example: the data that have it, if several do.")
 @json_option
 @pass_session
 def blame(
-    session: Session, name: str | None, revision: str, model: str | None, rows: str | None, as_json: bool
+    session: Session,
+    name: str | None,
+    revision: str,
+    model: str | None,
+    rows: str | None,
+    example: str | None,
+    data: str | None,
+    as_json: bool,
 ) -> None:
     """Say which commit gave TENSOR the values that it has in REV, row by row; without TENSOR, for all tensors.
 
-    All tensors are told from metadata; the rows of one are compared with those of the commits that changed it.
+    All tensors are told from metadata; the rows of one are compared with those of the commits that changed it.  With
+    --example the argument is REV, and each model back along first parents is asked about that one example.
     """
+    if example is not None:
+        if rows is not None or model is not None:
+            raise UsageError("--rows and --model are about a tensor", hint="`mgit blame --example ID [REV]`")
+        _example(session, example, name or revision, data, as_json)
+        return
+    if data is not None:
+        raise UsageError("--data goes with --example", hint="`mgit blame --example ID --data NAME`")
     if name is None:
         if rows is not None:
             raise UsageError("--rows says which rows of one tensor", hint="`mgit blame TENSOR --rows 0:10`")
@@ -82,6 +99,30 @@ def _rows(session: Session, name: str, revision: str, model: str | None, rows: s
     session.output.hold()
     session.output.lines(columns(table, right=(4,)))
     session.output.release()
+
+
+def _example(session: Session, example: str, revision: str, data: str | None, as_json: bool) -> None:
+    from modelgit.repo.flips import blame_example
+
+    repo = session.repository
+    found = blame_example(repo, example, revision, data=data, progress=session.progress)
+    if as_json:
+        session.output.json("mgit.blame-example/1", plain_data(found))
+        return
+    state = "unlabelled" if found.now.right is None else "right" if found.now.right else "wrong"
+    text = " ".join(found.text.split())
+    session.output.line(f"{found.data}: {found.example}", dim(f"  {text[:70]}"))
+    gold = f" (it is {found.gold})" if found.gold else ""
+    if found.before is None:
+        session.output.line(f"  {state} in all of the history: {found.now.predicted}{gold}")
+    else:
+        session.output.line(f"  {state} since")
+        session.output.lines(columns([_who(repo, found.since)], indent=2))
+        session.output.line(f"  {found.before.predicted} → {found.now.predicted}{gold}")
+        for other in found.others:
+            came = "the same" if other.right == found.now.right else "as before"
+            session.output.line("  ", dim(f"merged from {other.commit.short}, which says {other.predicted} ({came})"))
+    session.output.say(dim(f"{plural(found.looked, 'model')} asked"))
 
 
 def _who(repo: Repository, commit: CommitId) -> list[Part]:

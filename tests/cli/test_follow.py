@@ -61,3 +61,40 @@ def test_blame_names_commits_for_tensors(mgit: Any, files: Any) -> None:
     rows = json.loads(mgit("blame", "layers.0.weight", "--rows", "2:5", "--json").out)["rows"]
     assert [(row["start"], row["stop"]) for row in rows] == [(2, 5)]
     assert "--rows says which rows of one tensor" in mgit("blame", "--rows", "2:5", code=2).err
+
+
+@pytest.fixture
+def demo(mgit: Any) -> Any:
+    """In the small demo: main, and a branch that was trained on one of two tasks."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tokenizers")
+    mgit("demo", "--small", "d")
+    mgit.directory = mgit.directory / "d"
+    return mgit
+
+
+def test_flips_and_the_commit_that_made_one(demo: Any) -> None:
+    found = json.loads(demo("flips", "main..topic", "--all", "--json").out)["data"]
+    assert [item["data"] for item in found] == ["data/tone.test.jsonl", "data/topic.test.jsonl"]
+    for item in found:
+        kinds = [example["kind"] for example in item["examples"]]
+        assert (kinds.count("negative"), kinds.count("positive")) == (item["negative"], item["positive"])
+        for example in item["examples"]:
+            assert example["before"] != example["after"]
+            assert (example["before"] == example["gold"]) == (example["kind"] == "negative")
+            assert (example["after"] == example["gold"]) == (example["kind"] == "positive")
+    back = json.loads(demo("flips", "topic..main", "--data", "data/topic.test.jsonl", "--json").out)["data"]
+    assert back[0]["negative"] == found[1]["positive"] > 0
+    gained = next(example for example in found[1]["examples"] if example["kind"] == "positive")
+    shown = demo("flips", "topic", "--suite", "topic", "--positive", "-n", "1").out
+    assert f"{found[1]['negative']} negative flip" in shown and "more (-n" in shown
+
+    topic = json.loads(demo("log", "topic", "--json").out)["commits"][0]["id"]
+    arguments = ("blame", "--example", gained["example"], "--data", "data/topic.test.jsonl")
+    blamed = json.loads(demo(*arguments, "topic", "--json").out)
+    assert blamed["since"] == topic and blamed["now"]["right"] and not blamed["before"]["right"]
+    assert f"{gained['before']} → {gained['after']}" in demo(*arguments, "topic").out
+    assert "wrong in all of the history" in demo(*arguments, "main").out
+    assert "no example `nothing`" in demo("blame", "--example", "nothing", code=2).err
+    assert "2 examples are called" in demo("blame", "--example", gained["example"], code=2).err
+    assert "no suite has the data `x`" in demo("flips", "main..topic", "--data", "x", code=2).err

@@ -1,0 +1,108 @@
+"""`mgit flips`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from modelgit.cli._complete import complete_revision
+from modelgit.cli._format import plural
+from modelgit.cli._options import command, json_option, pass_session
+from modelgit.cli._output import Painted, Part, columns, dim, green, red, yellow
+from modelgit.cli._session import Session
+from modelgit.errors import UsageError
+from modelgit.reporting.wording import rate
+
+if TYPE_CHECKING:
+    from modelgit.repo.flips import DataFlips, FlippedExample
+
+__all__ = ["flips"]
+
+_WIDTH = 60
+_MARKS = {"negative": red("✗"), "positive": green("✓"), "changed": yellow("~")}
+
+
+@command("flips", example="mgit flips v1.0..main --suite compat")
+@click.argument("range_", metavar="A..B", shell_complete=complete_revision)
+@click.option("--suite", "suites", multiple=True, metavar="NAME", help="Only the data of this suite; may be repeated.")
+@click.option("--data", metavar="PATH", help="Only these data: a path, or a name in a suite.")
+@click.option("--positive", is_flag=True, help="List what went from wrong to right, too.")
+@click.option("--all", "everything", is_flag=True, help="List every example with another prediction.")
+@click.option(
+    "-n", "--number", type=click.IntRange(min=0), default=20, show_default=True, metavar="N", help="List N at most."
+)
+@json_option
+@pass_session
+def flips(
+    session: Session,
+    range_: str,
+    suites: tuple[str, ...],
+    data: str | None,
+    positive: bool,
+    everything: bool,
+    number: int,
+    as_json: bool,
+) -> None:
+    """List the examples that A had right and B has wrong (A: the parent of B, when only B is given).
+
+    Predictions come from the cache of evaluations; what is missing there is computed, and kept.
+    """
+    from modelgit.repo.flips import flips as find_flips
+
+    old, dots, new = range_.partition("..")
+    if not dots:
+        old, new = f"{range_}~1", range_
+    if not old or new.startswith("."):
+        raise UsageError(f"{range_} is no range", hint="`mgit flips A..B`")
+    wanted = {"negative"} | ({"positive"} if positive else set())
+    if everything:
+        wanted = set(_MARKS)
+    found = find_flips(session.repository, old, new or "HEAD", suites=suites, data=data, progress=session.progress)
+    if as_json:
+        session.output.json("mgit.flips/1", {"data": [_plain(item, wanted) for item in found]})
+        return
+    session.output.hold()
+    for item in found:
+        _print(session, item, wanted, number)
+    session.output.release()
+
+
+def _print(session: Session, found: DataFlips, wanted: set[str], number: int) -> None:
+    counts = found.counts
+    heading: list[Part] = [f"{found.data} ({', '.join(found.suites)}): "]
+    if counts.total:
+        heading += [
+            red(plural(counts.negative, "negative flip")),
+            f" ({rate(counts.negative_rate)}), {counts.positive:,} positive ({rate(counts.positive_rate)})",
+            f" of {counts.total:,} labelled examples",
+        ]
+    else:
+        heading.append(f"{plural(len(found.examples), 'prediction')} changed of {found.total:,}, none of them labelled")
+    session.output.line(*heading)
+    chosen = [item for item in found.examples if item.kind in wanted or not counts.total]
+    session.output.lines(columns([_row(item) for item in chosen[:number]], indent=2))
+    if len(chosen) > number:
+        session.output.line("  ", dim(f"and {len(chosen) - number:,} more (-n {len(chosen)} lists all)"))
+
+
+def _row(item: FlippedExample) -> list[Part]:
+    mark: Painted = _MARKS[item.kind]
+    text = " ".join(item.text.split())
+    shown = text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+    gold = f"is {item.gold}" if item.gold else ""
+    return [mark, item.example, gold, f"{item.before} → {item.after}", dim(f"margin {item.margin:.2f}"), dim(shown)]
+
+
+def _plain(found: DataFlips, wanted: set[str]) -> dict[str, object]:
+    counts = found.counts
+    return {
+        "data": found.data,
+        "suites": found.suites,
+        "total": found.total,
+        "labelled": counts.total,
+        "negative": counts.negative,
+        "positive": counts.positive,
+        "changed": sum(item.kind == "changed" for item in found.examples),
+        "examples": [item._asdict() for item in found.examples if item.kind in wanted],
+    }
