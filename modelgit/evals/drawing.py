@@ -17,7 +17,7 @@ from modelgit.progress import SILENT, Progress
 if TYPE_CHECKING:
     from modelgit.evals.base import Deadline
 
-__all__ = ["Draw", "draw_order", "draw_until_decided", "fragile_first"]
+__all__ = ["Draw", "Units", "draw_order", "draw_until_decided", "fragile_first"]
 
 _FRAGILE_SHARE = 0.15
 _MIN_BATCH, _MAX_BATCH = 16, 512
@@ -37,6 +37,38 @@ class Draw:
     expected: float
     verdicts: tuple[SequentialVerdict, ...]
     flips: NDArray[np.int64]
+
+
+class Units:
+    """Examples in drawing order, those of a cluster together: what is drawn is a unit.
+
+    `positions` are those of the examples, unit after unit, `count` is the number of units, `largest` the size of the
+    largest.
+    """
+
+    def __init__(self, order: NDArray[np.int64], clusters: NDArray[np.int64] | None, *, seed: int, suite: str) -> None:
+        if clusters is None:
+            self.positions = order
+            self.count, self.largest = order.size, 1
+            self._unit = np.arange(order.size)
+            return
+        # The order of clusters is one of its own: the first example of a large one comes early in that of examples.
+        names, unit, sizes = np.unique(clusters[order], return_inverse=True, return_counts=True)
+        rank = np.argsort(draw_order(names.size, seed=seed, suite=f"clusters of {suite}"))
+        by_unit = np.argsort(rank[unit], kind="stable")
+        self.positions = order[by_unit]
+        self._unit = rank[unit][by_unit]
+        self.count, self.largest = names.size, int(sizes.max(initial=1))
+
+    def first(self, units: int) -> NDArray[np.int64]:
+        """The positions of the examples of the first `units` units, in drawing order."""
+        return self.positions[: int(np.searchsorted(self._unit, units))]
+
+    def sums(self, values: NDArray[np.int64], units: int) -> NDArray[np.int64]:
+        """What the `values` of the examples `first(units)` add up to in each unit, int64 `[units]`."""
+        found = np.zeros(units, np.int64)
+        np.add.at(found, self._unit[: values.size], values)
+        return found
 
 
 def draw_order(count: int, *, seed: int, suite: str) -> NDArray[np.int64]:

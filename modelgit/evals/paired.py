@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelgit.evals.base import Dataset, Side, SuiteRun
-from modelgit.evals.drawing import Draw, draw_until_decided, fragile_first
+from modelgit.evals.drawing import Draw, Units, draw_until_decided, fragile_first
 from modelgit.evals.predictions import Predictions
 from modelgit.objects import Flip
 
@@ -78,6 +78,36 @@ class Pair:
             deadline=self.run.deadline,
             progress=self.run.progress,
         )
+
+    def draw_slice(self, inside: NDArray[np.bool_], allowed: int, *, alpha_fail: float) -> Draw:
+        """Draw among the examples of a slice (bool over all of the data) in one stratum.
+
+        Other slices may have looked at some of them before.  That is harmless as long as they are counted in their own
+        order: the error is bounded at all numbers of draws at once.
+        """
+        order = np.concatenate(self._strata) if self.right_before is not None else self.order
+        order = self.order[np.isin(self.order, order) & inside[self.order]]
+        return draw_until_decided(
+            [order],
+            [allowed],
+            self.flips_at,
+            alpha=self.run.settings.alpha,
+            alpha_fail=alpha_fail,
+            deadline=self.run.deadline,
+            progress=self.run.progress,
+        )
+
+    def units(self) -> Units:
+        """The labelled examples as what is drawn: one by one, or by clusters."""
+        return Units(self.order, self.data.clusters, seed=self.run.settings.seed, suite=self.run.identity)
+
+    def changes_at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(right before, right now) as 0 or 1, of positions in any order."""
+        ascending = np.sort(positions)
+        place = np.searchsorted(ascending, positions)
+        before = right_at(self.run, self.baseline, self.data, ascending)[place]
+        after = right_at(self.run, self.run.candidate, self.data, ascending)[place]
+        return before.astype(np.int64), after.astype(np.int64)
 
     def flips_at(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the examples at ascending `indices` went from right to wrong."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modelgit.config.schema import EvalSettings, Limit, Settings, TaskSettings
+from modelgit.config.suites import NfrTest, RunSettings, TestTable
 from modelgit.errors import UsageError
 from modelgit.evals.base import Dataset, SuiteRun
 from modelgit.evals.checks import decide
@@ -76,7 +77,18 @@ def compiled(name: str, settings: EvalSettings) -> Suite:
 
 
 def run_suite(name: str, settings: EvalSettings, candidate: FakeSide, baseline: FakeSide | None) -> EvalRecord:
-    suite = compiled(name, settings)
+    return run_on(compiled(name, settings), candidate, baseline)
+
+
+def run_tests(
+    tests: Sequence[TestTable], candidate: FakeSide, baseline: FakeSide, sampling: str = "adaptive"
+) -> EvalRecord:
+    run = RunSettings(sampling=sampling)  # type: ignore[arg-type]
+    suite = Suite(name="s", place="evals/s.toml", run=run, tests=tuple(tests), task=TASK, question=b"{}")
+    return run_on(suite, candidate, baseline)
+
+
+def run_on(suite: Suite, candidate: FakeSide, baseline: FakeSide | None) -> EvalRecord:
     baselines = [] if baseline is None else [baseline]
     run = SuiteRun(
         identity=suite_id(suite, {"data": candidate.data.fingerprint}),
@@ -213,7 +225,7 @@ def test_drawing_agrees_with_the_full_run_where_it_is_clear() -> None:
         assert len(decisions) == 1
 
 
-def test_accuracy_follows_from_few_negative_flips_or_is_measured_in_full() -> None:
+def test_accuracy_is_decided_by_few_examples_or_measured_in_full() -> None:
     draws = EvalSettings(
         task="t", negative_flips=Limit(max=0.02), accuracy=Limit(min=0.7, max_drop=0.02), sampling="random"
     )
@@ -221,16 +233,47 @@ def test_accuracy_follows_from_few_negative_flips_or_is_measured_in_full() -> No
     record = run_suite("smoke", draws, candidate, baseline)
     assert record.decision == "pass"
     assert record.examples < 600
-    assert "at most 80 of 4,000" in record.results[0].detail
+    assert record.results[0].detail.endswith("proven at alpha 0.05")
 
-    # A limit that no number of flips can prove needs every example, and is then exact.
-    for other in (
-        EvalSettings(task="t", negative_flips=Limit(max=0.02), accuracy=Limit(min=0.85), sampling="random"),
-        EvalSettings(task="t", negative_flips=Limit(max=0.02), kl=Limit(max=0.5), sampling="adaptive"),
-    ):
-        record = run_suite("smoke", other, candidate, baseline)
-        assert record.examples == 4000
-        assert all(result.value is not None for result in record.results)
+    floor = EvalSettings(task="t", negative_flips=Limit(max=0.02), accuracy=Limit(min=0.85), sampling="random")
+    record = run_suite("smoke", floor, candidate, baseline)
+    assert record.decision == record.results[0].decision == "fail" and record.examples < 3000
+
+    # What is no mean over examples needs every one, and is then exact.
+    other = EvalSettings(task="t", negative_flips=Limit(max=0.02), kl=Limit(max=0.5), sampling="adaptive")
+    record = run_suite("smoke", other, candidate, baseline)
+    assert record.examples == 4000
+    assert all(result.value is not None for result in record.results)
+
+
+def test_a_fall_that_gains_do_not_make_up_for_is_found_and_one_that_they_do_is_none() -> None:
+    settings = EvalSettings(task="t", accuracy=Limit(max_drop=0.02), sampling="adaptive")
+    kept = run_suite("s", settings, *pair(4000, wrong=800, negative=160, positive=160))
+    assert kept.decision == "pass" and kept.examples < 4000
+    fallen = run_suite("s", settings, *pair(4000, wrong=800, negative=400, positive=80))
+    assert fallen.decision == "fail" and fallen.examples < 2000
+    line = fallen.results[0]
+    assert line.value is not None and line.baseline is not None and line.value < line.baseline - 0.02
+
+
+def test_clusters_are_drawn_whole_and_slices_until_each_is_decided() -> None:
+    candidate, baseline = pair(4000, wrong=800, negative=0)
+    for side in (candidate, baseline):
+        side.data = replace(side.data, clusters=np.arange(4000) // 8)
+    record = run_tests([NfrTest(name="flips", data="data", max=0.02)], candidate, baseline)
+    assert record.decision == "pass" and 0 < record.examples < 2400 and record.examples % 8 == 0
+    assert {position // 8 * 8 + rest for position in candidate.asked for rest in range(8)} == candidate.asked
+
+    candidate, baseline = pair(4000, wrong=800, negative=160)
+    for side in (candidate, baseline):
+        side.data = replace(side.data, slices={"tail": tuple("ny"[number >= 3000] for number in range(4000))})
+    test = NfrTest(name="flips", data="data", max=0.2, slice_max=0.05, slice_min_n=50)
+    record = run_tests([test], candidate, baseline)
+    broken = [line for line in record.results if line.slice]
+    assert [(line.slice, line.decision, line.total) for line in broken] == [("tail=y", "fail", 1000)]
+    assert record.examples < 4000 and "1 of 2 slices" in record.results[-1].detail
+    full = run_tests([test], candidate, baseline, sampling="full")
+    assert [line.slice for line in full.results if line.slice] == ["tail=y"] and full.examples == 4000
 
 
 def test_a_proven_failure_stops_and_leaves_the_rest_open() -> None:

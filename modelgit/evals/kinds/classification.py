@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from modelgit.config.suites import ClassificationTest, MetricLimit
 from modelgit.evals.base import Dataset, Side, SuiteRun
-from modelgit.evals.checks import Row, accuracy_row, allowed_count, failed, limit_text, metric_row, needed_count, row
+from modelgit.evals.checks import Row, accuracy_row, failed, limit_text, metric_row, row
+from modelgit.evals.means import AccuracyDraw, draw_accuracy
 from modelgit.evals.metrics import churn, expected_calibration_error, macro_f1, mean_negative_log_likelihood
 from modelgit.evals.paired import Pair, predictions_at, right_at
 from modelgit.evals.predictions import Predictions
@@ -54,55 +55,47 @@ def _compared(run: SuiteRun, limit: MetricLimit) -> Sequence[Side | None]:
 
 def _accuracy(run: SuiteRun, data: Dataset, limit: MetricLimit, labelled: NDArray[np.int64]) -> Iterator[Row]:
     for side in _compared(run, limit):
-        if side is not None and not run.in_full(data, run.candidate, side):
-            proven = _by_few_flips(run, Pair(run, data, side), limit)
-            if proven is not None:
-                yield proven
+        drawable = (
+            limit.max is None and limit.max_rise is None and (limit.min is not None or limit.max_drop is not None)
+        )
+        if side is not None and drawable and not run.in_full(data, run.candidate, side):
+            pair = Pair(run, data, side)
+            draw = draw_accuracy(pair, limit, alpha_fail=run.alpha_fail)
+            if draw.drawn < pair.total:
+                yield _drawn(pair, limit, draw)
                 continue
         right = int(np.count_nonzero(right_at(run, run.candidate, data, labelled)))
         before = None if side is None else int(np.count_nonzero(right_at(run, side, data, labelled)))
         yield accuracy_row(limit, labelled.size, right, before, against="" if side is None else side.name)
 
 
-def _by_few_flips(run: SuiteRun, pair: Pair, limit: MetricLimit) -> Row | None:
-    """The line that a bound on negative flips proves, or None when it proves nothing.
-
-    The fall in accuracy is at most the share of negative flips.
-    """
-    bound = _accuracy_bound(pair, limit)
-    if bound is None:
-        return None
-    draw = pair.draw([bound], alpha_fail=run.alpha_fail)
-    if draw.verdicts != ("pass",):
-        return None
-    detail = f"holds, for at most {bound:,} of {pair.total:,} examples went from right to wrong"
+def _drawn(pair: Pair, limit: MetricLimit, draw: AccuracyDraw) -> Row:
+    """The line of a draw; the values are estimates where not everything was looked at."""
+    before = value = None
+    if draw.drawn:
+        before = draw.right_before / draw.drawn if pair.right_before is None else pair.right_before / pair.total
+        value = min(1.0, max(0.0, before + (draw.right - draw.right_before) / draw.drawn))
+    proof = f"proven at alpha {pair.run.settings.alpha:g}"
+    if draw.bound is not None:
+        detail = f"holds, for at most {draw.bound:,} of {pair.total:,} examples went from right to wrong; {proof}"
+    elif draw.verdict == "open":
+        detail = f"not decided by {draw.drawn:,} of {pair.total:,} examples when the time was over"
+    else:
+        detail = f"of {draw.drawn:,} examples drawn from {pair.total:,}; {proof}"
     return row(
         CheckResult(
             name="accuracy",
-            decision="pass",
-            baseline=None if pair.right_before is None else pair.right_before / pair.total,
+            decision="inconclusive" if draw.verdict == "open" else draw.verdict,
+            value=value,
+            baseline=before,
             limit=limit_text("accuracy", limit),
-            detail=f"{detail}; proven at alpha {run.settings.alpha:g}",
+            detail=detail,
             against=pair.baseline.name,
             examples=draw.drawn,
             total=pair.total,
         ),
         limit,
     )
-
-
-def _accuracy_bound(pair: Pair, limit: MetricLimit) -> int | None:
-    """How many negative flips leave the limits intact whatever else happens; None if unknown."""
-    if limit.max is not None or limit.max_rise is not None:
-        return None
-    bounds = []
-    if limit.max_drop is not None:
-        bounds.append(allowed_count(limit.max_drop, pair.total))
-    if limit.min is not None:
-        if pair.right_before is None:
-            return None
-        bounds.append(pair.right_before - needed_count(limit.min, pair.total))
-    return min(bounds) if bounds and min(bounds) >= 0 else None
 
 
 def _score(name: str, run: SuiteRun, data: Dataset, limit: MetricLimit, labelled: NDArray[np.int64]) -> Iterator[Row]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +13,7 @@ from modelgit.config.suites import NfrTest
 from modelgit.evals.base import Side, SuiteRun
 from modelgit.evals.checks import Row, allowed_count, flips_row, percent
 from modelgit.evals.drawing import Draw
+from modelgit.evals.means import ClusterDraw, draw_clusters
 from modelgit.evals.paired import Pair
 from modelgit.objects import CheckResult
 
@@ -23,8 +25,8 @@ _NAME = "negative flips"
 def run(test: NfrTest, run: SuiteRun) -> Iterator[Row]:
     """One line for each baseline, and one for each slice that is large enough where slices are limited.
 
-    Examples are drawn until the limit is decided, unless the suite is run in full.  Limits on slices are looked at
-    in full: a slice is too small for a draw to save much.
+    Examples (whole clusters, where the data have some) are drawn until the limit is decided, unless the suite is run in
+    full.  Then each slice that is limited is drawn from until it is decided, too.
     """
     data = run.data_of(test)
     limit = _limit_text(test.max)
@@ -41,18 +43,29 @@ def _against(test: NfrTest, run: SuiteRun, side: Side) -> Iterator[Row]:
     data = run.data_of(test)
     pair = Pair(run, data, side)
     rate = limit_against(test, side.name)
-    if rate is not None and test.slice_max is None and not run.in_full(data, run.candidate, side):
-        allowed = allowed_count(rate, pair.total)
-        draw = pair.draw([allowed], alpha_fail=run.alpha_fail)
-        pair.note_flips(test.name, draw.flips)
-        yield _row(_drawn(pair, draw, allowed, _limit_text(rate)))
+    slices = list(_large_slices(test, pair)) if test.slice_max is not None else []
+    if run.in_full(data, run.candidate, side) or (rate is None and test.slice_max is None):
+        before, after = pair.outcomes()
+        flipped = before & ~after
+        pair.note_flips(test.name, pair.positions[flipped])
+        yield flips_row(int(np.count_nonzero(flipped)), pair.total, rate, against=side.name)
+        yield from _slices_in_full(test, pair, flipped, slices)
         return
-    before, after = pair.outcomes()
-    flipped = before & ~after
-    pair.note_flips(test.name, pair.positions[flipped])
-    yield flips_row(int(np.count_nonzero(flipped)), pair.total, rate, against=side.name)
-    if test.slice_max is not None:
-        yield from _slices(test, pair, flipped, test.slice_max)
+    if rate is not None:
+        yield _by_drawing(test, pair, rate)
+    yield from _slices_by_drawing(test, pair, slices)
+
+
+def _by_drawing(test: NfrTest, pair: Pair, rate: float) -> Row:
+    run = pair.run
+    allowed = allowed_count(rate, pair.total)
+    if pair.data.clusters is not None:
+        clusters = draw_clusters(pair, allowed, alpha_fail=run.alpha_fail)
+        pair.note_flips(test.name, clusters.flips)
+        return _row(_drawn_clusters(pair, clusters, _limit_text(rate)))
+    draw = pair.draw([allowed], alpha_fail=run.alpha_fail)
+    pair.note_flips(test.name, draw.flips)
+    return _row(_drawn(pair, draw, allowed, _limit_text(rate), total=pair.total))
 
 
 def limit_against(test: NfrTest, baseline: str) -> float | None:
@@ -63,53 +76,122 @@ def limit_against(test: NfrTest, baseline: str) -> float | None:
     return test.max
 
 
-def _slices(test: NfrTest, pair: Pair, flipped: NDArray[np.bool_], limit: float) -> Iterator[Row]:
-    """The slices that are large enough, by field and value; those that hold are one line together."""
-    checked, worst = 0, 0.0
+def _large_slices(test: NfrTest, pair: Pair) -> Iterator[tuple[str, NDArray[np.bool_], int]]:
+    """Each slice of enough labelled examples: what it is called, which examples of the data, how many labelled."""
+    labelled = np.zeros(len(pair.data), dtype=bool)
+    labelled[pair.positions] = True
     for name, values in pair.data.slices.items():
-        here = np.array([values[position] for position in pair.positions.tolist()], dtype=object)
-        for value in sorted(set(here.tolist())):
-            inside = here == value
-            total, count = int(np.count_nonzero(inside)), int(np.count_nonzero(flipped & inside))
-            if total < test.slice_min_n:
-                continue
-            checked += 1
-            worst = max(worst, count / total)
-            if count > allowed_count(limit, total):
-                yield flips_row(count, total, limit, against=pair.baseline.name, part=f"{name}={value}")
-    yield _row(
+        column = np.array(values, dtype=object)
+        for value in sorted(set(values)):
+            inside = (column == value) & labelled
+            total = int(np.count_nonzero(inside))
+            if total >= test.slice_min_n:
+                yield f"{name}={value}", inside, total
+
+
+def _slices_in_full(
+    test: NfrTest, pair: Pair, flipped: NDArray[np.bool_], slices: Sequence[tuple[str, NDArray[np.bool_], int]]
+) -> Iterator[Row]:
+    """The slices that break their limit; those that hold are one line together."""
+    if test.slice_max is None:
+        return
+    worst = 0.0
+    for name, inside, total in slices:
+        count = int(np.count_nonzero(flipped & inside[pair.positions]))
+        worst = max(worst, count / total)
+        if count > allowed_count(test.slice_max, total):
+            yield flips_row(count, total, test.slice_max, against=pair.baseline.name, part=name)
+    yield _slices_row(test, pair, len(slices), value=worst if slices else None, examples=pair.total)
+
+
+def _slices_by_drawing(
+    test: NfrTest, pair: Pair, slices: Sequence[tuple[str, NDArray[np.bool_], int]]
+) -> Iterator[Row]:
+    """As in full, but each slice is drawn from until it is decided; the error of a failure is split among them."""
+    if test.slice_max is None:
+        return
+    examples = held = 0
+    for name, inside, total in slices:
+        allowed = allowed_count(test.slice_max, total)
+        if pair.data.clusters is not None:
+            # Clusters may lie across slices: these are looked at whole.
+            positions = np.flatnonzero(inside)
+            flips = positions[pair.flips_at(positions)]
+            line = flips_row(flips.size, total, test.slice_max, against=pair.baseline.name, part=name)
+            examples += total
+        else:
+            draw = pair.draw_slice(inside, allowed, alpha_fail=pair.run.alpha_fail / len(slices))
+            result = _drawn(pair, draw, allowed, _limit_text(test.slice_max), total=total)
+            line = _row(msgspec.structs.replace(result, slice=name))
+            examples += draw.drawn
+        held += line.decision == "pass"
+        if line.decision != "pass":
+            yield line
+    yield _slices_row(test, pair, held, value=None, examples=min(examples, pair.total), of=len(slices))
+
+
+def _slices_row(
+    test: NfrTest, pair: Pair, count: int, *, value: float | None, examples: int, of: int | None = None
+) -> Row:
+    words = f"{count:,} of {of:,}" if of is not None else f"{count:,}"
+    detail = f"{words} slices of at least {test.slice_min_n:,} examples"
+    if value is not None:
+        detail += "; the worst is shown"
+    elif of is None or not of:
+        detail = f"no slice has {test.slice_min_n:,} labelled examples"
+    else:
+        detail += f" hold; proven at alpha {pair.run.settings.alpha:g}"
+    return _row(
         CheckResult(
             name="slices",
             decision="pass",
-            value=worst if checked else None,
-            limit=_limit_text(limit),
+            value=value,
+            limit="" if test.slice_max is None else _limit_text(test.slice_max),
             against=pair.baseline.name,
-            detail=f"{checked:,} slices of at least {test.slice_min_n:,} examples; the worst is shown"
-            if checked
-            else f"no slice has {test.slice_min_n:,} labelled examples",
-            examples=pair.total,
+            detail=detail,
+            examples=examples,
             total=pair.total,
         )
     )
 
 
-def _drawn(pair: Pair, draw: Draw, allowed: int, limit: str) -> CheckResult:
+def _drawn_clusters(pair: Pair, draw: ClusterDraw, limit: str) -> CheckResult:
+    proof = f"proven at alpha {pair.run.settings.alpha:g}"
+    if draw.verdict == "open":
+        proof = "not decided when the time was over"
+    elif draw.units == draw.of:
+        proof = "all were looked at"
+    return CheckResult(
+        name=_NAME,
+        decision="inconclusive" if draw.verdict == "open" else draw.verdict,
+        value=draw.flips.size / draw.drawn if draw.drawn else None,
+        limit=limit,
+        detail=f"{draw.flips.size:,} of the {draw.drawn:,} examples in {draw.units:,} of {draw.of:,} clusters went "
+        f"from right to wrong; {proof}",
+        against=pair.baseline.name,
+        examples=draw.drawn,
+        total=pair.total,
+        broken=draw.flips.size,
+    )
+
+
+def _drawn(pair: Pair, draw: Draw, allowed: int, limit: str, *, total: int) -> CheckResult:
     verdict = draw.verdicts[0]
     certain = draw.flipped > allowed or draw.flipped + draw.population - draw.drawn <= allowed
     proof = "certain without the rest" if certain else f"proven at alpha {pair.run.settings.alpha:g}"
     if verdict == "open":
         proof = "not decided when the time was over"
-    among = f"{pair.total:,}" if draw.population == pair.total else f"the {draw.population:,} right before"
+    among = f"{total:,}" if draw.population == total else f"the {draw.population:,} right before"
     return CheckResult(
         name=_NAME,
         decision="inconclusive" if verdict == "open" else verdict,
-        value=draw.expected / pair.total if draw.drawn else None,
+        value=draw.expected / total if draw.drawn else None,
         limit=limit,
         detail=f"{draw.flipped:,} of the {draw.drawn:,} examples drawn from {among} "
-        f"{'' if draw.population == pair.total else f'(of {pair.total:,}) '}went from right to wrong; {proof}",
+        f"{'' if draw.population == total else f'(of {total:,}) '}went from right to wrong; {proof}",
         against=pair.baseline.name,
         examples=draw.drawn,
-        total=pair.total,
+        total=total,
         broken=draw.flipped,
     )
 
