@@ -30,6 +30,12 @@ hypothesis.settings.load_profile("steady")
 Bytes = tuple[str, tuple[int, ...], bytes]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, those of minutes come first: none is left alone with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("real", "big")))
+
+
 def safetensors_bytes(
     tensors: Mapping[str, Bytes], *, metadata: Mapping[str, str] | None = None, padding: int = 0
 ) -> bytes:

@@ -185,9 +185,19 @@ def test_a_folder_in_use_is_left_alone(tmp_path, capsys) -> None:
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["note"]
 
 
+@pytest.fixture
+def all_threads(monkeypatch) -> Iterator[None]:
+    """What training gives depends on the number of threads: as many as a user has, though other tests run beside it."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.real
 @pytest.mark.timeout(2400)  # four minutes of training on two idle processors, a multiple of that on busy ones
-def test_the_real_story(tmp_path, capfd) -> None:
+def test_the_real_story(tmp_path, capfd, all_threads) -> None:
     assert main(["demo", str(tmp_path / "demo")], values=os.environ) == 0
     shown = capfd.readouterr()
     assert "commit refused: 1 gate failed" in shown.err
