@@ -25,6 +25,9 @@ RATIO = 10.0
 DEVIATIONS = 6.0
 """... and lies so many robust standard deviations (1.4826 MAD of the logarithms) above it."""
 
+MIN_MOVE = 0.1
+"""Rows that moved by less of their norm are no news, however still the others lay: a sparse mask hits some by chance."""
+
 MIN_ROWS = 32
 MIN_LAYERS = 8
 MAX_SHARE = 0.01
@@ -87,7 +90,8 @@ def _few_rows(model: str, name: str, rows: RowChanges) -> Iterator[Finding]:
             _rows(rows, touched),
         )
         return
-    far = np.flatnonzero(outliers(np.sqrt(rows.squared_difference)))
+    moved = rows.squared_difference >= MIN_MOVE**2 * rows.squared_old
+    far = np.flatnonzero(outliers(np.sqrt(rows.squared_difference)) & moved)
     if 0 < far.size <= max(3, int(MAX_SHARE * rows.rows)):
         yield _finding(
             "suspicious/rows",
