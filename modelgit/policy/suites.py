@@ -127,7 +127,7 @@ def _refusal(requirement: Requirement, update: BranchUpdate, rule: str, message:
         "other-weights": f"{run} makes one about these weights",
         "forged": f"{run} with a key that evals/allowed_signers lists",
         "signer": f"{run} with such a key, or let the pipeline that holds it run it",
-        "other-suite": f"{run} runs the suite of the branch",
+        "other-suite": f"{run}, with `--suites-from {update.base}` for the suite of the branch",
         "stage": f'set stage = "{requirement.stage}" in the suite on {update.branch}, then {run}',
         "stale-baseline": f"`mgit pull`, then {run}",
         "verdict": f"`mgit eval {_name(update)} --suite {requirement.suite} --baseline {update.base}` shows what broke",

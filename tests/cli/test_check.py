@@ -224,3 +224,35 @@ def test_every_form_of_the_report(bot: Any, form: str, begins: str, holds: str) 
     out = bot("check", "--base", "main", "--format", form).out
     assert out.lower().startswith(begins.lower())
     assert holds in out
+
+
+SIZES = """
+task = "bot"
+
+[[test]]
+name = "size"
+kind = "resources"
+metrics.parameters = { max = %d }
+"""
+
+
+def test_the_suites_of_the_base_count(bot: Any) -> None:
+    bot("switch", "main")
+    (bot.directory / "evals").mkdir()
+    limits = bot.directory / "evals/sizes.toml"
+    limits.write_text(SIZES % 5000)
+    settings = bot.directory / "mgit.toml"
+    settings.write_text(settings.read_text() + '[task.bot]\nmodel = "bot"\nadapter = "bert-classifier"\n')
+    bot("commit", "-m", "sizes")
+    bot("switch", "-c", "larger")
+    bot.arrays["more"] = np.ones((40, 10), "<f4")
+    limits.write_text(SIZES % 9999)
+    commit(bot)
+    found = report(bot, code=1)
+    assert outcomes(found)["eval sizes"] == "fail"
+    [section] = [item for item in found["sections"] if item["name"] == "eval sizes"]
+    assert "max 5000" in section["evaluation"]["results"][0]["limit"]
+    assert found["facts"]["gate"] == ["evals/sizes.toml"]
+    assert "eval sizes" not in outcomes(report(bot, "--no-suites"))
+    assert outcomes(report(bot, "--suite", "sizes", code=1))["eval sizes"] == "fail"
+    assert outcomes(report(bot, "--suite", "nothing", code=9))["eval"] == "error"
