@@ -26,7 +26,7 @@ DEVIATIONS = 6.0
 """... and lies so many robust standard deviations (1.4826 MAD of the logarithms) above it."""
 
 MIN_MOVE = 0.1
-"""Rows that moved by less of their norm are no news, however still the others lay: a sparse mask hits some by chance."""
+"""Rows that moved by less of their norm are no news: a sparse mask hits some by chance."""
 
 MIN_ROWS = 32
 MIN_LAYERS = 8

@@ -26,7 +26,9 @@ def sarif_json(groups: Sequence[Group], *, version: str) -> str:
     for group in groups:
         for entry in group.entries:
             if entry.level in _REPORTED:
-                name = f"{group.name}/{entry.rule}"
+                # Findings of a check name their part already.
+                named = entry.rule.startswith(f"{group.name}/")
+                name = entry.rule if named else f"{group.name}/{entry.rule}"
                 results.append(_result(group, entry, name, rules.setdefault(name, len(rules))))
     driver = {
         "name": "mgit",

@@ -213,7 +213,7 @@ def test_wrong_command_lines(bot: Any) -> None:
         ("text", "check HEAD (", "! suspicious"),
         ("github", "::stop-commands::", "::warning "),
         ("junit", "<?xml", "suspicious"),
-        ("sarif", "{", "suspicious/few-rows"),
+        ("sarif", "{", '"suspicious/few-rows"'),
         ("markdown", "#", "suspicious"),
         ("html", "<!doctype html>", "suspicious"),
     ],
