@@ -119,9 +119,10 @@ def diff(
         _print(output, found, stat=stat)
         output.release()
     if html is not None:
+        from modelgit.cli._reports import write_report
         from modelgit.reporting.html import diff_html
 
-        session.path(html).write_text(diff_html(found), encoding="utf-8")
+        write_report(session.path(html), diff_html(found))
         output.say(f"wrote {html} (self-contained)")
     if exit_code and found:
         raise Quit(1)

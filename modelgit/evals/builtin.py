@@ -15,9 +15,17 @@ import numpy as np
 from blake3 import blake3
 
 from modelgit.errors import MgitError
-from modelgit.evals.checks import decide
 from modelgit.evals.finite import ValueCounts, count_values, is_mask
-from modelgit.objects import CheckResult, Decision, EvalRecord, ManifestId, TensorEntry, TensorId, domain
+from modelgit.objects import (
+    CheckResult,
+    Decision,
+    EvalRecord,
+    ManifestId,
+    TensorEntry,
+    TensorId,
+    domain,
+    worst_decision,
+)
 from modelgit.patching.base import TensorReads
 from modelgit.progress import SILENT, Progress
 
@@ -83,7 +91,7 @@ def run_builtin(
         suite=BUILTIN_SUITE,
         suite_id=_SUITE_ID,
         results=results,
-        decision=decide(result.decision for result in results),
+        decision=worst_decision(result.decision for result in results),
         seconds=round(time.monotonic() - started, 3),
         versions={"numpy": np.__version__},
     )

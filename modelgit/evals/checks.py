@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
@@ -22,7 +21,6 @@ __all__ = [
     "accuracy_row",
     "allowed_count",
     "at_level",
-    "decide",
     "divergence_row",
     "failed",
     "flips_row",
@@ -35,8 +33,6 @@ __all__ = [
 
 Level = OneOf["block", "warn", "info"]
 """What a broken limit does: it refuses, it warns, or it is only told."""
-# The first that occurs decides.
-_PRECEDENCE: tuple[Decision, ...] = ("fail", "error", "inconclusive", "pending", "warn", "baseline", "pass")
 # Limits are decimal fractions: 0.01 of 4,000 is 40, whatever binary arithmetic makes of it.
 _SLACK = 1e-9
 
@@ -66,15 +62,6 @@ def at_level(line: Row, level: Level) -> Row:
     if decision in ("fail", "warn", "inconclusive"):
         decision = "warn" if level == "warn" else "pass"
     return Row(msgspec.structs.replace(line.result, decision=shown), decision)
-
-
-def decide(decisions: Iterable[Decision]) -> Decision:
-    """Many decisions in one: the worst, where "error" and "inconclusive" are worse than "warn".
-
-    None at all is an "error": a gate that checked nothing has passed nothing.
-    """
-    found = set(decisions)
-    return next((decision for decision in _PRECEDENCE if decision in found), "error")
 
 
 def failed(name: str, limit: Limit, reason: str, *, decision: Decision = "error") -> Row:

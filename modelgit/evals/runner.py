@@ -15,9 +15,9 @@ from blake3 import blake3
 from modelgit.config.suites import CheckListTest, ClassificationTest, NfrTest, RunSettings, TestTable
 from modelgit.errors import MgitError
 from modelgit.evals.base import KINDS, BudgetSpent, SuiteRun, data_name
-from modelgit.evals.checks import Row, at_level, decide
+from modelgit.evals.checks import Row, at_level
 from modelgit.evals.suites import Suite
-from modelgit.objects import CheckResult, ComparedWith, EvalRecord, ManifestId, domain
+from modelgit.objects import CheckResult, ComparedWith, EvalRecord, ManifestId, domain, worst_decision
 
 __all__ = ["WallTime", "run_settings", "run_suite", "sampled_limits", "suite_id", "unavailable"]
 
@@ -135,7 +135,7 @@ def run_suite(
         suite=suite.name,
         suite_id=run.identity,
         results=tuple(line.result for line in rows),
-        decision=decide(line.decision for line in rows),
+        decision=worst_decision(line.decision for line in rows),
         examples=_examples(suite, found),
         seconds=round(time.monotonic() - started, 3),
         seed=run.settings.seed,

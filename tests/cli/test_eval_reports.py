@@ -8,6 +8,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from msgspec.structs import replace
+
+from modelgit.cli._commits import verdict_lines
+from modelgit.objects import CheckResult, ComparedWith, EvalRecord, Flip, ManifestId
 
 TASK = """
 [task.probe]
@@ -96,3 +100,35 @@ def test_a_suite_writes_reports_into_the_work_tree_and_nowhere_else(bot: Any, tm
         assert "warning: suite strict: the report " in said
     assert sorted(tmp_path.iterdir()) == before
     assert (bot.directory / "notes.md").read_text() == "mine\n"
+
+
+def test_a_terminal_counts_slices_that_pass_and_lists_what_broke() -> None:
+    line = CheckResult(name="negative flips", test="intents", decision="pass", value=0.004, against="parent")
+    tree = ManifestId.of(b"new")
+    record = EvalRecord(
+        candidate=tree,
+        baseline=tree,
+        suite="compat",
+        suite_id="",
+        results=(
+            replace(line, limit="max 1.0 %", detail="2 of 412"),
+            replace(line, against="tag:v1", decision="fail", value=0.0218),
+            *(replace(line, against="tag:v1", slice=f"lang={name}") for name in ("en", "fr")),
+            replace(line, against="tag:v1", slice="lang=de", decision="fail", value=0.08),
+        ),
+        decision="fail",
+        seconds=2.0,
+        baselines=tuple(ComparedWith(name=name, manifest=tree, weights="") for name in ("parent", "tag:v1")),
+        flips=(Flip(test="intents", example="q\x1b7", gold="place", before="place", after="person"),) * 3,
+        accepted=("q1: agreed",),
+    )
+    shown = ["".join(map(str, parts)).rstrip() for parts in verdict_lines([record], flips=1)]
+    assert shown == [
+        f"eval compat, baselines parent {tree.short}, tag:v1 {tree.short} (5 metrics, 2.0 s)",
+        "  intents: negative flips vs parent           0.4 %  pass  (limit 1.0 %: 2 of 412)",
+        "  intents: negative flips vs tag:v1           2.2 %  FAIL",
+        "  intents: negative flips vs tag:v1, lang=de  8.0 %  FAIL",
+        "  2 slices within the limit",
+        "  q1: agreed",
+        r"  ↯ q\x1b7: place → person",
+    ]

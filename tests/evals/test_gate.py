@@ -11,13 +11,12 @@ from modelgit.config.schema import EvalSettings, Limit, Settings, TaskSettings
 from modelgit.config.suites import NfrTest, RunSettings, TestTable
 from modelgit.errors import UsageError
 from modelgit.evals.base import Dataset, SuiteRun
-from modelgit.evals.checks import decide
 from modelgit.evals.predictions import Predictions
 from modelgit.evals.runner import WallTime, sampled_limits, suite_id, unavailable
 from modelgit.evals.runner import run_suite as run_compiled
 from modelgit.evals.suites import Suite, load_suites
 from modelgit.models.base import Example
-from modelgit.objects import EvalRecord, ManifestId, decode, encode
+from modelgit.objects import EvalRecord, ManifestId, decode, encode, worst_decision
 
 TASK = TaskSettings(model="models/bot", adapter="bert-classifier", test="data/test.jsonl")
 OLD, NEW = ManifestId.of(b"old"), ManifestId.of(b"new")
@@ -310,9 +309,9 @@ def test_suite_id_names_the_question() -> None:
 
 
 def test_decisions_combine_to_the_worst() -> None:
-    assert decide(["pass", "pass"]) == "pass"
-    assert decide(["pass", "baseline"]) == "baseline"
-    assert decide(["warn", "baseline", "inconclusive"]) == "inconclusive"
-    assert decide(["error", "inconclusive", "warn"]) == "error"
-    assert decide(["error", "fail"]) == "fail"
-    assert decide([]) == "error"
+    assert worst_decision(["pass", "pass"]) == "pass"
+    assert worst_decision(["pass", "baseline"]) == "baseline"
+    assert worst_decision(["warn", "baseline", "inconclusive"]) == "inconclusive"
+    assert worst_decision(["error", "inconclusive", "warn"]) == "error"
+    assert worst_decision(["error", "fail"]) == "fail"
+    assert worst_decision([]) == "error"
