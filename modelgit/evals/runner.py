@@ -158,10 +158,15 @@ def _lines(test: TestTable, run: SuiteRun) -> list[Row]:
     except BudgetSpent:
         return [*(_named(line, test) for line in lines), *_left_open(test, _NO_TIME)]
     except MgitError as error:
-        lines.append(Row(CheckResult(name=test.name, decision="error", detail=error.message), "error"))
+        lines.append(Row(CheckResult(name=test.name, decision="error", detail=_reason(error)), "error"))
     if not lines:
         lines.append(Row(CheckResult(name=test.name, decision="error", detail="the test measured nothing"), "error"))
     return [_named(line, test) for line in lines]
+
+
+def _reason(error: MgitError) -> str:
+    """What went wrong, and what to type: a line of a verdict has no place of its own for a hint."""
+    return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
 def _named(line: Row, test: TestTable) -> Row:

@@ -113,5 +113,5 @@ def _number(value: float, unit: str) -> str:
     if unit in ("count", "bytes"):
         return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:,.0f}"
     if unit == "number":
-        return change(value)
+        return f"{value:.4g}"
     return f"{change(value)} {printable(unit)}"

@@ -108,6 +108,22 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert documented_settings() == {key: shown(default) for key, default in keys.items()}
 
 
+def test_every_kind_of_test_is_documented_with_its_keys_by_tables_that_parse() -> None:
+    import msgspec
+
+    from modelgit.config.suite_files import parse_suite
+    from modelgit.config.suites import MetricLimit
+    from modelgit.evals.base import KINDS
+
+    page = (DOCS / "evals.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    tests = [test for block in blocks if "[[test]]" in block for test in parse_suite(block, name="page").test]
+    assert {test.__struct_config__.tag for test in tests} == set(KINDS.builtins)
+    keys = {(field.name) for kind in (*map(type, tests), MetricLimit) for field in msgspec.structs.fields(kind)}
+    words = set(re.findall(r"\b[a-z_0-9]+\b", page))
+    assert keys - words == set()
+
+
 def test_the_ignored_patterns_are_documented() -> None:
     text = (DOCS / "configuration.md").read_text(encoding="utf-8")
     assert [pattern for pattern in Settings().track.ignore if f"`{pattern}`" not in text] == []
