@@ -33,6 +33,7 @@ from modelgit.remotes.closure import closure
 from modelgit.remotes.receive import verify_objects
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.patch_facts import Tree, code_paths
+from modelgit.repo.pruned import pruned_commits
 from modelgit.reporting.wording import share
 
 if TYPE_CHECKING:
@@ -76,9 +77,12 @@ def outcome_of(decision: str) -> Outcome:
 def objects_section(
     repo: Repository, commits: Mapping[CommitId, Commit], *, progress: Progress = SILENT
 ) -> CheckSection:
-    """Whether everything that the new commits need is here, and is what its id says: every object is rebuilt."""
+    """Whether everything that the new commits need is here, and is what its id says: every object is rebuilt.
+
+    Weights that retention took are no part of it.
+    """
     try:
-        items = list(closure(repo.store, dict(commits)))
+        items = list(closure(repo.store, dict(commits), pruned=pruned_commits(repo)))
     except MgitError as error:
         finding = Finding(rule="objects/missing", level="error", message=error.message, hint=error.hint or "")
         return section("objects", "the new commits are not here whole", [finding])

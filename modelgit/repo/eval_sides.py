@@ -308,7 +308,7 @@ def _examples(
             file,
             source.task,
             shown=source.path,
-            folder=(repo.worktree / source.path).parent,
+            folder=((repo.paths.worktree or Path(folder)) / source.path).parent,
             id_field=source.id_field,
             also=source.also,
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from modelgit.errors import IntegrityError
 from modelgit.objects import Commit, CommitId, FileEntry, Manifest, ObjectId, Patch, PatchFacts, TensorEntry
 from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
@@ -71,7 +72,7 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
     files = _changed_files(old.manifest, new.manifest)
     return PatchFacts(
         commits=len(commits),
-        bytes_added=added_bytes(store, dict(commits)),
+        bytes_added=added_bytes(store, dict(commits), pruned=pruned_commits(new.repo)),
         raw_bytes=sum(entry.size for entry in new.manifest.files),
         tensors=len(after),
         tensors_changed=len(changed),
@@ -88,12 +89,15 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
     )
 
 
-def added_bytes(store: ObjectStore, commits: dict[CommitId, Commit]) -> int:
-    """What somebody who has the parents of `commits` would have to receive, as it is coded in `store`."""
+def added_bytes(store: ObjectStore, commits: dict[CommitId, Commit], *, pruned: Collection[CommitId] = ()) -> int:
+    """What somebody who has the parents of `commits` would have to receive, as it is coded in `store`.
+
+    Commits that are `pruned` come without their weights.
+    """
     from modelgit.remotes.closure import closure
     from modelgit.remotes.selection import select_records
 
-    wanted = list(closure(store, commits))
+    wanted = list(closure(store, commits, pruned=pruned))
     ids = {item.id for item in wanted}
 
     def missing(asked: Collection[ObjectId]) -> set[ObjectId]:

@@ -219,29 +219,34 @@ class CodeFiles(Protocol):
 
 
 class WorktreeFiles:
-    """The files of the work tree."""
+    """The files of the work tree; none of a bare repository."""
 
     def __init__(self, repo: Repository) -> None:
-        self._root = repo.worktree
+        self._root = repo.paths.worktree
 
     def size(self, path: str) -> int | None:
         """Bytes of a regular file."""
-        file = self._root / path
-        return file.stat().st_size if file.is_file() else None
+        if self._root is None or not (self._root / path).is_file():
+            return None
+        return (self._root / path).stat().st_size
 
     def digest(self, path: str) -> str:
         """The BLAKE3 of a file."""
-        return blake3((self._root / path).read_bytes()).hexdigest()
+        return blake3(((self._root or Path()) / path).read_bytes()).hexdigest()
 
     def modules_beside(self, path: str) -> list[str]:
         """The Python files of the directory."""
-        found = sorted((self._root / path).parent.glob("*.py"))
-        return [item.relative_to(self._root).as_posix() for item in found if item.is_file()]
+        return [] if self._root is None else self._named((self._root / path).parent.glob("*.py"), self._root)
 
     def below(self, path: str) -> list[str]:
         """All files below a directory but what Python compiled."""
-        found = sorted((self._root / path).rglob("*"))
-        return [item.relative_to(self._root).as_posix() for item in found if item.is_file() and item.suffix != ".pyc"]
+        if self._root is None:
+            return []
+        return self._named((item for item in (self._root / path).rglob("*") if item.suffix != ".pyc"), self._root)
+
+    @staticmethod
+    def _named(found: Iterable[Path], root: Path) -> list[str]:
+        return [item.relative_to(root).as_posix() for item in sorted(found) if item.is_file()]
 
 
 class RecordedFiles:
@@ -275,5 +280,6 @@ class RecordedFiles:
 
     def below(self, path: str) -> list[str]:
         """The recorded files below a directory; those of the work tree where none is recorded."""
-        found = sorted(name for name in self._entries if name.startswith(path.rstrip("/") + "/"))
+        inside = (name for name in self._entries if name.startswith(path.rstrip("/") + "/"))
+        found = sorted(name for name in inside if not name.endswith(".pyc"))
         return found or self._here.below(path)

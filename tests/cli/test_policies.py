@@ -16,6 +16,8 @@ from modelgit.environment import Environment
 from modelgit.objects import CheckResult, ComparedWith, EvalRecord, Note
 from modelgit.objects.attestations import make_test_result, write_test_result
 from modelgit.repo import Repository
+from modelgit.repo.branch_policies import decide_branch
+from modelgit.repo.layout import RepositoryPaths
 from modelgit.repo.notes import KnownNote, _keep, attach_verdicts
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.suites import suite_ids
@@ -329,6 +331,22 @@ def test_records_that_do_not_count(gated: GatedTeam, options: dict[str, Any], ru
     assert words in gated.refused(rule)
     gated.record()
     gated.mgit("push")
+
+
+def test_a_server_can_decide_the_same_on_its_own(gated: GatedTeam) -> None:
+    gated.record()
+    gated.mgit("push")
+    environment = Environment.capture(values=gated.mgit.values, cwd=gated.root)
+    with Repository(RepositoryPaths(gated.origin, worktree=None), environment) as bare:
+        new = bare.view().refs["heads/main"]
+        [old] = bare.parents_of(new)
+        notes = kept_statistics(bare).notes
+        known: dict[str, Any] = {"branch": "main", "remote": "", "old": old, "new": new, "against": old}
+        allowed = decide_branch(bare, **known, store=bare.store, notes=notes)
+        assert allowed is not None and allowed.allowed
+        refused = decide_branch(bare, **known, store=bare.store, notes=())
+        assert refused is not None and [item.rule for item in refused.decisions[0].refusals] == ["no-record"]
+        assert refused.update.facts.bytes_added > 0
 
 
 def test_a_forged_record_does_not_count(gated: GatedTeam) -> None:
