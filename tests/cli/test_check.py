@@ -256,3 +256,15 @@ def test_the_suites_of_the_base_count(bot: Any) -> None:
     assert "eval sizes" not in outcomes(report(bot, "--no-suites"))
     assert outcomes(report(bot, "--suite", "sizes", code=1))["eval sizes"] == "fail"
     assert outcomes(report(bot, "--suite", "nothing", code=9))["eval"] == "error"
+
+
+def test_weights_that_retention_took_are_no_damage(bot: Any) -> None:
+    tune(bot)
+    commit(bot)
+    bot.arrays["embed.weight"][9, 3] += 1
+    commit(bot)
+    bot("config", "set", "retention.work.last", "1")
+    bot("prune")
+    found = report(bot)
+    assert outcomes(found)["objects"] == "pass"
+    assert found["facts"]["commits"] == 2
