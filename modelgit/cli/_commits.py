@@ -121,6 +121,9 @@ def verdict_lines(
     pad = " " * indent
     for record in records:
         took = f"{plural(len(record.results), 'metric')}, {duration(record.seconds)}"
+        if record.decision == "pending":
+            lines.append([pad, yellow(f"eval {record.suite}: pending"), dim("  (runs before others take the commit)")])
+            continue
         if record.decision == "baseline":
             lines.append([pad, f"eval {record.suite}: recorded as the first baseline ({took})"])
             measured = [check for check in record.results if check.value is not None]

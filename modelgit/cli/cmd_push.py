@@ -8,7 +8,7 @@ from modelgit.cli._complete import complete_branch, complete_remote
 from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, policy_lines, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, policy_lines, short_ref, transferred
 from modelgit.errors import UsageError
 
 __all__ = ["push"]
@@ -78,5 +78,9 @@ def push(
         output.say(blue(remote), " is up to date")
     if words := notes_moved(result.notes, "sent"):
         output.say(words)
+    for ref, suites in result.due:
+        name = short_ref(ref)
+        output.say(f"{name} has verdicts that are pending: {', '.join(suites)}")
+        output.say(f"hint: `mgit eval {name} --record` attaches them, on any machine; then push again")
     if fisher:
         output.say(estimates_moved(result.fisher, "sent"))

@@ -16,6 +16,7 @@ from modelgit.objects.policies import BranchPolicy
 __all__ = [
     "TRAINING_NAMES",
     "EvalSettings",
+    "GateSettings",
     "Limit",
     "MergeSettings",
     "RemoteSettings",
@@ -195,6 +196,15 @@ class EvalSettings(Table, frozen=True, kw_only=True):
     sampling: OneOf["adaptive", "random", "full"] = "full"
 
 
+class GateSettings(Table, frozen=True, kw_only=True):
+    """When suites run: before a change is recorded, or ("push") later and on any machine, before others take it.
+
+    With "push" a commit is recorded with verdicts that are pending; the built-in gate runs all the same.
+    """
+
+    when: OneOf["commit", "push"] = "commit"
+
+
 class RetentionSettings(Table, frozen=True, kw_only=True):
     """Which commits of a family of branches keep their weights when `mgit prune` is run.
 
@@ -241,6 +251,7 @@ class Settings(Table, frozen=True, kw_only=True):
     storage: StorageSettings = StorageSettings()
     task: dict[str, TaskSettings] = {}
     eval: dict[str, EvalSettings] = {}
+    gate: GateSettings = GateSettings()
     merge: MergeSettings = MergeSettings()
     remote: dict[str, RemoteSettings] = {}
     retention: dict[str, RetentionSettings] = {}

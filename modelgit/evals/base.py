@@ -111,6 +111,8 @@ class SuiteRun:
     `flips` collects the first negative flips for reports.  `root` is the repository's work tree, from which trusted
     code runs; `trusted` says whether the code that the suite names may run, `code` is
     that code (hashes by path), and `surroundings` are the environment variables that its programs are given.
+    `accepted` are the examples, by id, that each test lets break, with the acceptance that says so; `excused` collects
+    the acceptances that made a difference.
     """
 
     identity: str
@@ -128,6 +130,8 @@ class SuiteRun:
     failing: int = 1
     show_flips: int = 20
     flips: list[Flip] = field(default_factory=list)
+    accepted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    excused: set[str] = field(default_factory=set)
     progress: Progress = SILENT
 
     @property
@@ -157,6 +161,21 @@ class SuiteRun:
     def in_full(self, data: Dataset, *sides: Side) -> bool:
         """Whether every example is looked at: asked for, or free because the predictions of `sides` are known."""
         return self.settings.sampling == "full" or all(side.complete(data) for side in sides)
+
+    def counted(
+        self, test: str, data: Dataset, broken: NDArray[np.bool_], indices: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """`broken` (of the examples at `indices`, one each) without those that an acceptance lets break."""
+        leave = self.accepted.get(test)
+        if not leave:
+            return broken
+        kept = broken.copy()
+        for place in np.flatnonzero(broken).tolist():
+            note = leave.get(data.examples[int(indices[place])].id)
+            if note is not None:
+                kept[place] = False
+                self.excused.add(note)
+        return kept
 
     def check(self) -> None:
         """Raise BudgetSpent when the time is over, KeyboardInterrupt when the user wants to stop."""

@@ -40,11 +40,13 @@ class Pair:
     """The labelled examples of `data` on both sides of a comparison.
 
     `order` are their positions in drawing order, `positions` the same ascending, `total` how many they are.
-    `right_before` counts those that the baseline has right, None while its predictions are not all known.
+    `right_before` counts those that the baseline has right, None while its predictions are not all known.  Flips that
+    an acceptance lets happen in `test` are no flips here.
     """
 
-    def __init__(self, run: SuiteRun, data: Dataset, baseline: Side) -> None:
+    def __init__(self, run: SuiteRun, data: Dataset, baseline: Side, *, test: str = "") -> None:
         self.run = run
+        self.test = test
         self.data = data
         self.baseline = baseline
         order = run.order(data)
@@ -112,9 +114,14 @@ class Pair:
     def flips_at(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the examples at ascending `indices` went from right to wrong."""
         wrong: NDArray[np.bool_] = ~right_at(self.run, self.run.candidate, self.data, indices)
-        if self.right_before is not None:
-            return wrong
-        return wrong & right_at(self.run, self.baseline, self.data, indices)
+        if self.right_before is None:
+            wrong &= right_at(self.run, self.baseline, self.data, indices)
+        return self.run.counted(self.test, self.data, wrong, indices)
+
+    def flips(self) -> NDArray[np.bool_]:
+        """Which of the examples of `positions` went from right to wrong."""
+        before, after = self.outcomes()
+        return self.run.counted(self.test, self.data, before & ~after, self.positions)
 
     def outcomes(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(right before, right now) for every example of `positions`."""

@@ -146,6 +146,7 @@ def run_suite(
         alpha=None if run.settings.sampling == "full" else run.settings.alpha,
         sampling=run.settings.sampling,
         flips=tuple(run.flips[: run.show_flips]),
+        accepted=tuple(sorted(run.excused)),
     )
 
 

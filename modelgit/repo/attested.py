@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.signing.signers import AllowedSigners
 
-__all__ = ["Attestations", "Attested", "last_word"]
+__all__ = ["Attestations", "Attested", "attested_of", "last_word", "words_of"]
 
 _ORDER: tuple[Decision, ...] = ("error", "fail", "inconclusive", "pending", "warn", "pass", "baseline")
 
@@ -91,10 +91,11 @@ class Attestations:
 
     def of(self, commit: CommitId) -> tuple[Attested, ...]:
         """What notes say of a commit, the newest first."""
-        return tuple(_attested(known) for known in self.notes_of(commit))
+        return tuple(attested_of(known) for known in self.notes_of(commit))
 
 
-def _attested(known: KnownNote) -> Attested:
+def attested_of(known: KnownNote) -> Attested:
+    """What a checked note says, in a few words."""
     result = known.checked.result
     signed = known.note.signature != ""
     problem = known.checked.problem or (known.checked.signature.problem if signed else "")
@@ -110,18 +111,25 @@ def _attested(known: KnownNote) -> Attested:
     )
 
 
-def last_word(commit: Commit, attested: Iterable[Attested]) -> tuple[Decision | None, tuple[str, ...]]:
+def last_word(commit: Commit, attested: Collection[Attested]) -> tuple[Decision | None, tuple[str, ...]]:
     """The worst word on a commit, and who signed one that counts.
 
     For each suite the newest note that counts stands in place of the verdict that the commit was recorded with.
     """
-    words: dict[str, Decision] = {verdict.suite: verdict.decision for verdict in commit.verdicts}
-    signers: dict[str, None] = {}
-    seen = set()
-    for note in attested:
-        if note.counts and note.suite not in seen:
-            seen.add(note.suite)
-            words[note.suite] = note.decision
-            signers.update(dict.fromkeys(note.signers))
-    found = set(words.values())
+    found = set(words_of(commit, attested).values())
+    signers = dict.fromkeys(name for note in _newest(attested).values() for name in note.signers)
     return next((word for word in _ORDER if word in found), None), tuple(signers)
+
+
+def words_of(commit: Commit, attested: Iterable[Attested]) -> dict[str, Decision]:
+    """The word that counts on a commit, by suite (see `last_word`)."""
+    words: dict[str, Decision] = {verdict.suite: verdict.decision for verdict in commit.verdicts}
+    return words | {suite: note.decision for suite, note in _newest(attested).items()}
+
+
+def _newest(attested: Iterable[Attested]) -> dict[str, Attested]:
+    found: dict[str, Attested] = {}
+    for note in attested:
+        if note.counts:
+            found.setdefault(note.suite, note)
+    return found

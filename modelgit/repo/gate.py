@@ -47,7 +47,8 @@ def run_gate(
     records = [builtin_record(repo, store, manifest, baseline, counted=counted, progress=progress)]
     if records[0].decision not in ("fail", "error"):
         texts = _gate_suites(repo, store, manifest)
-        options = EvalOptions(stages=("commit",), reuse=True)
+        later = repo.settings.gate.when == "push"
+        options = EvalOptions(stages=("commit", "push") if later else ("commit",), reuse=True, defer=later)
         records += evaluate_manifest(repo, store, manifest, parent, texts=texts, options=options, progress=progress)
     refused = [record for record in records if record.decision in ("fail", "error", "inconclusive")]
     if not refused:

@@ -14,7 +14,9 @@ from modelgit.errors import MgitError
 from modelgit.objects import CommitId, ComparedWith, EvalRecord, Manifest
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.acceptances import accepted_examples
 from modelgit.repo.baselines import Baseline, find_baselines
+from modelgit.repo.notes import allowed_signers
 from modelgit.repo.suites import SuiteTexts, identity_of, recorded_suites, worktree_suites
 from modelgit.repo.trust import suite_code, suite_is_trusted
 from modelgit.repo.weights import weights_tree
@@ -42,8 +44,9 @@ class EvalOptions:
     `baselines` replace theirs.  `full` looks at every example, `fail_fast` ends a suite at its first broken limit,
     `budget_s` is wall time for all suites together, and also bounds those that have none.  `stages` leaves out suites
     that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
-    was passed with: a change of a message or of documentation costs nothing.  `verify_cache` random predictions of
-    each cache are first computed again and compared.  `all_flips` keeps every example that broke, not the first few.
+    was passed with: a change of a message or of documentation costs nothing; with `defer`, what would have to run is
+    "pending".  `verify_cache` random predictions of each cache are first computed again and compared.  `all_flips`
+    keeps every example that broke, not the first few.
     """
 
     baselines: tuple[str, ...] = ()
@@ -52,6 +55,7 @@ class EvalOptions:
     budget_s: float | None = None
     stages: tuple[str, ...] = ()
     reuse: bool = False
+    defer: bool = False
     verify_cache: int = 0
     all_flips: bool = False
 
@@ -107,6 +111,7 @@ class _Candidate:
         self.manifest = manifest
         self.parent = parent
         self.data_from = (store, manifest) if law is None else (repo.store, law)
+        self.law = law
         self.options = options
         self.change = change
         self.progress = progress
@@ -130,12 +135,29 @@ class _Candidate:
             known = self._known(suite.name, identity, found) if self.options.reuse else None
             if known is not None:
                 return known
+            if self.options.defer:
+                return self._pending(suite.name, settings, identity)
             with ExitStack() as stack:
                 return self._run(suite, settings, identity, datasets, found, missing, stack)
         except MgitError as error:
+            if self.options.defer:
+                return self._pending(suite.name, settings, "")  # the machine that runs it may have what is missing here
             # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
             baseline = None if self.parent is None else self.repo.commit_at(self.parent).manifest
             return unavailable(suite.name, manifest_id(self.manifest), baseline, error.message, stage=settings.stage)
+
+    def _pending(self, name: str, settings: RunSettings, identity: str) -> EvalRecord:
+        return EvalRecord(
+            candidate=manifest_id(self.manifest),
+            baseline=None if self.parent is None else self.repo.commit_at(self.parent).manifest,
+            suite=name,
+            suite_id=identity,
+            results=(),
+            decision="pending",
+            seconds=0.0,
+            weights=weights_tree(self.repo, self.manifest, store=self.store),
+            stage=settings.stage,
+        )
 
     def _run(
         self,
@@ -196,6 +218,7 @@ class _Candidate:
             surroundings=self.repo.environment.surroundings,
             failing=sampled_limits(suite.tests, baselines=len(baselines)),
             show_flips=_ALL if self.options.all_flips else suite.report.show_flips,
+            accepted=accepted_examples(self.repo, suite.name, signers=allowed_signers(self.repo, self.law)),
             progress=self.progress,
         )
         if self.options.verify_cache:
@@ -228,8 +251,8 @@ class _Candidate:
         if verdict is None or verdict.decision not in ("pass", "warn", "baseline"):
             return None
         record = read_record(self.repo.store, verdict.record, EvalRecord)
-        if record.suite_id != identity or record.override is not None:
-            return None
+        if record.suite_id != identity or record.override is not None or record.accepted:
+            return None  # what was accepted then may have lapsed
         weights = weights_tree(self.repo, self.manifest, store=self.store)
         if not weights == record.weights == weights_tree(self.repo, self.repo.manifest_at(before.manifest)):
             return None

@@ -33,6 +33,7 @@ from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
 from modelgit.repo.branch_policies import BranchDecision, PushGuard
 from modelgit.repo.notes import all_notes, keep_notes, travelling_notes
+from modelgit.repo.pending import due_suites
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repository import Repository
 from modelgit.repo.statistics import keep, kept_estimates, shapes_of, weights_of_history
@@ -74,9 +75,10 @@ class FetchedRefs(NamedTuple):
 
 
 class PushedRefs(NamedTuple):
-    """What a push did: see `remotes.sync.PushResult`; `fisher` are the estimates that were sent besides.
+    """What a push did: see `remotes.sync.PushResult`.
 
-    `policies` is what the policies of protected branches said of it.
+    `due` names the branches whose tips have suites that have not run yet, with these; `fisher` are the estimates that
+    were sent besides; `policies` is what the policies of protected branches said of it.
     """
 
     updates: tuple[RefUpdate, ...]
@@ -84,6 +86,7 @@ class PushedRefs(NamedTuple):
     objects: int
     bytes_sent: int
     notes: tuple[KeptNote, ...] = ()
+    due: tuple[tuple[str, tuple[str, ...]], ...] = ()
     fisher: MovedEstimates = MovedEstimates()
     policies: tuple[BranchDecision, ...] = ()
 
@@ -221,7 +224,9 @@ def push(
         sent = _push_estimates(repo, transport, tips, remote, progress) if fisher else MovedEstimates()
     finally:
         transport.close()
-    return PushedRefs(*result, fisher=sent, policies=tuple(guard.decisions))
+    due = [(update.name, due_suites(repo, update.new)) for update in result.updates if update.new is not None]
+    due = [item for item in due if item[1]]
+    return PushedRefs(*result, due=tuple(due), fisher=sent, policies=tuple(guard.decisions))
 
 
 def _push_estimates(

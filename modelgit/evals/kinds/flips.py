@@ -41,12 +41,11 @@ def run(test: NfrTest, run: SuiteRun) -> Iterator[Row]:
 
 def _against(test: NfrTest, run: SuiteRun, side: Side) -> Iterator[Row]:
     data = run.data_of(test)
-    pair = Pair(run, data, side)
+    pair = Pair(run, data, side, test=test.name)
     rate = limit_against(test, side.name)
     slices = list(_large_slices(test, pair)) if test.slice_max is not None else []
     if run.in_full(data, run.candidate, side) or (rate is None and test.slice_max is None):
-        before, after = pair.outcomes()
-        flipped = before & ~after
+        flipped = pair.flips()
         pair.note_flips(test.name, pair.positions[flipped])
         yield flips_row(int(np.count_nonzero(flipped)), pair.total, rate, against=side.name)
         yield from _slices_in_full(test, pair, flipped, slices)
