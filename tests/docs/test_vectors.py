@@ -35,6 +35,7 @@ RECORDS = {
     "mask": objects.Mask,
     "fisher": objects.FisherEstimate,
     "eval": objects.EvalRecord,
+    "note": objects.Note,
     "operation": objects.Operation,
     "statistics": objects.Statistics,
 }
