@@ -32,7 +32,7 @@ def show_compat(session: Session, revision: str, as_json: bool) -> None:
 
 
 def _row(line: CompatLine) -> list[Part]:
-    name = " ".join(filter(None, (line.suite, line.test)))
+    name = " ".join(filter(None, (line.suite, line.test if line.test != line.metric else "")))
     if line.bound is None:
         gaps = [step.commit.short for step in line.steps if step.bound is None]
         total: Part = dim(f"not known: nothing recorded for {', '.join(gaps[:3])}{', …' if len(gaps) > 3 else ''}")

@@ -34,8 +34,10 @@ def record_options(command: F) -> F:
     return keep(command)
 
 
-def check_record_options(revision: str | None, *, record: bool, sign: str | None) -> None:
+def check_record_options(revision: str | None, *, record: bool, sign: str | None, noise_floor: bool) -> None:
     """Raise UsageError for options that do not go together."""
+    if record and noise_floor:
+        raise UsageError("--noise-floor gives no verdict that --record could attach", hint="leave one of them out")
     if sign is not None and not record:
         raise UsageError("--sign goes with --record", hint="`mgit eval REV --record --sign`")
     if record and revision is None:
@@ -43,22 +45,45 @@ def check_record_options(revision: str | None, *, record: bool, sign: str | None
 
 
 def signing_key_of(session: Session, sign: str | None) -> Path | None:
-    """The file of the key to sign with: asked for, or else the configured one; None where there is none."""
-    from modelgit.repo.notes import signing_key
+    """The file of the key to sign with: asked for, or else the configured one; None where there is none.
 
-    return signing_key(session.repository, sign)
+    A key that is configured for other repositories signs nothing where nobody lists keys.  Raises UsageError for one
+    that cannot sign, or that nobody would believe, before anything long begins.
+    """
+    from modelgit.repo.notes import allowed_signers, check_signing_key, signing_key
+
+    repo = session.repository
+    if sign is None and allowed_signers(repo) is None:
+        return None
+    key = signing_key(repo, sign)
+    if key is not None:
+        check_signing_key(repo, key)
+    return key
 
 
 def attach(
-    session: Session, revision: str, records: Sequence[EvalRecord], *, sign: str | None, budget: str = ""
+    session: Session, revision: str, records: Sequence[EvalRecord], *, key: Path | None, budget: float | None = None
 ) -> tuple[Attested, ...]:
-    """Keep verdicts as notes about the weights of a revision, signed if there is a key."""
+    """Keep verdicts as notes about the weights of a revision, signed if there is a key.
+
+    One of a suite that could not run here says nothing of the weights, and is left out.  `budget` is the wall time, in
+    seconds, that stood for the suites' own.
+    """
     from modelgit.repo.attested import attested_of
     from modelgit.repo.notes import attach_verdicts
+    from modelgit.repo.suites import worktree_suites
 
     repo = session.repository
-    key = signing_key_of(session, sign)
-    known = attach_verdicts(repo, repo.resolve(revision), records, key=key, budget=budget)
+    ran = [record for record in records if record.decision != "error"]
+    for record in records:
+        if record.decision == "error":
+            session.output.warn(f"suite {record.suite} could not run here: no verdict of it is attached")
+    if not ran:
+        return ()
+    budgets = {suite.name: suite.run.budget or "" for suite in worktree_suites(repo).suites()}
+    if budget is not None:
+        budgets = dict.fromkeys((record.suite for record in ran), f"{budget:g}s")
+    known = attach_verdicts(repo, repo.resolve(revision), ran, key=key, budgets=budgets)
     return tuple(attested_of(item) for item in known)
 
 

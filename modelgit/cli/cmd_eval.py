@@ -12,8 +12,10 @@ from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._options import command, group, json_option, pass_session
 from modelgit.cli._output import plain_data, yellow
+from modelgit.cli._record import attach, check_record_options, record_options, say_attached, signing_key_of
 from modelgit.cli._reports import Reports, no_commands, report_options, write_verdicts
 from modelgit.cli._session import Session
+from modelgit.cli.cmd_eval_accept import accept
 from modelgit.cli.cmd_eval_suites import lint, noise_lines, selftest
 from modelgit.config.suite_files import duration_s
 from modelgit.errors import UsageError
@@ -82,6 +84,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     metavar="flips",
     help=f"flips: list all examples that broke, not the first {_SHOWN_FLIPS}.",
 )
+@record_options
 @report_options(github=True)
 @json_option
 @pass_session
@@ -99,20 +102,25 @@ def run(
     noise_floor: bool,
     shadow: bool,
     show: str | None,
+    record: bool,
+    sign: str | None,
     reports: Reports,
     as_json: bool,
 ) -> None:
     """Run suites on REV, or on the work tree as it would be committed, and compare with their baselines.
 
-    Nothing is recorded.  Exit code 0: passed; 1: a limit is broken; 8: undecided; 9: a suite could not run or had no
-    data.
+    Nothing is recorded but with --record, which attaches the verdicts to a commit that is there already: to its
+    weights, as notes that travel with it.  Exit code 0: passed; 1: a limit is broken; 8: undecided; 9: a suite could
+    not run or had no data.
     """
     from modelgit.repo.evaluate import evaluate as run_suites
     from modelgit.repo.suite_runs import EvalOptions
 
     if staged and revision is not None:
         raise UsageError("--staged is about the work tree, and a revision is named", hint=f"`mgit eval {revision}`")
+    check_record_options(revision, record=record, sign=sign, noise_floor=noise_floor)
     repo = session.repository
+    key = signing_key_of(session, sign) if record else None  # what is missing is told before anything runs
     if noise_floor:
         _show_noise(session, revision or "HEAD", suites, baselines, as_json)
         return
@@ -128,8 +136,10 @@ def run(
     law = repo.manifest_of(repo.resolve(suites_from)) if suites_from else None
     records = run_suites(repo, revision, suites=suites, options=options, law=law, progress=session.progress)
     code = exit_code_of(records)
+    attached = attach(session, revision, records, key=key, budget=budget) if record and revision else ()
     if as_json:
-        session.output.json("mgit.eval/1", {"evaluations": plain_data(records)})
+        more = {"attached": plain_data(attached)} if record else {}
+        session.output.json("mgit.eval/1", {"evaluations": plain_data(records), **more})
     else:
         parents = repo.parents_of(repo.resolve(revision)) if revision else [head] if (head := repo.head()) else []
         against = repo.resolve(baselines[0]) if baselines else next(iter(parents), None)
@@ -139,6 +149,8 @@ def run(
         if shadow and code:
             session.output.say(yellow(f"Shadow: without --shadow this ends with {code}."))
     write_verdicts(session, records, reports)
+    if record and not as_json:
+        say_attached(session, attached)
     if code and not shadow:
         raise Quit(code)
 
@@ -165,5 +177,5 @@ def exit_code_of(records: Iterable[EvalRecord]) -> int:
     return 0
 
 
-for _item in (run, lint, selftest):
+for _item in (run, lint, selftest, accept):
     evaluate.add_command(_item)

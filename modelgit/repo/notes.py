@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +41,7 @@ __all__ = [
     "allowed_signers",
     "attach_verdicts",
     "check_kept",
+    "check_signing_key",
     "keep_notes",
     "kept_notes",
     "notes_about",
@@ -194,15 +195,30 @@ def signing_key(repo: Repository, given: str | None = None) -> Path | None:
     return repo.environment.cwd / text
 
 
+def check_signing_key(repo: Repository, key: Path) -> None:
+    """Raise UsageError for a key that cannot sign, or whose signature nobody would believe.
+
+    A key on a token is not tried: it would have to be touched twice.
+    """
+    try:
+        on_token = key.with_name(f"{key.name}.pub").read_text(encoding="ascii", errors="replace").startswith("sk-")
+    except OSError:
+        on_token = False
+    if not on_token:
+        _signed("mgit: may this key sign?", key, allowed_signers(repo), time.time())
+
+
 def attach_verdicts(
     repo: Repository,
     commit: CommitId,
     records: Sequence[EvalRecord],
     *,
     key: Path | None = None,
-    budget: str = "",
+    budgets: Mapping[str, str] | None = None,
 ) -> list[KnownNote]:
     """Keep verdicts on the weights of `commit` as notes, signed with `key` if there is one.
+
+    `budgets` are the wall times that suites had, by name.
 
     Raises NothingToDo when there is none to keep, UsageError for one that is pending or of other weights, or when the
     key may not sign (see `sign_statement`).
@@ -218,7 +234,7 @@ def attach_verdicts(
         if record.weights not in ("", weights):
             raise UsageError(f"the verdict of suite {record.suite} is of other weights than those of {commit.short}")
         named = msgspec.structs.replace(record, weights=weights)
-        result = make_test_result(named, time_s=now, commit=commit, budget=budget)
+        result = make_test_result(named, time_s=now, commit=commit, budget=(budgets or {}).get(record.suite, ""))
         statement = write_test_result(result)
         signature = _signed(statement, key, signers, now)
         made.append((named, Note(kind="test-result", statement=statement, signature=signature, record=result.record)))
