@@ -30,13 +30,13 @@ _SHOWN = 10
 def run_pin(test: PinTest, run: SuiteRun) -> Iterator[Row]:
     """One line: every pinned example has to be right.  Raises UsageError for one without a label."""
     data = run.data_of(test)
-    yield _line("pinned", data, _wrong(run, data), 0, "0 failures", "right")
+    yield _line("pinned", run, data, _wrong(run, data), test, "right")
 
 
 def run_mft(test: MftTest, run: SuiteRun) -> Iterator[Row]:
     """One line: at most `max_fail` of the examples may be wrong.  Raises UsageError for one without a label."""
     data = run.data_of(test)
-    yield _line("functionality", data, _wrong(run, data), test, "", "right")
+    yield _line("functionality", run, data, _wrong(run, data), test, "right")
 
 
 def run_inv(test: InvTest, run: SuiteRun) -> Iterator[Row]:
@@ -53,7 +53,7 @@ def run_inv(test: InvTest, run: SuiteRun) -> Iterator[Row]:
         rows = np.arange(len(data))
         moved = np.abs(np.exp(after[rows, old]) - np.exp(before[rows, old]))
         broken &= ~(moved <= test.tolerance)
-    yield _line("invariance", data, broken, test, "", "predicted alike")
+    yield _line("invariance", run, data, broken, test, "predicted alike")
 
 
 def run_dir(test: DirTest, run: SuiteRun) -> Iterator[Row]:
@@ -68,14 +68,17 @@ def run_dir(test: DirTest, run: SuiteRun) -> Iterator[Row]:
     rise = np.exp(after[rows, gold]) - np.exp(before[rows, gold])
     against = -rise if test.direction == "up" else rise
     # `not <=` counts NaN as broken.
-    yield _line(f"direction {test.direction}", data, ~(against <= test.tolerance), test, "", "as they should")
+    yield _line(f"direction {test.direction}", run, data, ~(against <= test.tolerance), test, "as they should")
 
 
-def _line(name: str, data: Dataset, broken: NDArray[np.bool_], test: CheckListTest | int, limit: str, good: str) -> Row:
+def _line(
+    name: str, run: SuiteRun, data: Dataset, broken: NDArray[np.bool_], test: CheckListTest | PinTest, good: str
+) -> Row:
+    broken = run.counted(test.name, data, broken, _all(data))
     total, count = len(data), int(np.count_nonzero(broken))
-    allowed = test if isinstance(test, int) else allowed_count(test.max_fail, total)
-    if not isinstance(test, int):
-        limit = f"max {percent(test.max_fail)} %"
+    allowed, limit = 0, "0 failures"
+    if isinstance(test, CheckListTest):
+        allowed, limit = allowed_count(test.max_fail, total), f"max {percent(test.max_fail)} %"
     decision: Decision = "fail" if count > allowed else "pass"
     detail = f"all {total:,} {good}"
     if count:
