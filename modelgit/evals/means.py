@@ -132,9 +132,9 @@ def draw_clusters(pair: Pair, allowed: int, *, alpha_fail: float) -> ClusterDraw
     for count in _looks(units.count, pair):
         positions = units.first(count)
         before, after = pair.changes_at(positions)
-        flipped = before * (1 - after)
-        flips = np.sort(positions[flipped.astype(bool)])
-        verdict = test.decide(units.largest - units.sums(flipped, count))
+        flipped = pair.run.counted(pair.test, pair.data, (before * (1 - after)).astype(bool), positions)
+        flips = np.sort(positions[flipped])
+        verdict = test.decide(units.largest - units.sums(flipped.astype(np.int64), count))
         if verdict != "open":
             break
     return ClusterDraw(verdict, count, units.count, positions.size, flips)
