@@ -248,7 +248,7 @@ class _Candidate:
             return None
         before = self.repo.commit_at(self.parent)
         verdict = next((item for item in before.verdicts if item.suite == name), None)
-        if verdict is None or verdict.decision not in ("pass", "warn", "baseline"):
+        if verdict is None or verdict.decision not in ("pass", "warn"):
             return None
         record = read_record(self.repo.store, verdict.record, EvalRecord)
         if record.suite_id != identity or record.override is not None or record.accepted:
