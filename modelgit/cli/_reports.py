@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelgit.cli._session import Session
-from modelgit.errors import RepositoryError, UsageError
+from modelgit.errors import MgitError, RepositoryError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,15 +92,8 @@ def write_verdicts(session: Session, records: Sequence[EvalRecord], reports: Rep
 
     Raises RepositoryError when a disk refuses.
     """
-    from modelgit.config.suite_files import suite_path
-    from modelgit.repo.layout import PROJECT_CONFIG
-    from modelgit.repo.suites import worktree_suites
-
-    texts = worktree_suites(session.repository)
-    names = [record.suite for record in records if record.suite in {*texts.files, *texts.settings.eval}]
-    files = {name: suite_path(name) if name in texts.files else PROJECT_CONFIG for name in names}
+    files, settings = _of_worktree(session, [record.suite for record in records])
     _write_records(session, records, reports, files)
-    settings = {suite.name: suite.report for suite in texts.suites(names)} if names else {}
     for record in records:
         if record.suite in settings:
             own = _suite_reports(session, record.suite, settings[record.suite])
@@ -114,10 +107,12 @@ def write_check(session: Session, report: CheckReport, reports: Reports, *, gith
     from modelgit.reporting.markdown import check_markdown
     from modelgit.reporting.verdict_html import check_html
 
+    suites = [section.evaluation.suite for section in report.sections if section.evaluation is not None]
+    files, _ = _of_worktree(session, suites)
     _write(
         session,
         replace(reports, github=github),
-        check_groups(report),
+        check_groups(report, files=files),
         markdown=functools.partial(check_markdown, report),
         html=functools.partial(check_html, report),
     )
@@ -141,6 +136,25 @@ def write_report(path: Path, text: str) -> None:
         return
     make_directory(path.parent)
     write_durably(path, data)
+
+
+def _of_worktree(session: Session, names: Sequence[str]) -> tuple[dict[str, str], dict[str, ReportSettings]]:
+    """Where the work tree writes the suites in `names` that it has, relative to the root, and which reports they want.
+
+    Nothing where the work tree's suites cannot be read: those that ran were others, and there is a verdict to tell.
+    """
+    from modelgit.config.suite_files import suite_path
+    from modelgit.repo.layout import PROJECT_CONFIG
+    from modelgit.repo.suites import worktree_suites
+
+    try:
+        texts = worktree_suites(session.repository)
+        known = dict.fromkeys(texts.settings.eval, PROJECT_CONFIG) | {name: suite_path(name) for name in texts.files}
+        files = {name: known[name] for name in names if name in known}
+        suites = texts.suites(list(files)) if files else ()
+    except MgitError:
+        return {}, {}
+    return files, {suite.name: suite.report for suite in suites}
 
 
 def _write_records(session: Session, records: Sequence[EvalRecord], reports: Reports, files: Mapping[str, str]) -> None:
