@@ -23,6 +23,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -334,24 +335,38 @@ def ordered_sum(terms: Sequence[Array]) -> Array:
 
     Two terms commute; of three or more, each element's terms are added from the smallest to the largest.
     """
-    if len(terms) > 2:
-        terms = _sorted(terms) if len(terms) <= _NETWORK else list(np.sort(np.stack(terms), axis=0))
     if len(terms) == 1:
         return terms[0].copy()
-    total = terms[0] + terms[1]
-    for term in terms[2:]:
-        total += term
-    return np.asarray(total)
+    if len(terms) == 2:
+        return np.asarray(terms[0] + terms[1])
+    lanes = _sorted(terms) if len(terms) <= _NETWORK else list(np.sort(np.stack(terms), axis=0))
+    total = np.asarray(lanes[0] + lanes[1])
+    for lane in lanes[2:]:
+        total += lane
+    if not total.all():
+        # A sort takes zeros for equal, but a sum of zeros is -0 where all of them are.
+        zero = total == 0
+        total[zero] = np.where(np.logical_and.reduce([np.signbit(term[zero]) for term in terms]), -0.0, 0.0)
+    return total
 
 
 def _sorted(terms: Sequence[Array]) -> list[Array]:
-    """Few arrays sorted element by element: neighbours change places in rounds, which is faster than a sort."""
+    """Few arrays sorted element by element: pairs change places, which is far faster than a sort."""
     lanes = list(terms)
-    for turn in range(len(lanes)):
-        for at in range(turn % 2, len(lanes) - 1, 2):
-            wrong = lanes[at] > lanes[at + 1]
-            lanes[at], lanes[at + 1] = (
-                np.where(wrong, lanes[at + 1], lanes[at]),
-                np.where(wrong, lanes[at], lanes[at + 1]),
-            )
+    spare: Array | None = None
+    mine = [False] * len(lanes)
+    for low, high in _exchanges(len(lanes)):
+        least = np.minimum(lanes[low], lanes[high], out=spare)
+        most = np.maximum(lanes[low], lanes[high], out=lanes[high] if mine[high] else None)
+        spare = lanes[low] if mine[low] else None
+        lanes[low], lanes[high] = least, most
+        mine[low] = mine[high] = True
     return lanes
+
+
+@cache
+def _exchanges(count: int) -> tuple[tuple[int, int], ...]:
+    """The pairs of a sorting network: the fewest there are for three and four terms, neighbours in turn for more."""
+    if count == 4:
+        return (0, 1), (2, 3), (0, 2), (1, 3), (1, 2)
+    return tuple((at, at + 1) for turn in range(count) for at in range(turn % 2, count - 1, 2))

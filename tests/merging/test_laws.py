@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
-from modelgit.merging.base import STRATEGIES, Gram, Part, Where
+from modelgit.merging.base import STRATEGIES, Gram, Part, Where, ordered_sum
 from modelgit.merging.combine import combine_window
 from modelgit.numerics.draws import uniform
 from modelgit.numerics.floats import from_float64, to_float64
@@ -408,3 +408,24 @@ def test_conjugate_gradients_find_what_a_dense_solution_is(start):
         merge("mats", base, sides, fisher=fisher, grams=[None] * 3, dtype="F64", start=start),
         merge("fisher", base, sides, fisher=fisher, dtype="F64"),
     )
+
+
+@pytest.mark.parametrize("count", range(1, 11))
+def test_sums_do_not_depend_on_the_order_of_their_terms(count):
+    rng = np.random.default_rng(count)
+    special = [0.0, -0.0, 1.0, -1.0, 1e-30, np.inf, 1e16, 3.0]
+    terms = [np.where(rng.random(4000) < 0.5, rng.choice(special, 4000), rng.normal(size=4000)) for _ in range(count)]
+    for term in terms:
+        term[:5] = -0.0
+    before = [term.copy() for term in terms]
+    with np.errstate(all="ignore"):
+        found = ordered_sum(terms)
+        for _ in range(5):
+            assert ordered_sum([terms[at] for at in rng.permutation(count)]).tobytes() == found.tobytes()
+    assert np.signbit(found[:5]).all() and (found[:5] == 0).all()
+    assert all(np.array_equal(one, other) for one, other in zip(terms, before, strict=True))
+    plain = np.sort(np.stack(terms), axis=0)
+    wanted = plain[0].copy()
+    for row in plain[1:]:
+        wanted += row
+    assert np.array_equal(found, wanted, equal_nan=True)
