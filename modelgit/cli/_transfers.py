@@ -44,9 +44,9 @@ def estimates_moved(moved: MovedEstimates, verb: str) -> str:
 
 def notes_moved(notes: Sequence[KeptNote], verb: str) -> str:
     """`  2 verdicts and 1 acceptance sent`; empty for none."""
-    verdicts = sum(item.kind == "test-result" for item in notes)
-    counts = ((verdicts, "verdict"), (len(notes) - verdicts, "acceptance"))
-    words = [plural(count, word) for count, word in counts if count]
+    kinds = {"test-result": "verdict", "acceptance": "acceptance", "approval": "approval"}
+    counts = {word: sum(item.kind == kind for item in notes) for kind, word in kinds.items()}
+    words = [plural(count, word) for word, count in counts.items() if count]
     return f"  {' and '.join(words)} {verb}" if words else ""
 
 

@@ -41,8 +41,20 @@ def _missing(
     about = [item for item in verdicts if item.suite in (requirement.suite, "")]
     if not about:
         if requirement.suite in update.pending:
-            return _refusal(requirement, update, "pending", f"suite {requirement.suite} is still pending for them")
-        return _refusal(requirement, update, "no-record", f"there is no record of suite {requirement.suite} for them")
+            return _refusal(
+                requirement,
+                update,
+                suite_id,
+                "pending",
+                f"suite {requirement.suite} is still pending for the pushed weights",
+            )
+        return _refusal(
+            requirement,
+            update,
+            suite_id,
+            "no-record",
+            f"no record of suite {requirement.suite} is about the pushed weights",
+        )
     reached: tuple[int, Refusal] | None = None
     for verdict in about:
         found = _fault(policy, requirement, update, suite_id, verdict)
@@ -115,22 +127,26 @@ def _fault(
     for passed, (rule, check) in enumerate(checks):
         message = check()
         if message is not None:
-            return passed, _refusal(requirement, update, rule, message)
+            return passed, _refusal(requirement, update, suite_id, rule, message)
     return None
 
 
-def _refusal(requirement: Requirement, update: BranchUpdate, rule: str, message: str) -> Refusal:
-    run = f"`mgit eval {_name(update)} --suite {requirement.suite} --baseline {update.base} --record --sign`"
+def _refusal(requirement: Requirement, update: BranchUpdate, suite_id: str, rule: str, message: str) -> Refusal:
+    versions = update.suites[requirement.suite]
+    # Where both sides have a version of their own, each must be run.
+    law = f" --suites-from {update.base}" if suite_id == versions.tip != versions.pushed else ""
+    command = f"mgit eval {_name(update)} --suite {requirement.suite}{law} --baseline {update.base}"
+    run = f"`{command} --record --sign`"
     hints = {
         "no-record": f"{run} makes it, `mgit push` sends it",
         "pending": f"{run} on a machine that can run it, then `mgit push`",
         "other-weights": f"{run} makes one about these weights",
         "forged": f"{run} with a key that evals/allowed_signers lists",
         "signer": f"{run} with such a key, or let the pipeline that holds it run it",
-        "other-suite": f"{run}, with `--suites-from {update.base}` for the suite of the branch",
+        "other-suite": f"{run} runs that version",
         "stage": f'set stage = "{requirement.stage}" in the suite on {update.branch}, then {run}',
         "stale-baseline": f"`mgit pull`, then {run}",
-        "verdict": f"`mgit eval {_name(update)} --suite {requirement.suite} --baseline {update.base}` shows what broke",
+        "verdict": f"`{command}` shows what broke",
     }
     return Refusal(rule, message, hints[rule])
 

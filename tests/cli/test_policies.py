@@ -133,7 +133,8 @@ def test_code_needs_an_owner(team: Team) -> None:
     assert "nobody would believe" in team.approve(name="stranger", code=2).err
     approved = team.approve().err
     assert "as owner@example.org" in approved and "  code: bot/modeling.py" in approved
-    assert "policy guard of main: kept" in team.mgit("push").err
+    pushed = team.mgit("push").err
+    assert "policy guard of main: kept" in pushed and "  2 approvals sent" in pushed
     team.mgit("clone", str(team.origin), str(team.root.parent / "copy"))
     again = team.mgit("check", "HEAD", "--base", "HEAD~1", "--no-suites", "--json", cwd=team.root.parent / "copy")
     sections = {item["name"]: item for item in json.loads(again.out)["sections"]}
@@ -298,7 +299,7 @@ def gated(mgit: Any, files: Any, keys: dict[str, Path], monkeypatch: pytest.Monk
 
 
 def test_a_signed_record_of_these_weights_lets_the_push_in(gated: GatedTeam) -> None:
-    assert "no record of suite smoke for them" in gated.refused("no-record")
+    assert "no record of suite smoke is about the pushed weights" in gated.refused("no-record")
     gated.record()
     assert "policy guard of main: kept" in gated.mgit("push").err
     (gated.root / "bot/README.md").write_text("words")
@@ -382,7 +383,9 @@ def test_a_patch_cannot_edit_its_own_gate(gated: GatedTeam) -> None:
     gated.suite(SUITE.replace("0.01", "1.0"))
     gated.commit("a wider limit")
     gated.record(law="HEAD")
-    assert "another version of the suite than that of main" in gated.refused("other-suite")
+    said = gated.refused("other-suite")
+    assert "another version of the suite than that of main" in said
+    assert "--suite smoke --suites-from origin/main --baseline origin/main --record --sign` runs that version" in said
     gated.record(law="origin/main")
     gated.mgit("push")
     gated.suite(SUITE, data='{"text": "b", "label": "no"}\n')

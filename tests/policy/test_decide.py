@@ -61,8 +61,8 @@ def test_a_valid_record_lets_the_update_in() -> None:
 @pytest.mark.parametrize(
     ("verdicts", "rule", "words"),
     [
-        ((), "no-record", "no record of suite smoke"),
-        ((GOOD._replace(suite="other"),), "no-record", "no record of suite smoke"),
+        ((), "no-record", "no record of suite smoke is about the pushed weights"),
+        ((GOOD._replace(suite="other"),), "no-record", "no record of suite smoke is about the pushed weights"),
         ((GOOD._replace(weights="elsewhere"),), "other-weights", "other weights"),
         ((GOOD._replace(signers=(), problem="its signature does not match"),), "forged", "does not match"),
         ((GOOD._replace(signers=()),), "signer", "not signed"),
