@@ -14,7 +14,7 @@ from modelgit.cli._session import Session
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.objects import EvalRecord
+    from modelgit.objects import EvalRecord, Manifest
     from modelgit.repo.attested import Attested
 
 __all__ = ["attach", "check_record_options", "record_options", "say_attached", "sign_option", "signing_key_of"]
@@ -62,16 +62,22 @@ def signing_key_of(session: Session, sign: str | None) -> Path | None:
 
 
 def attach(
-    session: Session, revision: str, records: Sequence[EvalRecord], *, key: Path | None, budget: float | None = None
+    session: Session,
+    revision: str,
+    records: Sequence[EvalRecord],
+    *,
+    key: Path | None,
+    budget: float | None = None,
+    law: Manifest | None = None,
 ) -> tuple[Attested, ...]:
     """Keep verdicts as notes about the weights of a revision, signed if there is a key.
 
     One of a suite that could not run here says nothing of the weights, and is left out.  `budget` is the wall time, in
-    seconds, that stood for the suites' own.
+    seconds, that stood for the suites' own; these are those of `law`, or of the work tree.
     """
     from modelgit.repo.attested import attested_of
     from modelgit.repo.notes import attach_verdicts
-    from modelgit.repo.suites import worktree_suites
+    from modelgit.repo.suites import recorded_suites, worktree_suites
 
     repo = session.repository
     ran = [record for record in records if record.decision != "error"]
@@ -80,7 +86,8 @@ def attach(
             session.output.warn(f"suite {record.suite} could not run here: no verdict of it is attached")
     if not ran:
         return ()
-    budgets = {suite.name: suite.run.budget or "" for suite in worktree_suites(repo).suites()}
+    texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
+    budgets = {suite.name: suite.run.budget or "" for suite in texts.suites()}
     if budget is not None:
         budgets = dict.fromkeys((record.suite for record in ran), f"{budget:g}s")
     known = attach_verdicts(repo, repo.resolve(revision), ran, key=key, budgets=budgets)

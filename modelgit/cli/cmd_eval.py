@@ -136,7 +136,7 @@ def run(
     law = repo.manifest_of(repo.resolve(suites_from)) if suites_from else None
     records = run_suites(repo, revision, suites=suites, options=options, law=law, progress=session.progress)
     code = exit_code_of(records)
-    attached = attach(session, revision, records, key=key, budget=budget) if record and revision else ()
+    attached = attach(session, revision, records, key=key, budget=budget, law=law) if record and revision else ()
     if as_json:
         more = {"attached": plain_data(attached)} if record else {}
         session.output.json("mgit.eval/1", {"evaluations": plain_data(records), **more})

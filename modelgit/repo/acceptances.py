@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.config.suites import CheckListTest, NfrTest, PinTest
 from modelgit.errors import IntegrityError, UsageError
-from modelgit.evals.base import data_name
 from modelgit.objects import NoteId
 from modelgit.repo.notes import KnownNote, add_acceptance, allowed_signers, check_kept, kept_notes
 
@@ -66,6 +65,7 @@ def accept(
     Raises UsageError when the test is unknown, occurs in several suites, or does not look at single examples, and for
     ids that its data do not have.
     """
+    from modelgit.evals.base import data_name
     from modelgit.repo.eval_sides import read_dataset
     from modelgit.repo.suites import worktree_suites
 
