@@ -117,12 +117,14 @@ class StorageSettings(Table, frozen=True, kw_only=True):
     """How records are made.
 
     `threads` 0 means one per processor, `effort` trades time for space, `verify` decodes everything again before it is
-    written.
+    written.  `activations_mib` is how much of the outputs of unchanged layers is kept for evaluations of the next
+    model that shares them.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     effort: OneOf["fast", "balanced", "tight"] = "balanced"
     verify: bool = False
+    activations_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class TaskSettings(Table, frozen=True, kw_only=True):

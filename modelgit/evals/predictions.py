@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from modelgit.errors import BugError, UsageError
 from modelgit.evals.cache import PredictionCache
 from modelgit.evals.metrics import log_softmax, margins, top_labels
+from modelgit.evals.prefix import KeptActivations
 from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.progress import SILENT, Progress
 
@@ -43,11 +44,17 @@ class Predictions:
 
 
 def predict(
-    model: TaskModel, examples: ExampleSet, *, batch_size: int = 64, device: str = "cpu", progress: Progress = SILENT
+    model: TaskModel,
+    examples: ExampleSet,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    kept: KeptActivations | None = None,
+    progress: Progress = SILENT,
 ) -> NDArray[np.float32]:
     """Log-probabilities of every example, float32 `[N, C]`, in the order of the set.
 
-    `device` is where the module is.
+    `device` is where the module is; `kept` may have outputs of its first layers.
     Runs in evaluation mode without gradients; the module's mode is restored.  Batches are made by similar length,
     so a value may differ in its last bits when the same example is scored among others.  Raises UsageError when the
     model cannot be run on the inputs or gives logits of another shape.
@@ -67,7 +74,8 @@ def predict(
                 progress.check()
                 try:
                     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-                    logits = model.module(**inputs).detach().to("cpu", torch.float32).numpy()
+                    outputs = model.module(**inputs) if kept is None else kept.run(model.module, inputs)
+                    logits = outputs.detach().to("cpu", torch.float32).numpy()
                 except (RuntimeError, TypeError, IndexError) as error:
                     raise UsageError(f"the model cannot be run on the examples: {error}") from error
                 if logits.shape != (len(batch.indices), model.classes):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from modelgit.config.schema import TaskSettings
@@ -20,6 +21,7 @@ from modelgit.errors import IntegrityError, UsageError
 from modelgit.evals.base import Dataset
 from modelgit.evals.cache import PredictionCache, ScoreCache, prediction_key, score_key
 from modelgit.evals.predictions import Predictions, PredictionSource, predict
+from modelgit.evals.prefix import KeptActivations, kept_activations
 from modelgit.evals.suites import DataSource
 from modelgit.models.base import Example, ExampleSet, TaskModel
 from modelgit.models.data import UNLABELLED, read_examples
@@ -104,6 +106,7 @@ class ManifestSide:
         self._progress = progress
         self._sources: dict[str, PredictionSource] = {}
         self._files: Path | None = None
+        self._other: ManifestSide | None = None
 
     # -- predictions
 
@@ -121,9 +124,47 @@ class ManifestSide:
 
     def compute(self, data: Dataset, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log-probabilities, float32 `[n, C]`, at ascending `indices`, computed now whatever is known."""
+        model = self.model(data)
         return predict(
-            self.model(data), self.encode(data, indices), device=self._settings.device, progress=self._progress
+            model,
+            self.encode(data, indices),
+            device=self._settings.device,
+            kept=self._kept_activations(model, self._task(data.task)),
+            progress=self._progress,
         )
+
+    def compare_with(self, other: ManifestSide) -> None:
+        """Say with what this is compared: outputs of the layers that both have are kept, if the settings want it."""
+        self._other = other
+
+    def _kept_activations(self, model: TaskModel, task: TaskSettings) -> KeptActivations | None:
+        limit = self._repo.settings.storage.activations_mib << 20
+        if not limit or self._change is not None or self._settings.dtype != "float32":
+            return None
+        import torch
+
+        files = model_files(self._repo, self._content, task.model, store=self._store)
+        context = (
+            code_version(self._repo, task),
+            msgspec.json.encode(msgspec.structs.replace(task, model="", train=None, test=None)),
+            sorted((name, blake3(data).hexdigest()) for name, data in files.items()),
+            self._settings.device,
+            torch.get_num_threads(),
+        )
+        kept = kept_activations(
+            self._repo.paths.activations,
+            limit,
+            model,
+            self._tensor_ids(task),
+            {} if self._other is None else self._other._tensor_ids(task),
+            context=repr(context),
+        )
+        return kept if kept is not None and kept.is_useful else None
+
+    def _tensor_ids(self, task: TaskSettings) -> dict[str, str]:
+        entry = find_model(self._content, self.model_path(task))
+        tensors = self._repo.tensors_of(self._content, entry, store=self._store)
+        return {name: item.id.hex for name, item in tensors.items()}
 
     def verify(self, data: Dataset, count: int, rng: np.random.Generator) -> int:
         """Compute `count` random predictions that are known already again; returns how many there were to try.

@@ -23,6 +23,7 @@ class RepositoryPaths:
         self.cache = directory / "cache"
         self.lookup = self.cache / "packs"
         self.predictions = self.cache / "predictions"
+        self.activations = self.cache / "activations"
         self.contents = self.cache / "contents"
         self.repacked = self.cache / "repacked"
         self.passes = self.cache / "passes"

@@ -221,6 +221,10 @@ class _Candidate:
             accepted=accepted_examples(self.repo, suite.name, signers=allowed_signers(self.repo, self.law)),
             progress=self.progress,
         )
+        for one in baselines:
+            one.compare_with(candidate)
+        if baselines:
+            candidate.compare_with(baselines[0])
         if self.options.verify_cache:
             self._verify([candidate, *baselines], datasets)
         return run_suite(suite, run, compared=compared, missing=absent, fail_fast=self.options.fail_fast)

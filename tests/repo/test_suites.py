@@ -214,6 +214,30 @@ def test_predictions_that_are_not_those_of_the_weights_are_found(bot: Repository
     assert record.decision == "error" and "cached predictions" in record.results[0].detail
 
 
+def test_layers_that_a_change_left_alone_are_computed_once(bot: Repository) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    def heads(number: int) -> None:
+        state = load_file(file)
+        state["heads.topic.bias"] = np.array([0.1 * number, 0.0, 0.0], np.float32)
+        save_file(state, file)
+
+    write(bot, suite(run="sampling = 'full'"))
+    file = bot.worktree / "models/bot/model.safetensors"
+    heads(1)
+    plain = only(bot, None)
+    assert not bot.paths.activations.exists()
+    shutil.rmtree(bot.paths.predictions)
+    bot.paths.config.write_text("[storage]\nactivations_mib = 64\n")
+    bot.forget_settings()
+    assert only(bot, None).results == plain.results
+    kept = sorted(bot.paths.activations.rglob("*"))
+    assert kept
+    heads(2)
+    assert only(bot, None).decision == "pass"
+    assert sorted(bot.paths.activations.rglob("*")) == kept
+
+
 def test_a_moved_model_is_still_compared(bot: Repository) -> None:
     write(bot, suite(0.0))
     shutil.move(bot.worktree / "models/bot", bot.worktree / "models/renamed")
