@@ -90,6 +90,12 @@ class BranchUpdate(NamedTuple):
             return self.against.short
         return f"{self.remote}/{self.branch}" if self.remote else self.branch
 
+    @property
+    def keeps_weights_and_gate(self) -> bool:
+        """Whether neither the weights, nor the settings of the gate, nor a suite with its data and code differ."""
+        same_suites = all(versions.tip == versions.pushed for versions in self.suites.values())
+        return self.weights_new == self.weights_old and not self.facts.gate and same_suites
+
     def changes(self, kind: ApprovalKind) -> tuple[str, ...]:
         """The files (of `auto_map`: the classes) that changed in a way that may need approval."""
         changed: tuple[str, ...] = getattr(self.facts, kind)

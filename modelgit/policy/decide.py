@@ -75,7 +75,7 @@ def _decide(
     refusals += _sizes(name, policy, update)
     refusals += _approvals(policy, update, approvals)
     if policy.require:
-        if policy.skip_if_weights_unchanged and update.weights_new == update.weights_old and not update.facts.gate:
+        if policy.skip_if_weights_unchanged and update.keeps_weights_and_gate:
             notes.append("neither weights nor gate change, so no suite is asked for")
         else:
             refusals += required_suites(policy, update, verdicts)

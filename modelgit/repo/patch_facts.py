@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import IntegrityError
+from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import Commit, CommitId, FileEntry, Manifest, ObjectId, Patch, PatchFacts, TensorEntry
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.pruned import pruned_commits
@@ -81,7 +81,7 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
         tensors_respecified=len(respecified),
         values=sum(entry.spec.elements for entry in after.values()),
         lossy=tuple(commit for commit, record in commits.items() if not read_record(store, record.patch, Patch).exact),
-        code=tuple(code_paths(files)),
+        code=tuple(sorted({*code_paths(files), *(path for path, entry in files.items() if entry.executable)})),
         auto_map=tuple(_new_classes(old, new, files)),
         tokenizer=tuple(path for path in files if _is_tokenizer(old, new, path)),
         chat_template=tuple(path for path in files if _is_template(old, new, path)),
@@ -187,8 +187,29 @@ def _gate_files(old: Tree, new: Tree) -> Iterator[str]:
     after = {entry.path: entry.digest for entry in new.manifest.files}
     if before.get(PROJECT_CONFIG) != after.get(PROJECT_CONFIG) and _gate_of(old) != _gate_of(new):
         yield PROJECT_CONFIG
-    paths = sorted(path for path in {*before, *after} if path.startswith(_SUITES))
+    named = {*_named_by_suites(old), *_named_by_suites(new)}
+    paths = sorted(path for path in {*before, *after} if path.startswith(_SUITES) or path in named)
     yield from (path for path in paths if before.get(path) != after.get(path))
+
+
+def _named_by_suites(tree: Tree) -> set[str]:
+    """Where the data and the code of suites lie: easier data are another gate.  Suites that do not parse name none."""
+    from modelgit.repo.suites import recorded_suites
+    from modelgit.repo.trust import suite_code
+
+    found: set[str] = set()
+    try:
+        texts = recorded_suites(tree.repo, tree.manifest, store=tree.store)
+    except UsageError:
+        return found
+    for name in {*texts.files, *texts.settings.eval}:
+        try:
+            [suite] = texts.suites([name])
+        except UsageError:
+            continue
+        found |= {source.path for source in suite.data.values()}
+        found |= suite_code(tree.repo, suite, manifest=tree.manifest, store=tree.store).keys()
+    return found
 
 
 def _gate_of(tree: Tree) -> object:

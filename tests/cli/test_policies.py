@@ -398,6 +398,23 @@ def test_a_patch_cannot_edit_its_own_gate(gated: GatedTeam) -> None:
     gated.refused("other-suite")
 
 
+def test_the_gate_is_not_edited_in_two_steps_either(gated: GatedTeam) -> None:
+    gated.mgit("undo")
+    (gated.root / "data").mkdir()
+    (gated.root / "data/test.jsonl").write_text('{"text": "a", "label": "yes"}\n')
+    (gated.root / "evals/smoke.toml").write_text(SUITE.replace("evals/test", "data/test"))
+    gated.mgit("track", "data")
+    gated.commit("data elsewhere")
+    gated.record(law="HEAD")
+    gated.record(law="origin/main")
+    gated.mgit("push")
+    (gated.root / "data/test.jsonl").write_text('{"text": "b", "label": "no"}\n')
+    gated.commit("easier data, the same weights")
+    gated.refused("other-suite")
+    found = json.loads(gated.mgit("check", "--base", "origin/main", "--no-suites", "--json").out)
+    assert found["facts"]["gate"] == ["data/test.jsonl"]
+
+
 def test_policies_and_keys_do_not_travel_with_the_patch(gated: GatedTeam) -> None:
     (gated.root / "mgit.toml").write_text(gated.settings)
     (gated.root / "evals/allowed_signers").write_text(line(gated.keys, "stranger").replace("stranger@", "ci@"))

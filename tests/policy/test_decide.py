@@ -136,6 +136,8 @@ def test_unchanged_weights_need_no_suite_unless_the_gate_changes() -> None:
     assert skipped.allowed
     assert "no suite is asked for" in skipped.notes[0]
     assert rules(decide(same, verdicts=(), skip_if_weights_unchanged=False)) == ["no-record"]
+    easier = same._replace(suites={"smoke": SuiteVersions("b3:suite", "b3:easier")})
+    assert rules(decide(easier, verdicts=())) == ["no-record", "no-record"]
     opened = same._replace(facts=PatchFacts(gate=("mgit.toml",)))
     assert rules(decide(opened, verdicts=(), approval=ApprovalRule())) == ["no-record"]
     assert sorted(rules(decide(opened, verdicts=()))) == ["approval", "no-record"]
