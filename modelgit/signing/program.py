@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MissingExtraError, UsageError
 from modelgit.signing.armor import read_armor
 from modelgit.signing.signers import AllowedSigner
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["NAMESPACE", "PROGRAM", "matches", "sign"]
 
@@ -52,6 +54,8 @@ def matches(
 
     When a key is valid is not asked here.  Raises MissingExtraError without the program.
     """
+    import tempfile
+
     who = signer.principals[0]
     # A file of one line, made of what was understood: two readers of the recorded file cannot differ.
     line = f'{who} namespaces="{namespace}" {signer.key_type} {base64.b64encode(signer.key).decode()}\n'
@@ -64,6 +68,8 @@ def matches(
 
 
 def _run(command: Sequence[str], statement: str) -> subprocess.CompletedProcess[bytes]:
+    import subprocess  # slow to load, and most logs have no signature to check
+
     try:
         # A session of its own has no terminal: a key with a passphrase fails and says so, where a script would hang.
         return subprocess.run(

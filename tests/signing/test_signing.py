@@ -209,6 +209,17 @@ def test_an_acceptance_needs_examples_and_a_reason_and_lapses() -> None:
             read_acceptance(write_acceptance(msgspec.structs.replace(good, **wrong)))
 
 
+def test_a_signature_that_cannot_be_checked_does_not_count(keygen: Keygen) -> None:
+    def missing(*_: object, **__: object) -> bool:
+        raise MissingExtraError("signatures need the program ssh-keygen, which is not installed")
+
+    checked = check(note_of(verdict(), keygen("ci")), allow(keygen("ci")), verify=missing)
+    assert not checked.is_signed
+    assert checked.reasons == (
+        "its signature cannot be checked: signatures need the program ssh-keygen, which is not installed",
+    )
+
+
 def test_keys_that_cannot_sign_say_why(keygen: Keygen, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has a passphrase, and no ssh agent holds it") as locked:
         sign("x", keygen("locked", "secret"))
