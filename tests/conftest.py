@@ -23,6 +23,10 @@ from modelgit.repo import Repository
 # As the command line does: torch threads that wait must not eat the processors of a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# One of several processes that run tests leaves the other processors to them (and so do the programs that it starts).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples on every run, and no deadline: a busy machine is not a failing test.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
@@ -94,6 +98,21 @@ class Files(NamedTuple):
             for path in sorted(root.rglob("*"))
             if path.is_file() and (everything or ".mgit" not in path.parts)
         }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Flushing checks its descriptor and returns: what is lost with the power concerns no test in this process.
+
+    The programs that tests start flush in earnest: tests/crash makes their flushes fail, and kills at them.
+    """
+
+    def fsync(descriptor: int) -> None:
+        os.fstat(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ _NO_GUTTER = Row("", (), "")
 
 
 @command("log", example="mgit log --graph --oneline -n 20")
-@click.argument("revision", required=False, metavar="[REV]")
+@click.argument("revisions", nargs=-1, metavar="[REV]...")
 @click.option("--graph", is_flag=True, help="Draw how commits descend from each other.")
 @click.option("--oneline", is_flag=True, help="One line a commit.")
 @click.option("-n", "--number", type=click.IntRange(min=0), metavar="N", help="Show the newest N commits only.")
@@ -35,28 +35,31 @@ _NO_GUTTER = Row("", (), "")
 @pass_session
 def log(
     session: Session,
-    revision: str | None,
+    revisions: tuple[str, ...],
     graph: bool,
     oneline: bool,
     number: int | None,
     compat: bool,
     as_json: bool,
 ) -> None:
-    """Show the commits that REV (the current commit) descends from, children before parents.
+    """Show the commits that REV (the current commit) descends from, children before parents; of several, of any.
 
-    Reads no weights.  A line ends with the verdict of the gate, whoever signed it, and what the commit's patch takes.
+    `A..B` shows what B has and A has not.  Reads no weights.  A line ends with the verdict of the gate, whoever signed
+    it, and what the commit's patch takes.
 
     With --compat, the negative flips and the churn that were recorded for each commit since the last tag are added up:
     no evaluation against the tag can find more on the same examples.
     """
     if compat:
-        if graph or oneline or number is not None:
-            raise UsageError("--compat goes with none of --graph, --oneline and -n", hint="`mgit log --compat`")
-        show_compat(session, revision or "HEAD", as_json)
+        if graph or oneline or number is not None or len(revisions) > 1:
+            raise UsageError(
+                "--compat is about one REV, and goes with none of --graph, --oneline and -n", hint="`mgit log --compat`"
+            )
+        show_compat(session, revisions[0] if revisions else "HEAD", as_json)
         return
     from modelgit.repo.log import log as read_log
 
-    entries = list(read_log(session.repository, revision, limit=number))
+    entries = list(read_log(session.repository, *revisions, limit=number))
     output = session.output
     if as_json:
         items = [

@@ -104,7 +104,7 @@ def merge(
     for you is a conflict: the work tree stays untouched, the exit code is 1, and `mgit resolve` goes on.
     """
     if list_strategies:
-        _list_strategies(session)
+        _list_strategies(session, as_json=as_json)
         return
     if replay is not None:
         _replay(session, replay)
@@ -142,7 +142,10 @@ def merge(
             "give a REV, or one of --continue and --abort", hint="`mgit merge --help` shows how it is used"
         )
     if as_json and not only_plan:
-        raise UsageError("--json goes with --plan or --search", hint=f"`mgit merge {revision or 'REV'} --plan --json`")
+        raise UsageError(
+            "--json goes with --plan, --search or --list-strategies",
+            hint=f"`mgit merge {revision or 'REV'} --plan --json`",
+        )
     if dry_run and (go_on or abort or only_plan):
         raise UsageError("--dry-run belongs to a merge that starts", hint="`mgit merge REV --dry-run`")
     if strategies and (go_on or abort or only_plan):
@@ -335,10 +338,24 @@ def _replay(session: Session, revision: str) -> None:
     raise Quit(1)
 
 
-def _list_strategies(session: Session) -> None:
+def _list_strategies(session: Session, *, as_json: bool) -> None:
     from modelgit.merging.base import STRATEGIES
     from modelgit.merging.options import recipe_form
 
+    if as_json:
+        known = [STRATEGIES.get(name) for name in STRATEGIES]
+        items = [
+            {
+                "name": item.name,
+                "summary": item.summary,
+                "scope": item.scope,
+                "needs": sorted(item.needs),
+                "options": {option.name: recipe_form(option.default) for option in item.options},
+            }
+            for item in known
+        ]
+        session.output.json("mgit.merge-strategies/1", {"strategies": items})
+        return
     for name in STRATEGIES:
         strategy = STRATEGIES.get(name)
         session.output.line(blue(name), "  ", strategy.summary)

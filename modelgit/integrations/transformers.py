@@ -142,7 +142,8 @@ class MgitCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.errors.append(error)
             if self._now:
                 raise
-            warnings.warn(f"{folder.name} was not committed: {error.message}", RuntimeWarning, stacklevel=2)
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            warnings.warn(f"{folder.name} was not committed: {error.message}{hint}", RuntimeWarning, stacklevel=2)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Verify, let go, and raise what went wrong on the way."""
@@ -155,7 +156,7 @@ class MgitCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             count = len(self.errors)
             raise CheckFailed(
                 f"{count} checkpoint{'' if count == 1 else 's'} could not be committed: {self.errors[0].message}",
-                hint="`mgit commit --from CHECKPOINT` commits one that was kept",
+                hint=self.errors[0].hint or "`mgit commit --from CHECKPOINT` commits one that was kept",
             ) from self.errors[0]
 
     # -- within

@@ -395,6 +395,9 @@ class _Reduction:
             raise NothingToDo(f"a density of {density:.3g} keeps nothing of the change", hint="`--density 0.5%`")
         stored = attempt.tree.stored
         manifest, before = attempt.tree.manifest, opened.before
+        made = {entry.path: entry.digest for entry in manifest.files}
+        # Whoever asks for everything gets it: what drops nothing is an exact patch.
+        whole = all(made.get(e.path) == e.digest for e in self.dense.manifest.files if e.path in weights)
         training = NO_TRAINING_STATE
         model_bytes = session.bytes_written
         if opened.outside is None:
@@ -417,14 +420,14 @@ class _Reduction:
             training=training,
             trailers=self._trailers(density, attempt),
             encodings=count_encodings(stored),
-            exact=False,
+            exact=whole,
         )._replace(training_bytes=training_bytes)  # fmt: skip
         rescued = None
-        if opened.outside is None:
+        if opened.outside is None and not whole:
             dense = {entry.path: entry.digest for entry in self.dense.manifest.files if entry.path in weights}
             rescued = keep_dense(repo, result.id, dense)
         session.seal()
-        rewritten = weights if opened.outside is None else None
+        rewritten = weights if opened.outside is None and not whole else None
         publish_commit(repo, opened, result, session, rewritten=rewritten, progress=self.progress)
         return Reduced(
             commit=result._replace(branch=opened.view.branch),

@@ -28,7 +28,7 @@ from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.pruned import pruned_commits
-from modelgit.repo.reach import children_of, commit_roots, kept_objects
+from modelgit.repo.reach import children_of, commit_roots, damaged_mask_files, kept_objects
 from modelgit.store.base import is_external, is_foreign
 from modelgit.store.fs import covers
 from modelgit.store.metadata import read_record
@@ -89,6 +89,12 @@ def fsck(repo: Repository, *, quick: bool = False, progress: Progress = SILENT) 
         progress.advance("packs", 1)
     progress.finish("packs")
     roots = _roots(repo, findings)
+    findings += [
+        Finding(
+            subject=f"mask file {file.name}", problem="it does not hold the id of a mask: give the mask a name again"
+        )
+        for file in damaged_mask_files(repo)
+    ]
     operations = _count_operations(repo)
     walk = reachable_objects(repo, roots, findings)
     commits = sum(isinstance(object_id, CommitId) for object_id in walk)

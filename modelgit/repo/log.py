@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import Commit, CommitId, Patch
-from modelgit.objects.graph import topological
+from modelgit.objects.graph import ancestors, topological
 from modelgit.repo.attested import Attestations, Attested, last_word
 from modelgit.repo.pruned import pruned_commits, pruned_on
 
@@ -34,12 +34,20 @@ class LogEntry(NamedTuple):
     attested: tuple[Attested, ...] = ()
 
 
-def log(repo: Repository, revision: str | None = None, *, limit: int | None = None) -> Iterator[LogEntry]:
-    """Commits that `revision` (the current commit) reaches, children before parents, then by time."""
+def log(repo: Repository, *revisions: str, limit: int | None = None) -> Iterator[LogEntry]:
+    """Commits that any of `revisions` (the current commit) reaches, once each, children before parents, then by time.
+
+    Of `A..B` those that B reaches, without all that A reaches.
+    """
     view = repo.view()
-    if revision is None and view.head is None:
+    if not revisions and view.head is None:
         return
-    tip = repo.resolve(revision or "HEAD")
+    ends = [revision.split("..", 1) if ".." in revision else ["", revision] for revision in revisions or ("HEAD",)]
+    tips = list(dict.fromkeys(repo.resolve(end or "HEAD") for _, end in ends))
+    left_out = [
+        repo.resolve(start or "HEAD") for (start, _), text in zip(ends, revisions, strict=False) if ".." in text
+    ]
+    outside = set(ancestors(left_out, repo.parents_of))
     names: dict[CommitId, list[str]] = {}
     for ref, commit in sorted(view.refs.items()):
         short = ref.split("/", 1)[1]
@@ -59,7 +67,7 @@ def log(repo: Repository, revision: str | None = None, *, limit: int | None = No
             commits[commit] = repo.commit_at(commit)
         return commits[commit]
 
-    order = topological([tip], lambda c: read(c).parents, lambda c: read(c).committer.time_s)
+    order = topological(tips, lambda c: read(c).parents, lambda c: read(c).committer.time_s, stop=outside)
     with Attestations(repo) as attestations:
         for number, found in enumerate(order):
             if limit is not None and number >= limit:

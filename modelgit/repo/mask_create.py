@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import UsageError
+from modelgit.errors import NothingToDo, UsageError
 from modelgit.objects import CommitId, Manifest, TensorEntry
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.fisher import DEFAULT_EXAMPLES, diagonal_of, estimate_fisher
@@ -130,6 +130,16 @@ def create_mask(
         task, settings = task_settings(repo, task)
         task_model = open_task(repo, manifest, settings)
     choice = _choose_from(repo, manifest, settings, task_model, head, include, exclude)
+    changes: tuple[ModelState, ModelState] | None = None
+    if from_diff is not None:
+        end = repo.resolve(from_diff[1])
+        changes = (choice.state(repo), _other_side(repo, end, choice))
+        choice = choice.only([name for name in choice.tensors if _differs(name, *changes)])
+        if not any(_differs(name, *changes) for name in choice.tensors):
+            raise NothingToDo(
+                f"{from_diff[1]} has the same trainable values of {choice.model} as {from_diff[0]}",
+                hint=f"`mgit diff {from_diff[0]} {from_diff[1]}` shows what changed",
+            )
     used, cached, fisher = 0, True, ""
     given: Arrays | None = None
     words = ["FISH" if score == "fisher" else score]
@@ -148,14 +158,10 @@ def create_mask(
         fisher = stored.words
     if score == "random":
         words.append(f"seed {seed}")
-    changes: tuple[ModelState, ModelState] | None = None
     if from_diff is not None:
-        end = repo.resolve(from_diff[1])
         words.append(f"changed from {start.short} to {end.short}")
         if score == "fisher" and at != start:
             words.append(f"Fisher at {at.short}")
-        changes = (choice.state(repo), _other_side(repo, end, choice))
-        choice = choice.only([name for name in choice.tensors if _differs(name, *changes)])
     if density is None:
         from modelgit.fisher.mask import bias_mask
 

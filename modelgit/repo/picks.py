@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import MergeConflicts, MgitError, NothingToDo, RepositoryError, UsageError
+from modelgit.errors import GateRefused, MergeConflicts, MgitError, NothingToDo, RepositoryError, UsageError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
 from modelgit.objects import CommitId
 from modelgit.objects.graph import ancestors, is_ancestor, topological
@@ -166,7 +166,12 @@ def _run(
             todo = tuple(later.source for later in states[number + 1 :] if later.source is not None)
             state = msgspec.structs.replace(item, ours=tip, start=start, todo=todo)
             bound = STRATEGIES.get(state.strategy).bind(state.options)
-            result = apply_state(repo, state, bound, gate, progress)
+            try:
+                result = apply_state(repo, state, bound, gate, progress)
+            except GateRefused as refused:
+                refused.message = f"{_applying(repo, verb, state)}: {refused.message}"
+                refused.args = (refused.message,)
+                raise
             if result.commit is not None:
                 results.append(result)
                 tip = result.commit.id
@@ -190,6 +195,13 @@ def _run(
         what = "nothing to apply: the branch has all of it already"
         raise NothingToDo(what, hint="`mgit log` shows what is there")
     return Picked(verb, tuple(results), tuple(skipped), start, tip)
+
+
+def _applying(repo: Repository, verb: Verb, state: MergeState) -> str:
+    """`rebase of 3f9c2a71d0be ("tone: friendlier")`."""
+    if state.source is None:
+        return verb
+    return f'{verb} of {state.source.short} ("{repo.commit_at(state.source).subject}")'
 
 
 def _rule(strategy: str, options: Mapping[str, str] | None, rules: Mapping[str, str] | None) -> _Rule:

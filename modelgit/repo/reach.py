@@ -79,6 +79,20 @@ def mask_files(repo: Repository) -> Iterator[tuple[Path, MaskId]]:
             yield file, MaskId.parse(file.read_text(encoding="ascii", errors="replace").strip())
 
 
+def damaged_mask_files(repo: Repository) -> list[Path]:
+    """The files by which this clone keeps masks that do not hold what they should.
+
+    One that is called by an id keeps its mask all the same; one that is called by a name keeps none.
+    """
+    sound = set()
+    for file, mask in mask_files(repo):
+        with contextlib.suppress(OSError):
+            if file.read_text(encoding="ascii", errors="replace").strip() == str(mask):
+                sound.add(file)
+    listed = sorted(repo.paths.masks.iterdir()) if repo.paths.masks.is_dir() else []
+    return [file for file in listed if file not in sound and not file.name.endswith(".tmp")]
+
+
 def kept_objects(repo: Repository) -> set[ObjectId]:
     """The masks that this clone keeps by name, and the Fisher estimates and notes that the root lists.
 

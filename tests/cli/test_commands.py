@@ -290,6 +290,9 @@ def test_merges_that_need_no_strategy(bot: Any, files: Any) -> None:
 
 def test_strategies_are_listed_with_their_options(mgit: Any) -> None:
     listed = mgit("merge", "--list-strategies").out
+    known = {item["name"]: item for item in json.loads(mgit("merge", "--list-strategies", "--json").out)["strategies"]}
+    assert known["ties"]["options"]["density"] == "0.2" and known["ties"]["scope"] == "model"
+    assert all(name in listed for name in known)
     assert "average  " in listed and "weights=" in listed and "fisher  " in listed
 
 

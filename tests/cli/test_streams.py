@@ -40,6 +40,7 @@ def directory(tmp_path: Path) -> Path:
         ("mgit op log <&- >&- 2>&-", 0),
         ("mgit nonsense 2>&-", 2),
         ("mgit op log | head -0", 141),
+        ("mgit config list | true", 141),
     ],
 )
 def test_closed_streams_change_nothing_but_the_output(directory: Path, command: str, code: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +60,7 @@ class Scene(NamedTuple):
 
     folder: Path
     command: str
+    server: Server
     before: dict[str, str]
     after: dict[str, str]
     head: CommitId
@@ -87,13 +91,43 @@ def environment_of(folder: Path) -> Environment:
     )
 
 
-def run(folder: Path, command: str, *options: str) -> Ran:
-    """Run the command in `folder`, under strace when options for it are given."""
-    line = [sys.executable, "-B", str(DRIVER), str(folder / "work"), command]
-    if options:
-        line = ["strace", "-f", "-qq", "-o", str(folder / "trace"), *options, *line]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
-    return Ran(done.returncode, done.stdout, done.stderr)
+class Server:
+    """The program that runs one command; see the driver."""
+
+    def __init__(self, command: str, worktree: Path) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            line = [sys.executable, "-B", str(DRIVER), command, str(worktree), str(theirs.fileno())]
+            one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # forks do not take threads along
+            self._process = subprocess.Popen(line, pass_fds=[theirs.fileno()], env={**os.environ, **one_thread})
+        assert self._requests.recv(16) == b"ready", "the driver did not start"
+
+    def run(self, folder: Path, *options: str) -> Ran:
+        """Run the command in `folder`, under strace when options for it are given."""
+        mine, theirs = socket.socketpair()
+        mine.settimeout(120)
+        with (
+            mine,
+            mine.makefile("rb") as replies,
+            (folder / "out").open("wb") as out,
+            (folder / "err").open("wb") as err,
+        ):
+            with theirs:
+                message = os.fsencode(folder / "work")
+                socket.send_fds(self._requests, [message], [theirs.fileno(), out.fileno(), err.fileno()])
+            process = replies.readline().decode().strip()
+            line = ["strace", "-f", "-o", str(folder / "trace"), *options, "-p", process]
+            with subprocess.Popen(line, stderr=subprocess.PIPE) if options else nullcontext() as tracer:
+                if tracer is not None:
+                    said = tracer.stderr.readline()
+                    assert b"attached" in said, said
+                mine.sendall(b".")
+                code = int(replies.readline())
+        return Ran(code, (folder / "out").read_text(), (folder / "err").read_text())
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait(timeout=60)
 
 
 def points_of(folder: Path) -> list[Point]:
@@ -182,7 +216,7 @@ def prepare(files, folder: Path, command: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def scene_of(files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
+def scene_of(files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Scene]]:
     """Prepares a command once: the repository, its outcome, and every point at which it can be hit."""
     if strace() is None:
         pytest.skip("strace is not installed, or may not trace here")
@@ -193,8 +227,10 @@ def scene_of(files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
             return known[command]
         folder = tmp_path_factory.mktemp(command)
         prepare(files, folder / "start", command)
+        shutil.copytree(folder / "start", folder / "rehearsal")
         shutil.copytree(folder / "start", folder / "plain")
-        ran = run(folder / "plain", command, "-e", "trace=" + ",".join(CALLS))
+        server = Server(command, folder / "rehearsal" / "work")
+        ran = server.run(folder / "plain", "-e", "trace=" + ",".join(CALLS))
         assert ran.code == 0, ran
         with modelgit.open(folder / "start" / "work", environment=environment_of(folder / "start")) as repo:
             head, other = repo.head(), repo.resolve("side")
@@ -202,6 +238,7 @@ def scene_of(files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         known[command] = Scene(
             folder / "start",
             command,
+            server,
             files.digests(folder / "start" / "work"),
             files.digests(folder / "plain" / "work"),
             head,
@@ -210,7 +247,9 @@ def scene_of(files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         )
         return known[command]
 
-    return make
+    yield make
+    for scene in known.values():
+        scene.server.close()
 
 
 @pytest.fixture
@@ -226,14 +265,8 @@ def hit(files, tmp_path: Path) -> Callable[[Scene, list[tuple[Point, str]]], Ran
         folder = tmp_path / f"{scene.command}-{name}"
         shutil.copytree(scene.folder, folder)
         for point, how in hits:
-            ran = run(
-                folder,
-                scene.command,
-                "-e",
-                f"trace={point.call}",
-                "-e",
-                f"inject={point.call}:{how}:when={point.number}",
-            )
+            inject = f"inject={point.call}:{how}:when={point.number}"
+            ran = scene.server.run(folder, "-e", f"trace={point.call}", "-e", inject)
             if ran.code == 0:
                 break
         check(files, scene, folder, acknowledged="acknowledged" in ran.out)
@@ -293,8 +326,8 @@ def check_housekeeping(files, scene: Scene, folder: Path, *, acknowledged: bool)
             if not entry.pruned:
                 state = repo.load(entry.id.hex)
                 assert all(state[name].raw() is not None for name in state)
-        driver = run(folder, scene.command)
-        assert driver.code == 0, driver
+        again = scene.server.run(folder)
+        assert again.code == 0, again
         assert fsck(repo).is_sound
         assert repack(repo, dry_run=True).recoded == 0 or scene.command == "prune"
         go_on(repo, worktree)

@@ -173,11 +173,12 @@ def test_commits_that_fail_are_not_silent(lab: Lab) -> None:
 
     callback = MgitCallback(repo=lab.repo, commit_every=1)
     with (
-        pytest.warns(RuntimeWarning, match="checkpoint-4 was not committed"),
+        pytest.warns(RuntimeWarning, match=r"checkpoint-4 was not committed: .* \(hint: `--gate warn`"),
         pytest.raises(CheckFailed, match="3 checkpoints could not be committed") as raised,
     ):
         lab.trainer(callback, Meddle(break_weights)).train()
     assert isinstance(raised.value.__cause__, GateRefused)
+    assert raised.value.hint == callback.errors[0].hint is not None
     assert len(callback.commits) == 1 and len(callback.errors) == 3
     with pytest.raises(GateRefused):
         lab.trainer(MgitCallback(repo=lab.repo, commit_every=1, on_error="now"), Meddle(break_weights)).train()

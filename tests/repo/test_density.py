@@ -156,6 +156,15 @@ def test_what_is_recorded_is_the_patch_and_the_work_tree_holds_it(bot: Repositor
     assert (made.rescued / WEIGHTS).read_bytes() == dense
 
 
+def test_a_patch_that_keeps_everything_is_exact(bot: Repository) -> None:
+    dense = dense_of(bot)
+    made = commit_patch(bot, "everything", density=1.0)
+    assert bot.patch_of(made.commit.id).exact and made.rescued is None
+    assert made.kept.kept == made.kept.changed and dense_of(bot) == dense and bot.status().is_clean
+    undo(bot)
+    assert dense_of(bot) == dense
+
+
 def test_undo_brings_the_dense_weights_back_bit_for_bit(bot: Repository) -> None:
     dense, before = dense_of(bot), bot.head()
     made = commit_patch(bot, "sparse", density=0.1)

@@ -11,6 +11,7 @@ import pytest
 import modelgit
 from modelgit.errors import NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
+from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.masks import commits_under, compare_masks, find_mask, remove_mask
 from modelgit.repo.undo import redo, undo
@@ -100,7 +101,6 @@ def test_heads_patterns_and_budgets(plain: Repository, weights) -> None:
         ({"score": "fisher", "density": 0.1}, "which task"),
         ({"score": "gradient", "density": 0.1}, "which task"),
         ({"score": "gradient", "density": 0.1, "from_diff": ("HEAD", "HEAD")}, "does not go with a difference"),
-        ({"score": "magnitude", "density": 0.1, "from_diff": ("HEAD", "HEAD")}, "nothing is left to train"),
         ({"score": "magnitude", "density": 0.01, "head": ["top"]}, "the head alone has 60 values"),
         ({"score": "magnitude", "density": 0.5, "head": ["hat"]}, "begins with hat"),
         ({"score": "magnitude", "density": 0.5, "include": ["hat*"]}, "matches `hat\\*`"),
@@ -113,6 +113,14 @@ def test_heads_patterns_and_budgets(plain: Repository, weights) -> None:
 def test_choices_that_cannot_be_made_leave_nothing_behind(plain: Repository, options, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plain.create_mask(**options)
+    assert plain.masks() == []
+
+
+@pytest.mark.parametrize("head", [[], ["top"]])
+def test_two_commits_with_the_same_weights_give_no_mask(plain: Repository, head: list[str]) -> None:
+    """Not even one of the head, which is taken whole where anything changed."""
+    with pytest.raises(NothingToDo, match="HEAD has the same trainable values of"):
+        plain.create_mask(density=0.1, score="magnitude", from_diff=("HEAD", "HEAD"), head=head)
     assert plain.masks() == []
 
 
@@ -440,7 +448,9 @@ def test_a_damaged_file_of_a_mask_loses_its_name_at_most(plain: Repository) -> N
     made = plain.create_mask(density=0.1, score="random", name="mine").mask
     for file in plain.paths.masks.iterdir():
         file.write_bytes(b"")
+    assert {finding.subject for finding in fsck(plain).findings} == {"mask file mine", f"mask file {made.id.hex}"}
     collect(plain, prune_now=True)
     assert [(mask.id, mask.names) for mask in plain.masks()] == [(made.id, ())]
     assert find_mask(plain, "latest").record == made.record
     assert plain.create_mask(density=0.1, score="random", name="mine").mask.names == ("mine",)
+    assert fsck(plain, quick=True).is_sound

@@ -9,6 +9,7 @@ import pytest
 
 from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.repo import Repository
+from modelgit.repo.log import log
 from modelgit.repo.merge import merge
 from modelgit.repo.octopus import merge_many
 from modelgit.repo.replay import replay
@@ -116,3 +117,11 @@ def test_rules_decide_conflicts_of_tensors(many: Repository, files) -> None:
         assert weights(many)["steps"].tolist() == [value] * 4
         assert done.commit.commit.recipe.resolutions == {f"{FILE}:steps": f"take {side}"}
         assert replay(many, "HEAD").is_same
+
+
+def test_the_log_of_several_is_that_of_all_of_them(many: Repository) -> None:
+    subjects = [entry.commit.subject for entry in log(many, "a", "b")]
+    assert sorted(subjects[:2]) == ["branch a", "branch b"] and subjects[2:] == [e.commit.subject for e in log(many)]
+    assert [entry.commit.subject for entry in log(many, "a..b")] == ["branch b"]
+    assert {entry.commit.subject for entry in log(many, "..b", "..c")} == {"branch b", "branch c"}
+    assert list(log(many, "b..main")) == []
