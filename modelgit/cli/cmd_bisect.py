@@ -155,7 +155,7 @@ def _ask(session: Session, typed: list[str]) -> Answer:
     if code in _CANNOT_RUN or not 0 < code < 128 or (own and code in _OWN_FAILURES):
         raise RepositoryError(
             f"`{shlex.join(typed)}` ended with {code}, which says nothing about the commit",
-            hint="mend the command and run it again, or answer by hand: `mgit bisect good|bad|skip`",
+            hint="mend the command and run it again, or answer by hand: `mgit bisect skip`",
         )
     return "bad"
 
@@ -179,9 +179,10 @@ def _say(session: Session, step: Step) -> None:
             output.line("  ", yellow(suspect.short), f"  {_subject(session, suspect)}")
         raise Quit(1)
     else:
-        missing = "a bad commit" if step.state.bad is None else "a good commit"
-        verb = "bad" if step.state.bad is None else "good"
-        output.say(f"Waiting for {missing}: `mgit bisect {verb} REV`")
+        words = (
+            "a bad commit: `mgit bisect bad REV`" if step.state.bad is None else "a good one: `mgit bisect good REV`"
+        )
+        output.say(f"Waiting for {words}")
 
 
 def _subject(session: Session, commit: CommitId) -> str:

@@ -109,7 +109,7 @@ def mark(repo: Repository, answer: Answer, revisions: Sequence[str] = (), *, pro
     if not commits:
         asked = state.asked or repo.head()
         if asked is None:
-            raise UsageError("which commit?", hint=f"`mgit bisect {answer} REV`")
+            raise UsageError("which commit?", hint="`mgit bisect log` shows what was answered; name the commit")
         commits = [asked]
     if answer == "bad":
         if len(commits) > 1:

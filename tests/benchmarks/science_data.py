@@ -33,8 +33,8 @@ from modelgit.models.bind import BoundModel
 from modelgit.models.tokens import bucketed_order
 
 __all__ = [
-    "EPOCHS", "KINDS", "RATES", "SPLIT_SEED", "TASKS", "Kind", "Plan", "Task", "accuracy", "dense", "fine_tune",
-    "logits_of", "new_model", "science_task", "task_of", "weights_of",
+    "EPOCHS", "KINDS", "RATES", "SPLIT_SEED", "TASKS", "Kind", "Plan", "Task", "accuracy", "dense", "encoded",
+    "fine_tune", "logits_of", "new_model", "science_task", "task_of", "weights_of",
 ]  # fmt: skip
 
 Kind = Literal["full", "top"]
@@ -94,11 +94,13 @@ def task_of(name: str, kind: Kind, parts: Sequence[Sequence[Row]], length: int) 
     """A task of training, validation and test rows, of texts that are cut after `length` tokens."""
     labels = tuple(sorted({row.label for part in parts for row in part}))
     settings = TaskSettings(model="m", head="classifier", labels=labels, max_length=length)
-    sets = [_encoded(settings, part, f"{name}-{at}") for at, part in enumerate(parts)]
-    if kind == "top":
-        lower = _full_model(settings, 0).module
-        sets = [_HiddenSet.of(lower, part) for part in sets]
-    return Task(name, kind, settings, *sets)
+    return Task(name, kind, settings, *(encoded(settings, kind, part, f"{name}-{at}") for at, part in enumerate(parts)))
+
+
+def encoded(settings: TaskSettings, kind: Kind, rows: Sequence[Row], fingerprint: str) -> ExampleSet:
+    """`rows` as a model of `kind` takes them; the ids of the examples begin with the fingerprint."""
+    whole = _encoded(settings, rows, fingerprint)
+    return whole if kind == "full" else _HiddenSet.of(_full_model(settings, 0).module, whole)
 
 
 def _encoded(settings: TaskSettings, rows: Sequence[Row], fingerprint: str) -> ExampleSet:

@@ -38,7 +38,7 @@ def test_a_command_finds_the_first_bad_commit(notes: Any) -> None:
 def test_what_a_command_did_not_answer_is_no_answer(notes: Any) -> None:
     assert "no bisection is under way" in notes("bisect", "run", "true", code=3).err
     assert "Waiting for a bad commit" in notes("bisect", "start").err
-    assert "Waiting for a good commit" in notes("bisect", "bad").err
+    assert "Waiting for a good one" in notes("bisect", "bad").err
     notes("bisect", "good", "HEAD~5")
     before = notes("bisect", "log").out
     for code in (126, 127, 200):

@@ -210,14 +210,12 @@ def test_recall_and_cosines_of_a_known_plane() -> None:
         metrics.cosines(index, np.where(np.arange(5)[:, None] == 2, np.nan, index))
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_recall_by_blocks_equals_recall_at_once(ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_by_blocks_equals_recall_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from modelgit.evals.metrics import retrieval
 
     draw = np.random.default_rng(5)
     old, new, labels = draw.normal(size=(53, 4)), draw.normal(size=(53, 4)), draw.integers(0, 9, 53)
-    if ties:  # many, and exact: products of signs
-        old, new = np.sign(old), np.sign(new)
+    old[7] = old[30]  # a tie
     similar = (new / np.linalg.norm(new, axis=1)[:, None]) @ (old / np.linalg.norm(old, axis=1)[:, None]).T
     np.fill_diagonal(similar, -np.inf)
     nearest = np.argsort(-similar, axis=1, kind="stable")[:, :3]

@@ -73,26 +73,12 @@ def _nearest(
         similar = asked @ block.T
         inside = (own >= start) & (own < start + len(block))
         similar[np.flatnonzero(inside), own[inside] - start] = -np.inf
-        columns = _largest(similar, k)
         # Earlier candidates come first, and a stable sort keeps them there where similarities are equal.
-        best = np.concatenate((best, np.take_along_axis(similar, columns, axis=1)), axis=1)
-        places = np.concatenate((places, columns + start), axis=1)
+        best = np.concatenate((best, similar), axis=1)
+        places = np.concatenate((places, np.broadcast_to(np.arange(start, start + len(block)), similar.shape)), axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, places = np.take_along_axis(best, order, axis=1), np.take_along_axis(places, order, axis=1)
     return places
-
-
-def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Columns of the `k` largest values of each row, ascending; of equal ones the earlier."""
-    width = values.shape[1]
-    if k >= width:
-        return np.broadcast_to(np.arange(width), values.shape)
-    columns = np.argpartition(values, width - k, axis=1)[:, width - k :]
-    least = np.take_along_axis(values, columns, axis=1).min(axis=1)
-    # Where more than k reach the least one, which of the equal ones were taken is chance.
-    tied = np.flatnonzero(np.count_nonzero(values >= least[:, None], axis=1) > k)
-    columns[tied] = np.argsort(-values[tied], axis=1, kind="stable")[:, :k]
-    return np.sort(columns, axis=1)
 
 
 def cosines(old: ArrayLike, new: ArrayLike) -> NDArray[np.float64]:
