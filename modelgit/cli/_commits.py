@@ -137,6 +137,8 @@ def verdict_lines(
             lines.append([pad, dim(f"  {plural(len(record.results) - len(shown), 'slice')} within the limit")])
         lines += [[pad, "  ", yellow(note)] for note in (record.override, *record.accepted) if note]
         lines += [[pad, "  ", red("↯ "), flip_words(flip)] for flip in record.flips[:flips]]
+        if flips and len(record.flips) > flips:
+            lines.append([pad, dim(f"  and {len(record.flips) - flips:,} more: `mgit eval --show flips`")])
     return lines
 
 

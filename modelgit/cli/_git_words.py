@@ -7,7 +7,6 @@ __all__ = ["GIT_OPTIONS", "GIT_WORDS"]
 # What people who know git type, and what does it here.
 GIT_WORDS = {
     "add": "`mgit track PATH` once, then `mgit commit` takes everything tracked that changed",
-    "blame": "`mgit log` lists the commits, `mgit diff A B --stat` the tensors that changed between two of them",
     "checkout": "`mgit switch BRANCH` changes branches, `mgit restore PATH` brings files back",
     "help": "`mgit --help` lists the commands, `mgit COMMAND --help` explains one",
     "ls-files": "`mgit show` lists the files of a commit",

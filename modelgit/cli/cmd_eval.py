@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "exit_code_of"]
 
 FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
-_SHOWN_FLIPS = 20
+_SHOWN_FLIPS = 3
 
 
 @group("eval", default="run", implied=True, example="mgit eval main --suite smoke --baseline v1.0")

@@ -30,6 +30,7 @@ STORY = Path(__file__).with_name("story.txt")
 _MASKS = (
     (re.compile(r"(?m)^  (\S+) +[█░]* +-?[\d.e-]+ +-?[\d.]+ %$"), r"  \1  [part]"),
     (re.compile(r"(?m)(?:^  \S+  \S+ → \S+ \(margin .*\n)+(?:  … and \d+ more examples?\n)?"), "  [flips]\n"),
+    (re.compile(r"(?m)(?:^  ↯ .*\n)+(?:  and \d+ more: .*\n)?"), "  [flips]\n"),
     (re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"), "[id]"),
     (re.compile(r"just now|\d+ (?:second|minute)s? ago"), "[ago]"),
     (re.compile(r"\b\d+(?:\.\d+)? (?:KiB|MiB|bytes?)"), "[size]"),
@@ -38,7 +39,7 @@ _MASKS = (
     (re.compile(r"(?<=‖Δ‖/‖W‖ )[\d.]+|(?<=of )[\d.]+(?=; heights)"), "[n]"),
     (re.compile(r"\b[\d,]+(?= tensors?\b| objects?\b| of [\d,]+ tensors| of [\d,]+ values| values\b)"), "[n]"),
     (re.compile(r"\b\d+(?= packs?\b)"), "[n]"),
-    (re.compile(r"\b\d{8}-\d{6}\b"), "[time]"),
+    (re.compile(r"\b\d{8}-\d{6}\b|(?<=rescue/mask-)[0-9a-f-]+"), "[time]"),
     (re.compile(r"\b\d+ of 120 examples"), "[n] of 120 examples"),
     (re.compile(r"(?<=tensors: |.tensor: )(?:\d+ [a-z -]+(?:, )?)+(?= →|, \d+ files? →)"), "[codecs]"),
     (re.compile(r"(?<=most of it: ).*"), "[tensors]"),

@@ -73,6 +73,7 @@ def test_higher_layers_win_key_by_key() -> None:
         "storage.threads": "flags",
         "storage.effort": "built-in",
         "storage.verify": "built-in",
+        "storage.activations_mib": "built-in",
         "eval.smoke.accuracy.max_drop": "mgit.toml",
         "eval.smoke.accuracy.level": "built-in",
         "eval.smoke.alpha": "environment",
