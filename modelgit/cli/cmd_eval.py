@@ -52,7 +52,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     multiple=True,
     shell_complete=complete_revision,
     metavar="REV",
-    help="Compare with REV in place of what the suites name; may be repeated.",
+    help="Compare with REV in place of what the suites name (--record: of the parent); may be repeated.",
 )
 @click.option("--staged", is_flag=True, help="What `mgit commit` would run now: suites due at a commit, the work tree.")
 @click.option(
@@ -126,6 +126,7 @@ def run(
         return
     options = EvalOptions(
         baselines=baselines,
+        keep_baselines=record,
         full=full,
         fail_fast=fail_fast,
         budget_s=budget,

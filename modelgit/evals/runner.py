@@ -38,8 +38,15 @@ class WallTime:
         return self._end is not None and self._clock() >= self._end
 
 
-def run_settings(run: RunSettings, *, full: bool = False, baselines: Sequence[str] = ()) -> RunSettings:
-    """How a suite runs: a release is always measured in full, and `baselines` stand for those of the suite."""
+def run_settings(
+    run: RunSettings, *, full: bool = False, baselines: Sequence[str] = (), keep: bool = False
+) -> RunSettings:
+    """How a suite runs: a release is always measured in full, and `baselines` stand for those of the suite.
+
+    With `keep` they stand for its "parent" only: a verdict that others rely on leaves out none of what the suite names.
+    """
+    if baselines and keep:
+        baselines = tuple(dict.fromkeys((*baselines, *(name for name in run.baselines if name != "parent"))))
     if full or run.stage == "release":
         run = msgspec.structs.replace(run, sampling="full")
     return msgspec.structs.replace(run, baselines=tuple(baselines)) if baselines else run

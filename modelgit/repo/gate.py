@@ -46,7 +46,7 @@ def run_gate(
     baseline = before if parent is not None else None
     records = [builtin_record(repo, store, manifest, baseline, counted=counted, progress=progress)]
     if records[0].decision not in ("fail", "error"):
-        texts = _gate_suites(repo, store, manifest)
+        texts = _gate_suites(repo, store, manifest, parent)
         later = repo.settings.gate.when == "push"
         options = EvalOptions(stages=("commit", "push") if later else ("commit",), reuse=True, defer=later)
         records += evaluate_manifest(repo, store, manifest, parent, texts=texts, options=options, progress=progress)
@@ -68,12 +68,14 @@ def run_gate(
     )
 
 
-def _gate_suites(repo: Repository, store: ObjectStore, manifest: Manifest) -> SuiteTexts:
+def _gate_suites(repo: Repository, store: ObjectStore, manifest: Manifest, parent: CommitId | None) -> SuiteTexts:
     """The suites of the work tree and those that the candidate brings: a merge must pass the suites of both sides.
 
-    Where both have a suite of one name, the work tree's counts: a branch cannot relax a limit for its own merge.
+    Where both have a suite of one name, the work tree's counts: a branch cannot relax a limit for its own merge.  A
+    commit on another branch than the one that is checked out has that branch's suites in place of the work tree's.
     """
-    here = worktree_suites(repo)
+    elsewhere = repo.paths.worktree is None or parent != repo.head()
+    here = worktree_suites(repo) if parent is None or not elsewhere else recorded_suites(repo, repo.manifest_of(parent))
     brings = any(entry.path == PROJECT_CONFIG or suite_name(entry.path) is not None for entry in manifest.files)
     return here.over(recorded_suites(repo, manifest, store=store)) if brings else here
 

@@ -25,11 +25,12 @@ _CODE = frozenset(
     | {".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".exe", ".jar", ".whl"}
 )
 _TOKENIZER = frozenset(
-    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"}
-    | {"vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm"}
+    {"special_tokens_map.json", "added_tokens.json", "merges.txt", "tekken.json", "normalizer.json", "encoder.json"}
+    | {"dict.txt", "bpe.codes"}
 )
+_TOKENIZER_PARTS = ("tokenizer", "vocab")
 _VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
-_TOKENIZER_SUFFIXES = (".tiktoken", ".spm", ".bpe")
+_TOKENIZER_SUFFIXES = (".tiktoken", ".spm", ".bpe", ".model")
 _TEMPLATE_NAMES = frozenset({"chat_template.json", "chat_template.jinja"})
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 _TEMPLATE_KEY = "chat_template"
@@ -70,6 +71,8 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
     respecified = {key for key in both if before[key].spec != after[key].spec}
     changed = {key for key in both - respecified if before[key].id != after[key].id}
     files = _changed_files(old.manifest, new.manifest)
+    # Loaders look for one file after the other: without tokenizer.json the model reads with what vocab.txt says.
+    gone = sorted({entry.path for entry in old.manifest.files} - {entry.path for entry in new.manifest.files})
     return PatchFacts(
         commits=len(commits),
         bytes_added=added_bytes(store, dict(commits), pruned=pruned_commits(new.repo)),
@@ -83,8 +86,8 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
         lossy=tuple(commit for commit, record in commits.items() if not read_record(store, record.patch, Patch).exact),
         code=tuple(sorted({*code_paths(files), *(path for path, entry in files.items() if entry.executable)})),
         auto_map=tuple(_new_classes(old, new, files)),
-        tokenizer=tuple(path for path in files if _is_tokenizer(old, new, path)),
-        chat_template=tuple(path for path in files if _is_template(old, new, path)),
+        tokenizer=tuple(path for path in (*files, *gone) if _is_tokenizer(old, new, path)),
+        chat_template=tuple(path for path in (*files, *gone) if _is_template(old, new, path)),
         gate=tuple(_gate_files(old, new)),
     )
 
@@ -120,7 +123,7 @@ def code_paths(paths: Collection[str]) -> Iterator[str]:
 
 
 def _changed_files(old: Manifest, new: Manifest) -> dict[str, FileEntry]:
-    """The files of `new` that are new or differ, by path; those that went away can do no harm."""
+    """The files of `new` that are new or differ, by path; code that went away can do no harm."""
     before = {entry.path: (entry.digest, entry.executable) for entry in old.files}
     return {e.path: e for e in new.files if before.get(e.path) != (e.digest, e.executable)}
 
@@ -138,7 +141,9 @@ def _is_tokenizer(old: Tree, new: Tree, path: str) -> bool:
         before, after = _json(old, path), _json(new, path)
         if isinstance(before, dict) and isinstance(after, dict):
             return _without(before, _TEMPLATE_KEY) != _without(after, _TEMPLATE_KEY)
-    return name in _TOKENIZER or name.endswith(_TOKENIZER_SUFFIXES)
+    if PurePosixPath(name).suffix in _CODE:
+        return False
+    return name in _TOKENIZER or name.endswith(_TOKENIZER_SUFFIXES) or any(part in name for part in _TOKENIZER_PARTS)
 
 
 def _is_template(old: Tree, new: Tree, path: str) -> bool:
@@ -147,10 +152,10 @@ def _is_template(old: Tree, new: Tree, path: str) -> bool:
         return True
     if not name.endswith(".json"):
         return False
-    before, after = _json(old, path), _json(new, path)
-    return isinstance(after, dict) and after.get(_TEMPLATE_KEY) != (
-        before.get(_TEMPLATE_KEY) if isinstance(before, dict) else None
+    before, after = (
+        found.get(_TEMPLATE_KEY) if isinstance(found, dict) else None for found in (_json(old, path), _json(new, path))
     )
+    return before != after
 
 
 def _without(value: dict[str, object], key: str) -> dict[str, object]:

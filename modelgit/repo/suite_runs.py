@@ -41,8 +41,9 @@ _ALL = 1 << 30
 class EvalOptions:
     """What stands for what the suites say.
 
-    `baselines` replace theirs.  `full` looks at every example, `fail_fast` ends a suite at its first broken limit,
-    `budget_s` is wall time for all suites together, and also bounds those that have none.  `stages` leaves out suites
+    `baselines` replace theirs, with `keep_baselines` the parent only.  `full` looks at every example, `fail_fast` ends
+    a suite at its first broken limit, `budget_s` is wall time for all suites together, and also bounds those that have
+    none.  `stages` leaves out suites
     that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
     was passed with: a change of a message or of documentation costs nothing; with `defer`, what would have to run is
     "pending".  `verify_cache` random predictions of each cache are first computed again and compared.  `all_flips`
@@ -50,6 +51,7 @@ class EvalOptions:
     """
 
     baselines: tuple[str, ...] = ()
+    keep_baselines: bool = False
     full: bool = False
     fail_fast: bool = False
     budget_s: float | None = None
@@ -122,7 +124,12 @@ class _Candidate:
         from modelgit.evals.runner import run_settings, unavailable
         from modelgit.repo.eval_sides import read_dataset
 
-        settings = run_settings(suite.run, full=self.options.full, baselines=self.options.baselines)
+        settings = run_settings(
+            suite.run,
+            full=self.options.full,
+            baselines=self.options.baselines,
+            keep=self.options.keep_baselines,
+        )
         if settings.budget is None and self.options.budget_s is not None:
             settings = msgspec.structs.replace(settings, budget=f"{max(self.options.budget_s, 0.001):.3f}s")
         try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,6 +40,8 @@ __all__ = [
 
 _MAX_BYTES = 16 << 20
 """A file that a command names and that is larger is taken for data."""
+_IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
+_CACHED = "__pycache__"
 
 
 def named_code(repo: Repository) -> dict[str, str]:
@@ -169,11 +172,40 @@ def _module(files: CodeFiles, module: str) -> dict[str, str]:
 
 
 def _file(files: CodeFiles, path: str) -> dict[str, str]:
-    """A file of the repository; of a Python file its neighbours, too."""
+    """A file of the repository; of a Python file what it can import from beside it, too."""
     if path_problem(path) is not None or files.size(path) is None:
         return {}
     names = files.modules_beside(path) if path.endswith(".py") else [path]
     return {name: files.digest(name) for name in names}
+
+
+def _is_importable(inside: str, packages: Collection[str], head: Callable[[], bytes]) -> bool:
+    """Whether a script can import the file `inside`, a path relative to the script's directory.
+
+    That are modules, compiled or not, and packages: one called `json` stands before the library's.  `head` reads the
+    first eight bytes.
+    """
+    first, more, _ = inside.partition("/")
+    if not inside.endswith(_IMPORTABLE) or (more and first not in packages and first != _CACHED):
+        return False
+    return not _is_passing(inside, head)
+
+
+def _is_passing(path: str, head: Callable[[], bytes]) -> bool:
+    """Whether a file is what Python keeps of a source for the next time, and throws away when that is written again.
+
+    Such caches come and go.  Those that are bound to the source by a hash, or by nothing, are code: anybody can write
+    one that Python takes for a source that says something else (PEP 552).
+    """
+    return path.endswith(".pyc") and path.split("/")[-2:-1] == [_CACHED] and head()[4:8] == bytes(4)
+
+
+def _packages(inside: Iterable[str]) -> frozenset[str]:
+    """The directories among paths that hold an `__init__`."""
+    found = (path.split("/") for path in inside)
+    return frozenset(
+        parts[0] for parts in found if len(parts) == 2 and parts[1].startswith("__init__.") and parts[0] != _CACHED
+    )
 
 
 def _folder(files: CodeFiles, path: str) -> dict[str, str]:
@@ -202,6 +234,11 @@ def _command(files: CodeFiles, command: str) -> dict[str, str]:
 # -- where code lies
 
 
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(8)
+
+
 class CodeFiles(Protocol):
     """Files of a repository, by path relative to its root."""
 
@@ -212,7 +249,7 @@ class CodeFiles(Protocol):
         """The BLAKE3 of a file that is there, in hex."""
 
     def modules_beside(self, path: str) -> list[str]:
-        """The Python files in the directory of a file that is there, itself included, sorted."""
+        """What a Python file that is there can import from its directory, itself included, sorted."""
 
     def below(self, path: str) -> list[str]:
         """All files below a directory, sorted."""
@@ -235,14 +272,26 @@ class WorktreeFiles:
         return blake3(((self._root or Path()) / path).read_bytes()).hexdigest()
 
     def modules_beside(self, path: str) -> list[str]:
-        """The Python files of the directory."""
-        return [] if self._root is None else self._named((self._root / path).parent.glob("*.py"), self._root)
-
-    def below(self, path: str) -> list[str]:
-        """All files below a directory but what Python compiled."""
+        """The modules and packages of the directory."""
         if self._root is None:
             return []
-        return self._named((item for item in (self._root / path).rglob("*") if item.suffix != ".pyc"), self._root)
+        folder = (self._root / path).parent
+        packages = _packages(item.relative_to(folder).as_posix() for item in folder.glob("*/__init__.*"))
+        found = [*folder.glob("*"), *folder.glob(f"{_CACHED}/*")]
+        for name in packages:
+            found += (folder / name).rglob("*")
+        inside = ((item.relative_to(folder).as_posix(), item) for item in found if item.is_file())
+        importable = (item for short, item in inside if _is_importable(short, packages, partial(_head, item)))
+        return self._named(importable, self._root)
+
+    def below(self, path: str) -> list[str]:
+        """All files below a directory but what Python keeps for the next time."""
+        if self._root is None:
+            return []
+        found = (item for item in (self._root / path).rglob("*") if item.is_file())
+        return self._named(
+            (item for item in found if not _is_passing(item.as_posix(), partial(_head, item))), self._root
+        )
 
     @staticmethod
     def _named(found: Iterable[Path], root: Path) -> list[str]:
@@ -272,14 +321,22 @@ class RecordedFiles:
         return blake3(self._repo.file_bytes(content, store=self._store)).hexdigest()
 
     def modules_beside(self, path: str) -> list[str]:
-        """The recorded Python files of the directory of a recorded file: a stranger's neighbour is none of them."""
+        """The recorded modules and packages beside a recorded file: a stranger's neighbour is none of them."""
         if path not in self._entries:
             return self._here.modules_beside(path)
-        folder = path.rpartition("/")[0]
-        return sorted(name for name in self._entries if name.endswith(".py") and name.rpartition("/")[0] == folder)
+        folder = path[: path.rfind("/") + 1]
+        inside = {name[len(folder) :]: name for name in self._entries if name.startswith(folder)}
+        packages = _packages(inside)
+        return sorted(
+            name for short, name in inside.items() if _is_importable(short, packages, partial(self._head, name))
+        )
+
+    def _head(self, path: str) -> bytes:
+        content = self._repo.content_at(self._entries[path].digest, store=self._store)
+        return self._repo.file_bytes(content, store=self._store)[:8]
 
     def below(self, path: str) -> list[str]:
         """The recorded files below a directory; those of the work tree where none is recorded."""
         inside = (name for name in self._entries if name.startswith(path.rstrip("/") + "/"))
-        found = sorted(name for name in inside if not name.endswith(".pyc"))
+        found = sorted(name for name in inside if not _is_passing(name, partial(self._head, name)))
         return found or self._here.below(path)

@@ -12,7 +12,7 @@ too often is the smaller fault.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["WeightsOfCommits", "weights_tree"]
 
 _DOCUMENTS = ("readme", "license", "licence", "notice", "changelog", "citation", "authors", "contributing")
+_DOCUMENT_SUFFIXES = ("", ".md", ".rst", ".txt", ".cff", ".html", ".pdf")
 _DATA = (".md", ".rst", ".csv", ".tsv", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf")
 _SHARDS = ".index.json"  # which shard holds which tensor
 _SUITES = "evals/"
-_MAGIC = b"mgitwts1"
+_MAGIC = b"mgitwts2"
 
 
 def weights_tree(repo: Repository, manifest: Manifest, *, store: ObjectStore | None = None) -> str:
@@ -74,7 +75,8 @@ def _small_files(manifest: Manifest, model: ModelEntry) -> Iterable[tuple[str, s
             if folder == "" and (entry.path == PROJECT_CONFIG or entry.path.startswith(_SUITES)):
                 continue
             name = entry.path.rsplit("/", 1)[-1].lower()
-            if not (name.startswith((".", *_DOCUMENTS)) or name.endswith((*_DATA, _SHARDS))):
+            document = name.startswith(_DOCUMENTS) and PurePosixPath(name).suffix in _DOCUMENT_SUFFIXES
+            if not (document or name.startswith(".") or name.endswith((*_DATA, _SHARDS))):
                 yield entry.path[len(folder) :], entry.digest.hex
 
 

@@ -63,7 +63,8 @@ class AllowedSigners:
         if len(text) > _MAX_CHARACTERS:
             raise IntegrityError(f"{SIGNERS_FILE} is longer than {_MAX_CHARACTERS} characters")
         found, unread = [], []
-        for number, line in enumerate(text.splitlines(), 1):
+        # At line feeds only, as ssh does: to others U+2028 and the like are a part of the comment that they stand in.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip() and not line.lstrip().startswith("#"):
                 signer = _read_line(line.strip())
                 if signer is None:

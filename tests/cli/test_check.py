@@ -128,6 +128,22 @@ def test_code_tokenizers_and_templates(bot: Any) -> None:
     assert facts["gate"] == []
 
 
+def test_a_tokenizer_that_goes_away_is_a_change_of_it(bot: Any) -> None:
+    names = ("tokenizer.json", "spm.model", "chat_template.jinja")
+    for name in names:
+        (bot.folder / name).write_text("{}")
+    commit(bot)
+    facts = report(bot)["facts"]
+    assert facts["tokenizer"] == ["bot/spm.model", "bot/tokenizer.json"]
+    bot.mgit("branch", "with", "HEAD")
+    for name in names:
+        (bot.folder / name).unlink()
+    commit(bot)
+    facts = report(bot, "--base", "with")["facts"]
+    assert facts["tokenizer"] == ["bot/spm.model", "bot/tokenizer.json"]
+    assert facts["chat_template"] == ["bot/chat_template.jinja"]
+
+
 class Gadget:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         import os

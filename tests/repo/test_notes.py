@@ -59,10 +59,16 @@ def test_the_weights_tree_covers_what_a_model_does_and_nothing_else(repo: Reposi
     assert len(before) == 64
     files.sharded(bot, tensors, 2)
     (bot / "README.md").write_text("a model")
+    (bot / "LICENSE.txt").write_text("free")
     (repo.worktree / "mgit.toml").write_text((repo.worktree / "mgit.toml").read_text() + "# a comment\n")
     repo.commit("other shards, words")
     assert tree(repo) == before
-    for name, text in (("tokenizer.json", '{"a": 1}'), ("chat_template.jinja", "{{ x }}"), ("config.json", "{}")):
+    for name, text in (
+        ("tokenizer.json", '{"a": 1}'),
+        ("chat_template.jinja", "{{ x }}"),
+        ("config.json", "{}"),
+        ("license_model.py", "x = 1"),
+    ):
         (bot / name).write_text(text)
         repo.commit(f"another {name}")
         assert tree(repo) != before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import py_compile
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
 from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import GateRefused, UsageError  # noqa: E402
@@ -20,8 +24,8 @@ from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.evaluate import evaluate  # noqa: E402
 from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
 from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
-from modelgit.repo.suites import suite_ids  # noqa: E402
-from modelgit.repo.trust import named_code, suite_is_trusted, trust  # noqa: E402
+from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
+from modelgit.repo.trust import named_code, suite_code, suite_is_trusted, trust  # noqa: E402
 
 SUITE = """
 task = "topic"
@@ -75,8 +79,6 @@ def _environment(folder: Path) -> Environment:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained classifier (tag v1), the same with small changes (main~1), and with large ones (main)."""
-    from safetensors.numpy import load_file, save_file
-
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("suites")
     work = folder / "work"
@@ -262,8 +264,6 @@ def test_trust_covers_functions_and_commands_and_lapses_with_what_they_name(bot:
     }  # fmt: skip
 
     def trusted() -> bool:
-        from modelgit.repo.suites import worktree_suites
-
         return suite_is_trusted(bot, worktree_suites(bot).suites(["compat"])[0])
 
     assert not trusted()
@@ -276,6 +276,77 @@ def test_trust_covers_functions_and_commands_and_lapses_with_what_they_name(bot:
     text = (bot.worktree / "evals/compat.toml").read_text()
     write(bot, text.replace("{checkout}", "{checkout} --all"))
     assert not trusted()
+
+
+def _cached(source: Path, code: str) -> bytes:
+    """What a forger keeps for `source`: other code, bound to it by its hash."""
+    import importlib._bootstrap_external as machinery
+
+    return bytes(
+        machinery._code_to_hash_pyc(  # type: ignore[attr-defined]
+            compile(code, source.name, "exec"), importlib.util.source_hash(source.read_bytes()), True
+        )
+    )
+
+
+def test_trust_lapses_with_whatever_a_script_could_import(bot: Repository) -> None:
+    text = 'task = "topic"\n[[test]]\nname = "b"\nkind = "python"\nentry = "evals/leak.py:check"\nlevel = "info"\n'
+    write(bot, text)
+    evals = bot.worktree / "evals"
+    for name in ("leak", "helper"):
+        (evals / f"{name}.py").write_text("x = 1\n")
+    trust(bot)
+    before = set(named_code(bot))
+    kept = importlib.util.cache_from_source(str(evals / "helper.py"))
+    Path(kept).parent.mkdir()
+    py_compile.compile(str(evals / "helper.py"), cfile=kept)
+    (evals / "data").mkdir()
+    (evals / "data/module.py").write_text("no package, so that no library hides behind it")
+    assert set(named_code(bot)) == before  # an ordinary cache comes and goes
+    forged = {
+        Path(kept).relative_to(evals).as_posix(): _cached(evals / "helper.py", "x = 2"),
+        "json/__init__.py": b"",
+        "json/deep/er.py": b"",
+        "wave.so": b"",
+        "wave.pyc": b"",
+    }
+    for path, data in forged.items():
+        (evals / path).parent.mkdir(exist_ok=True)
+        (evals / path).write_bytes(data)
+        assert f"evals/{path}" in named_code(bot), path
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text().replace("paths = [", 'paths = ["evals", '))
+    bot.forget_settings()
+    bot.commit("whatever", gate="warn")
+    [suite] = worktree_suites(bot).suites(["compat"])
+    assert suite_code(bot, suite, manifest=bot.manifest_of(bot.head())) == suite_code(bot, suite)
+    assert {f"evals/{path}" for path in forged} <= set(suite_code(bot, suite))
+
+
+def test_a_commit_on_another_branch_is_judged_by_the_suites_of_that_branch(bot: Repository) -> None:
+    write(bot, suite(0.0))
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text().replace("paths = [", 'paths = ["evals", '))
+    bot.forget_settings()
+    bot.commit("a strict suite")
+    before = bot.head()
+    bot.switch("weak", create=True)
+    write(bot, suite(1.0))
+    bot.commit("a weak one")
+    worse = bot.worktree.parent / "worse"
+    shutil.copytree(bot.worktree / "models/bot", worse)
+    state = load_file(worse / "model.safetensors")
+    save_file({name: -array for name, array in state.items()}, worse / "model.safetensors")
+    with pytest.raises(GateRefused):
+        bot.commit("worse", source=str(worse), as_path="models/bot", worktree=False, branch="main")
+    assert bot.resolve("main") == before
+
+
+def test_a_baseline_of_a_record_stands_for_the_parent_only(bot: Repository) -> None:
+    write(bot, suite(baselines='["parent", "tag:v*"]'))
+    assert [one.name for one in only(bot, baselines=("HEAD~1",)).baselines] == ["HEAD~1"]
+    kept = only(bot, baselines=("HEAD~1",), keep_baselines=True)
+    assert [one.name for one in kept.baselines] == ["HEAD~1", "tag:v1"]
 
 
 def test_lint_says_what_cannot_be_meant(bot: Repository) -> None:

@@ -98,6 +98,13 @@ def test_a_statement_is_in_toto_and_says_everything(keygen: Keygen) -> None:
     assert not sums_up(result, verdict("pass"))
 
 
+@pytest.mark.parametrize("hidden", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1e", "\r"])
+def test_a_comment_hides_no_signer(keygen: Keygen, hidden: str) -> None:
+    line = f'ci@example.org namespaces="mgit-eval" {public(keygen("ci"))}'
+    assert AllowedSigners.parse(f"# the machines{hidden}{line}\n").lines == ()
+    assert len(AllowedSigners.parse(f"# the machines\r\n{line}\r\n").lines) == 1
+
+
 def test_a_good_signature_names_its_signer(keygen: Keygen) -> None:
     checked = check(note_of(verdict(), keygen("ci")), allow(keygen("ci"), who="ci@example.org,build@example.org"))
     assert checked.is_signed
