@@ -13,6 +13,7 @@ from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import Output, bold, plain_data
 from modelgit.cli._session import Session
 from modelgit.errors import UsageError
+from modelgit.objects.paths import is_within
 from modelgit.reporting.wording import amount, printable, shortened
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _say(output: Output, found: TrackedModel, training_state: Sequence[str]) -> 
         words.append(plural(len(found.files), "file"))
     output.say("Tracking ", bold(found.path), f": {', '.join([*words, size(found.size_bytes)])}")
     state = {path for path in found.ignored if _is_training_state(path)}
-    beside = {path for path in state if any(_is_below(path, place) for place in training_state)}
+    beside = {path for path in state if any(is_within(path.rstrip("/"), place) for place in training_state)}
     _list(output, "ignored", tuple(path for path in found.ignored if path not in beside))
     _list(output, "beside", tuple(sorted(beside)), "recorded as training state")
     if state - beside:
@@ -122,10 +123,6 @@ def _is_training_state(path: str) -> bool:
     from modelgit.formats.listing import matching_pattern
 
     return matching_pattern(path.rstrip("/"), TRAINING_NAMES, directory=path.endswith("/")) is not None
-
-
-def _is_below(path: str, place: str) -> bool:
-    return place == "." or path.rstrip("/") == place or path.startswith(f"{place}/")
 
 
 def _list(output: Output, title: str, names: tuple[str, ...], reason: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import Literal as OneOf
 
 import msgspec
 
+from modelgit.objects.paths import is_within
 from modelgit.objects.policies import BranchPolicy
 
 __all__ = [
@@ -109,7 +110,7 @@ class TrackSettings(Table, frozen=True, kw_only=True):
 
         A place that holds a tracked model, or is one, is shared with it: there, names decide.
         """
-        shared = any(place in (".", path) or path == "." or path.startswith(f"{place}/") for path in self.paths)
+        shared = any(path == "." or is_within(path, place) for path in self.paths)
         return TRAINING_NAMES if shared else None
 
 

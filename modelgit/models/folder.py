@@ -15,6 +15,7 @@ from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.formats.layouts import describe
 from modelgit.numerics.floats import has_float_values, to_float32
 from modelgit.objects import STORAGE_SUFFIX, TensorSpec, TensorView, numpy_code
+from modelgit.objects.paths import join_path
 from modelgit.patching.base import windows
 from modelgit.patching.views import ViewBytes
 
@@ -100,6 +101,6 @@ def small_files(root: Path, relative: str, *, weights: frozenset[str] = frozense
         for entry in sorted(folder.iterdir())
         if entry.is_file()
         and not entry.is_symlink()
-        and f"{relative}/{entry.name}" not in weights
+        and join_path(relative, entry.name) not in weights
         and entry.stat().st_size <= _MAX_SMALL_BYTES
     }

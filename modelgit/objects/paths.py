@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from modelgit.errors import IntegrityError
 
-__all__ = ["check_tree", "check_tree_path", "find_twins", "is_safe_path", "path_problem"]
+__all__ = ["check_tree", "check_tree_path", "find_twins", "is_safe_path", "is_within", "join_path", "path_problem"]
 
 MAX_PATH_BYTES = 4096
 MAX_COMPONENT_BYTES = 255
@@ -92,6 +92,16 @@ def path_problem(path: str) -> str | None:
 def is_safe_path(path: str) -> bool:
     """Whether `path` may be the path of a file in a tree."""
     return path_problem(path) is None
+
+
+def is_within(path: str, place: str) -> bool:
+    """Whether `path` is `place` or lies below it; `.`, the root, holds everything."""
+    return place in (".", path) or path.startswith(f"{place}/")
+
+
+def join_path(place: str, name: str) -> str:
+    """The path of `name` in the directory `place`, which is `.` for the root."""
+    return name if place == "." else f"{place}/{name}"
 
 
 def find_twins(paths: Iterable[str]) -> tuple[str, str] | None:

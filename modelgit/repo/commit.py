@@ -26,7 +26,7 @@ from modelgit.objects import (
     encode,
     is_source,
 )
-from modelgit.objects.paths import find_twins
+from modelgit.objects.paths import find_twins, is_within
 from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
@@ -475,8 +475,7 @@ def _selection(repo: Repository, before: Manifest, only: Sequence[str]) -> dict[
     paths = {*work_files(repo), *training_files(repo), *(entry.path for entry in (*before.files, *state.files))}
     patterns = [pattern.rstrip("/") for pattern in only]
     selected = {
-        path: any(fnmatchcase(path, pattern) or path.startswith(pattern + "/") for pattern in patterns)
-        for path in paths
+        path: any(fnmatchcase(path, pattern) or is_within(path, pattern) for pattern in patterns) for path in paths
     }
     if not any(selected.values()):
         raise UsageError(f"no tracked file matches {', '.join(only)}", hint="`mgit status` shows what is tracked")

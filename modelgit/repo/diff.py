@@ -13,6 +13,7 @@ from modelgit.numerics.stats import PairStatistics, compare
 from modelgit.objects import Manifest
 from modelgit.objects.diffs import FileDiff, TensorDiff, key_changes
 from modelgit.objects.patches import ChangeKind
+from modelgit.objects.paths import join_path
 from modelgit.patching.base import TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
@@ -153,7 +154,7 @@ def _bases(repo: Repository, manifest: Manifest, store: ObjectStore) -> dict[str
     """The base models that the adapters of a manifest name."""
     found: dict[str, str] = {}
     for model in manifest.models:
-        config = manifest.file(f"{model.path}/{ADAPTER_CONFIG}" if model.path != "." else ADAPTER_CONFIG)
+        config = manifest.file(join_path(model.path, ADAPTER_CONFIG))
         if model.layout == "peft-adapter" and config is not None and config.size <= _MAX_JSON_BYTES:
             base = adapter_base(repo.file_bytes(repo.content_at(config.digest, store=store), store=store))
             if base:

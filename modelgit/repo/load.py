@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import CheckpointFormatError, UsageError
 from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView, numpy_code
+from modelgit.objects.paths import join_path
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES
+from modelgit.repo.layout import PROJECT_CONFIG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -426,10 +428,10 @@ def model_files(
 ) -> dict[str, bytes]:
     """The small files beside a model's weights, by base name (configuration, tokenizer)."""
     weights = {path for entry in manifest.models for path in entry.weights}
-    folder = model + "/"
     found = {}
     for entry in manifest.files:
-        inside = entry.path.startswith(folder) and "/" not in entry.path[len(folder) :]
-        if inside and entry.path not in weights and entry.size <= 64 << 20:
-            found[entry.path[len(folder) :]] = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
+        name = entry.path.rpartition("/")[2]
+        beside = entry.path == join_path(model, name) and entry.path not in weights and entry.path != PROJECT_CONFIG
+        if beside and entry.size <= 64 << 20:
+            found[name] = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
     return found

@@ -14,6 +14,7 @@ from modelgit.errors import RepositoryError
 from modelgit.formats.detect import FileReader
 from modelgit.formats.layouts import describe
 from modelgit.objects import FileContent, FileEntry, Literal, Manifest, ManifestId, ModelEntry, TensorEntry, encode
+from modelgit.objects.paths import is_within
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
@@ -143,7 +144,7 @@ def _look(
     repo: Repository, mask: StoredMask, base: Manifest, model: ModelEntry, shown: str, progress: Progress
 ) -> _Found:
     track = repo.settings.track
-    files = {p: file for p, file in work_files(repo).items() if p == model.path or p.startswith(model.path + "/")}
+    files = {p: file for p, file in work_files(repo).items() if is_within(p, model.path)}
     if not files:
         raise RepositoryError(
             f"{model.path} is not in the work tree", hint=f"`mgit restore {model.path}` brings it back"

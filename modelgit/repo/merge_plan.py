@@ -27,6 +27,7 @@ from modelgit.merging.vocabulary import (
 from modelgit.merging.vocabulary_files import NAMES, Versions, aligned_versions
 from modelgit.objects import Manifest
 from modelgit.objects.merges import Action, Conflict, MergePlan, Resolution, SideName, TensorDecision
+from modelgit.objects.paths import join_path
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
@@ -103,13 +104,13 @@ def plan_sides(repo: Repository, sides: Sides, resolutions: Mapping[str, str]) -
 def vocabulary_of(repo: Repository, manifest: Manifest, model: str) -> Vocabulary | None:
     """The vocabulary of a model, by the files beside its weights."""
     folder = _folder(manifest, model)
-    found = {name: _bytes(repo, manifest, _join(folder, name)) for name in VOCABULARY_FILES}
+    found = {name: _bytes(repo, manifest, join_path(folder, name)) for name in VOCABULARY_FILES}
     return read_vocabulary({name: data for name, data in found.items() if data is not None})
 
 
 def has_one_vocabulary(repo: Repository, manifests: Sequence[Manifest], model: str) -> bool:
     """Whether the rows of a model's tables are the same tokens everywhere, as far as files say."""
-    paths = [_join(_folder(manifests[0], model), name) for name in VOCABULARY_FILES]
+    paths = [join_path(_folder(manifests[0], model), name) for name in VOCABULARY_FILES]
     if all(len({entry and entry.digest for entry in (m.file(path) for m in manifests)}) == 1 for path in paths):
         return True
     known = [vocabulary_of(repo, manifest, model) for manifest in manifests]
@@ -123,16 +124,12 @@ def _folder(manifest: Manifest, model: str) -> str:
     return model
 
 
-def _join(folder: str, name: str) -> str:
-    return name if folder in ("", ".") else f"{folder}/{name}"
-
-
 def _align(
     repo: Repository, sides: Sides, plan: MergePlan, model: str, resolutions: Mapping[str, str]
 ) -> _Aligned | None:
     """Match the rows of a model's tables by token; None where all sides have one vocabulary, or it cannot be read."""
     folder = _folder(sides.ours.manifest, model)
-    paths = {_join(folder, name) for name in VOCABULARY_FILES}
+    paths = {join_path(folder, name) for name in VOCABULARY_FILES}
     if not any(file.action != "keep" and file.path in paths for file in plan.files):
         return None
     manifests = [side.manifest for side in (sides.base, sides.ours, sides.theirs)]
@@ -142,7 +139,7 @@ def _align(
     if base is None and sides.base.side.models.get(model):
         return None  # rows of the base have no names, so that they can be matched by number alone
     known = _Known(base, ours, theirs)
-    source = _join(folder, ours.source)
+    source = join_path(folder, ours.source)
     taken = Resolution.parse(resolutions[source]).take if source in resolutions else None
     found = merge_vocabularies(base, ours, theirs)
     clash = found if isinstance(found, tuple) else _lonely(sides, model, known, found)
@@ -156,7 +153,7 @@ def _align(
     if side is not None or (ours.ids != theirs.ids and (base is None or base.ids not in (ours.ids, theirs.ids))):
         height = max((table.rows for table in tables.values()), default=None)
         for name in NAMES:
-            path = _join(folder, name)
+            path = join_path(folder, name)
             three = (*(_bytes(repo, manifest, path) for manifest in manifests),)
             if taken is not None and not name.endswith("config.json"):
                 whole = three[("base", "ours", "theirs").index(taken)]
@@ -262,7 +259,7 @@ def _checked(
     actions = {file.path: file.action for file in plan.files}
     found: dict[str, bytes] = {}
     for name in VOCABULARY_FILES:
-        path = _join(item.folder, name)
+        path = join_path(item.folder, name)
         if path not in contents and actions.get(path) in ("combine", "conflict"):
             return []  # it is in conflict itself
         side = sides.theirs if actions.get(path) == "theirs" else sides.ours
@@ -274,7 +271,9 @@ def _checked(
         return []
     lost = next((token for token, row in item.merged.ids.items() if made is None or made.ids.get(token) != row), "")
     words = f"{lost[:_SHOWN]!r} would have another row" if lost else "there would be tokens without a row"
-    return [Conflict(path=_join(item.folder, item.merged.source), kind="vocabulary", ours=words, theirs="changed too")]
+    return [
+        Conflict(path=join_path(item.folder, item.merged.source), kind="vocabulary", ours=words, theirs="changed too")
+    ]
 
 
 def _merge_files(

@@ -16,6 +16,7 @@ from modelgit.errors import CheckpointFormatError, RepositoryError, UsageError
 from modelgit.formats.layouts import TrackedModel, describe
 from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.objects import CommitId, ContentId, Manifest, ModelEntry
+from modelgit.objects.paths import is_within, join_path
 from modelgit.repo.tree import ALWAYS_RECORDED, WorkFile, hash_changed, work_files
 from modelgit.store.durable import write_durably
 
@@ -38,7 +39,8 @@ class Outside(NamedTuple):
 
     def covers(self, path: str) -> bool:
         """Whether the checkpoint says what `path` of the tree holds."""
-        return path == self.path or path.startswith(self.path + "/")
+        # A model that is the whole repository lies among the settings, which no checkpoint holds.
+        return is_within(path, self.path) and not (self.path == "." and _is_setting(path))
 
     def selection(self, before: Manifest, files: Mapping[str, WorkFile]) -> dict[str, bool]:
         """Which paths get a new state: those of the checkpoint, old ones that it does not have included."""
@@ -49,16 +51,12 @@ class Outside(NamedTuple):
         """The files to record: those of the checkpoint; in a first commit also settings and suites of the work tree."""
         if before.files:
             return self.files
-        always = {
-            path: file
-            for path, file in work_files(repo).items()
-            if any(path == name or path.startswith(name + "/") for name in ALWAYS_RECORDED)
-        }
+        always = {path: file for path, file in work_files(repo).items() if _is_setting(path)}
         return dict(sorted({**always, **self.files}.items()))
 
     def model(self, repo: Repository, path: str, parent: ModelEntry | None) -> ModelEntry | None:
         """The tracked model at `path` with the checkpoint in place of what it covers; None without weights."""
-        if not (self.covers(path) or self.path.startswith(path + "/")):
+        if not (self.covers(path) or is_within(self.path, path)):
             return parent
         track = repo.settings.track
         found: TrackedModel = describe(self.root, self.name, ignore=track.left_out, opaque=track.opaque)
@@ -78,7 +76,7 @@ def open_outside(repo: Repository, source: str, as_path: str | None, parent: Man
     place = (repo.environment.cwd / source).resolve()
     path = _target(repo, as_path, source)
     is_file = any(entry.path == path for entry in parent.files)
-    is_folder = any(entry.path.startswith(path + "/") for entry in parent.files)
+    is_folder = any(entry.path != path and is_within(entry.path, path) for entry in parent.files)
     if place.is_dir() and is_file:
         inner = place / path.rpartition("/")[2]
         if not inner.is_file():
@@ -112,8 +110,12 @@ def open_outside(repo: Repository, source: str, as_path: str | None, parent: Man
     return found
 
 
+def _is_setting(path: str) -> bool:
+    return any(is_within(path, name) for name in ALWAYS_RECORDED)
+
+
 def _tree_path(outside: Outside, inside: str) -> str:
-    return outside.path if outside.name != "." else f"{outside.path}/{inside}"
+    return outside.path if outside.name != "." else join_path(outside.path, inside)
 
 
 def _target(repo: Repository, as_path: str | None, source: str) -> str:
@@ -126,7 +128,7 @@ def _target(repo: Repository, as_path: str | None, source: str) -> str:
             )
         return tracked[0]
     path = as_path.rstrip("/")
-    if not any(path == known or path.startswith(known + "/") or known == "." for known in tracked):
+    if not any(is_within(path, known) for known in tracked):
         raise UsageError(
             f"{path} is not tracked",
             hint=f"add it to `paths` under [track] in mgit.toml; tracked: {', '.join(tracked) or 'nothing'}",

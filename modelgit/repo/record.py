@@ -25,6 +25,7 @@ from modelgit.objects import (
     TensorSpec,
     encode,
 )
+from modelgit.objects.paths import is_within
 from modelgit.patching.base import TensorSource
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.foreign import Relied, settle
@@ -146,7 +147,7 @@ def is_stored(repo: Repository, session: PackSession, file: WorkFile, before: Fi
 def _model_tensors(models: Mapping[str, dict[str, TensorEntry]], path: str) -> dict[str, TensorEntry]:
     """A file that is new in a tracked directory may hold tensors that the model had in another file."""
     for model, tensors in models.items():
-        if path.startswith(model + "/"):
+        if is_within(path, model):
             return tensors
     return {}
 
@@ -161,7 +162,7 @@ def _models(
     found = []
     previous = {model.path: model for model in parent.models}
     for path in sorted(set(repo.settings.track.paths)):
-        inside = {name for name in entries if name == path or name.startswith(path + "/")}
+        inside = {name for name in entries if is_within(name, path)}
         if not inside:
             continue
         if outside is not None:

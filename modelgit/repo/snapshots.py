@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from modelgit.environment import Environment
 from modelgit.errors import MgitError, UsageError
 from modelgit.objects import Commit, CommitId, ContentId, FileContent, Manifest, ModelEntry, View
+from modelgit.objects.paths import is_within
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import METADATA
@@ -155,7 +156,7 @@ def _files(manifest: Manifest, model: ModelEntry) -> list[Wanted]:
     """The files of a model: all below its directory, or the one that it is."""
     whole = [entry for entry in manifest.files if entry.path == model.path]
     prefix = "" if model.path == "." else model.path + "/"
-    chosen = whole or [entry for entry in manifest.files if entry.path.startswith(prefix)]
+    chosen = whole or [entry for entry in manifest.files if is_within(entry.path, model.path)]
     cut = len(model.path) - len(_last(model.path)) if whole else len(prefix)
     if not chosen:
         raise UsageError(f"model {model.path} has no files in this commit")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import CheckpointFormatError, RepositoryError, UnknownRevision, UsageError
 from modelgit.objects import ContentId, Manifest, View
+from modelgit.objects.paths import is_within
 from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge_state import refuse_during_merge
@@ -190,7 +191,7 @@ def restore(
         chosen = {entry.path for entry in manifest.files if any(_matches(entry.path, pattern) for pattern in patterns)}
         if not chosen:
             if any(
-                place == pattern or place.startswith(f"{pattern}/") or pattern.startswith(f"{place}/")
+                is_within(place, pattern) or is_within(pattern, place)
                 for place in repo.settings.track.training_state
                 for pattern in patterns
             ):
@@ -234,4 +235,4 @@ def _matches(path: str, pattern: str) -> bool:
     pattern = pattern.rstrip("/")
     if pattern.startswith("./"):
         pattern = pattern[2:]
-    return pattern in (".", "") or path == pattern or path.startswith(pattern + "/") or fnmatchcase(path, pattern)
+    return is_within(path, pattern or ".") or fnmatchcase(path, pattern)

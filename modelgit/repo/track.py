@@ -12,6 +12,7 @@ from modelgit.config.edit import add_tracked_path, remove_tracked_path
 from modelgit.errors import UsageError
 from modelgit.formats.layouts import TrackedModel, describe
 from modelgit.formats.listing import list_files, matching_pattern
+from modelgit.objects.paths import is_within
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.durable import write_durably
 
@@ -55,7 +56,7 @@ def track(repo: Repository, path: str, *, opaque: bool = False) -> TrackedModel:
         found = describe(repo.worktree, relative, ignore=settings.left_out, opaque=patterns)
         if opaque and matching_pattern(relative, settings.opaque, directory=False) is None:
             _edit(repo, lambda text: add_tracked_path(text, patterns[-1], key="opaque"))
-        if not opaque or not any(path == "." or relative.startswith(f"{path}/") for path in settings.paths):
+        if not opaque or not any(is_within(relative, path) for path in settings.paths):
             _edit(repo, lambda text: add_tracked_path(text, relative))
         return found
 
@@ -71,13 +72,8 @@ def track_training(repo: Repository, path: str) -> tuple[str, dict[str, int]]:
     with repo.writing():
         list_files(repo.worktree, relative)
         _edit(repo, lambda text: add_tracked_path(text, relative, key="training_state"))
-        inside = "" if relative == "." else relative
         files = training_files(repo)
-        return relative, {
-            name: file.status.st_size
-            for name, file in files.items()
-            if not inside or name == inside or name.startswith(f"{inside}/")
-        }
+        return relative, {name: file.status.st_size for name, file in files.items() if is_within(name, relative)}
 
 
 def untrack(repo: Repository, path: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from modelgit.errors import CheckpointFormatError, GateRefused, NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
 from modelgit.repo.fsck import fsck
+from modelgit.repo.load import model_files
 from modelgit.repo.switch import restore, switch
 from modelgit.repo.undo import undo
 from tests.conftest import Files
@@ -103,6 +104,25 @@ def test_a_directory_replaces_a_model_whole(sharded: Repository, tmp_path: Path)
     here = {path.name: path.read_bytes() for path in (sharded.worktree / "models" / "bot").iterdir()}
     assert here == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert sharded.status().is_clean
+
+
+def test_the_whole_repository_is_a_model(repo: Repository, files: Files, tmp_path: Path) -> None:
+    """Of a checkpoint at the root the tensors are recorded; settings lie beside it and stay when it is replaced."""
+    tensors = files.floats(layers=6)
+    files.sharded(tmp_path / "first", {n: ("F32", a.shape, a.tobytes()) for n, a in tensors.items()}, 2)
+    for path in (tmp_path / "first").iterdir():
+        (repo.worktree / path.name).write_bytes(path.read_bytes())
+    repo.track(".")
+    [model] = repo.commit("base").manifest.models
+    assert (model.path, len(model.weights)) == (".", 2)
+    tensors["layers.4.weight"][0, 0] += np.float32(1)
+    files.sharded(tmp_path / "run", {n: ("F32", a.shape, a.tobytes()) for n, a in tensors.items()}, 3)
+    result = repo.commit("resharded", source=str(tmp_path / "run"))
+    assert [change.name for change in result.patch.tensors] == ["layers.4.weight"]
+    there = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {entry.path for entry in result.manifest.files} == there | {"mgit.toml"}
+    assert model_files(repo, result.manifest, ".").keys() == {name for name in there if name.endswith(".json")}
+    assert repo.status().is_clean
 
 
 def test_files_that_went_are_removed_by_restore(sharded: Repository, tmp_path: Path) -> None:
