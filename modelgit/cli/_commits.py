@@ -16,7 +16,7 @@ from modelgit.reporting.verdict_text import (
     flip_words,
     measurement,
 )
-from modelgit.reporting.wording import amount, share
+from modelgit.reporting.wording import amount, printable, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
@@ -136,7 +136,10 @@ def verdict_lines(
         if len(shown) < len(record.results):
             lines.append([pad, dim(f"  {plural(len(record.results) - len(shown), 'slice')} within the limit")])
         lines += [[pad, "  ", yellow(note)] for note in (record.override, *record.accepted) if note]
-        lines += [[pad, "  ", red("↯ "), flip_words(flip)] for flip in record.flips[:flips]]
+        several = len(record.baselines) > 1
+        for flip in record.flips[:flips]:
+            against = dim(f"  vs {printable(flip.against)}") if several and flip.against else ""
+            lines.append([pad, "  ", red("↯ "), flip_words(flip), against])
         if flips and len(record.flips) > flips:
             lines.append([pad, dim(f"  and {len(record.flips) - flips:,} more: `mgit eval --show flips`")])
     return lines

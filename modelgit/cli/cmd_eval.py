@@ -10,6 +10,7 @@ import click
 from modelgit.cli._commits import verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
+from modelgit.cli._format import plural
 from modelgit.cli._options import command, group, json_option, pass_session
 from modelgit.cli._output import plain_data, yellow
 from modelgit.cli._record import attach, check_record_options, record_options, say_attached, signing_key_of
@@ -35,7 +36,7 @@ _SHOWN_FLIPS = 3
 def evaluate() -> None:
     """Run suites: what a model must keep, and by how much it may change.
 
-    `mgit eval REV` is short for `mgit eval run REV`.
+    `mgit eval REV` is short for `mgit eval run REV`, whose help has the options.
     """
 
 
@@ -124,6 +125,7 @@ def run(
     if noise_floor:
         _show_noise(session, revision or "HEAD", suites, baselines, as_json)
         return
+    verified: list[int] = []
     options = EvalOptions(
         baselines=baselines,
         keep_baselines=record,
@@ -132,6 +134,7 @@ def run(
         budget_s=budget,
         stages=("commit",) if staged else (),
         verify_cache=verify_cache or 0,
+        verified=verified.append,
         all_flips=show == "flips",
     )
     law = repo.manifest_of(repo.resolve(suites_from)) if suites_from else None
@@ -147,6 +150,8 @@ def run(
         flips = max((len(record.flips) for record in records), default=0) if show == "flips" else _SHOWN_FLIPS
         with no_commands(session) if reports.github else contextlib.nullcontext():
             session.output.lines(verdict_lines(records, baseline=against, flips=flips))
+        if verify_cache:
+            session.output.say(_verified_words(sum(verified)))
         if shadow and code:
             session.output.say(yellow(f"Shadow: without --shadow this ends with {code}."))
     write_verdicts(session, records, reports)
@@ -167,6 +172,12 @@ def _show_noise(
         session.output.json("mgit.eval-noise/1", {"floors": [plain_data(item) for item in found]})
     else:
         session.output.lines(noise_lines(found))
+
+
+def _verified_words(count: int) -> str:
+    if not count:
+        return "No cached predictions yet: nothing was computed again."
+    return f"Computed again: {plural(count, 'cached prediction')}, all as the weights give them."
 
 
 def exit_code_of(records: Iterable[EvalRecord]) -> int:

@@ -80,7 +80,10 @@ def push(
         output.say(words)
     for ref, suites in result.due:
         name = short_ref(ref)
+        # The branch of that name here may be at another commit, as after `mgit push origin topic:main`.
+        pushed = next(update.new for update in result.updates if update.name == ref)
+        revision = name if pushed is None or session.repository.view().refs.get(ref) == pushed else pushed.short
         output.say(f"{name} has verdicts that are pending: {', '.join(suites)}")
-        output.say(f"hint: `mgit eval {name} --record` attaches them, on any machine; then push again")
+        output.say(f"hint: `mgit eval {revision} --record` attaches them, on any machine; then push again")
     if fisher:
         output.say(estimates_moved(result.fisher, "sent"))

@@ -18,7 +18,7 @@ __all__ = ["trust"]
 @json_option
 @pass_session
 def trust(session: Session, only_list: bool, revoke: bool, as_json: bool) -> None:
-    """Allow the Python code that mgit.toml names to run on this machine.
+    """Allow the code that mgit.toml and the suites name to run on this machine.
 
     Trust is bound to the content of that code and lapses when it changes.  Look at the files before you trust them.
     """

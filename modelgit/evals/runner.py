@@ -130,7 +130,9 @@ def run_suite(
     rows = [line for test in suite.tests for line in found[test.name]]
     if missing and run.baselines:
         rows += [
-            Row(CheckResult(name="baseline", decision="baseline", against=name, detail="there is none yet"), "pass")
+            Row(
+                CheckResult(name="baseline", decision="baseline", against=name, detail=f"{name} names none yet"), "pass"
+            )
             for name in missing
         ]
     if run.settings.on_inconclusive == "warn":

@@ -113,15 +113,21 @@ class _Layer(nn.Module):
         return output
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding, which is drawn at random except on the meta device: there torch loads its compiler to draw."""
+    values = torch.empty(rows, width)
+    return nn.Embedding.from_pretrained(values if values.is_meta else nn.init.normal_(values), freeze=False)
+
+
 class _Encoder(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.embeddings = nn.ModuleDict(
             {
-                "word_embeddings": nn.Embedding(config.vocab_size, width),
-                "position_embeddings": nn.Embedding(config.max_position_embeddings, width),
-                "token_type_embeddings": nn.Embedding(config.type_vocab_size, width),
+                "word_embeddings": _table(config.vocab_size, width),
+                "position_embeddings": _table(config.max_position_embeddings, width),
+                "token_type_embeddings": _table(config.type_vocab_size, width),
                 "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
             }
         )

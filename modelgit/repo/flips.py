@@ -273,7 +273,8 @@ def _asked(repo: Repository, manifest: Manifest, suites: Sequence[str], data: st
                 continue
             key = (source.path, source.task.model, source.task.entry, suite.run.device, suite.run.dtype)
             if key in found:
-                found[key] = found[key]._replace(suites=(*found[key].suites, suite.name))
+                if suite.name not in found[key].suites:
+                    found[key] = found[key]._replace(suites=(*found[key].suites, suite.name))
             else:
                 found[key] = _Asked(source.path, read_dataset(repo, repo.store, manifest, source), suite, (suite.name,))
     if not found:

@@ -57,11 +57,8 @@ def run_gate(
         return [
             _override(record) if record.decision in ("fail", "error", "inconclusive") else record for record in records
         ]
-    broken = sum(
-        result.decision in ("fail", "error", "inconclusive") for record in refused for result in record.results
-    )
     raise RefusedWithRecords(
-        f"commit refused: {broken} gate{'s' if broken != 1 else ''} failed; nothing was recorded",
+        f"commit refused: {_broken_words(refused)}; nothing was recorded",
         hint="`--gate warn` records anyway and marks the commit",
         records=tuple(records),
         baseline=parent,
@@ -94,6 +91,16 @@ class RefusedWithRecords(GateRefused):
         super().__init__(message, hint=hint)
         self.records = tuple(records)
         self.baseline = baseline
+
+
+def _broken_words(refused: Sequence[EvalRecord]) -> str:
+    """`2 gates failed, 1 could not run`: how many lines let nothing in, by what happened to them."""
+    decisions = [result.decision for record in refused for result in record.results]
+    words: list[str] = []
+    for what, word in (("fail", "failed"), ("error", "could not run"), ("inconclusive", "undecided")):
+        if count := decisions.count(what):
+            words.append(f"{count}{'' if words else ' gate' if count == 1 else ' gates'} {word}")
+    return ", ".join(words)
 
 
 def _override(record: EvalRecord) -> EvalRecord:

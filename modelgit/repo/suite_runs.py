@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,8 +46,8 @@ class EvalOptions:
     none.  `stages` leaves out suites
     that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
     was passed with: a change of a message or of documentation costs nothing; with `defer`, what would have to run is
-    "pending".  `verify_cache` random predictions of each cache are first computed again and compared.  `all_flips`
-    keeps every example that broke, not the first few.
+    "pending".  `verify_cache` random predictions of each cache are first computed again and compared; `verified` is
+    told how many there were, cache by cache.  `all_flips` keeps every example that broke, not the first few.
     """
 
     baselines: tuple[str, ...] = ()
@@ -59,6 +59,7 @@ class EvalOptions:
     reuse: bool = False
     defer: bool = False
     verify_cache: int = 0
+    verified: Callable[[int], None] | None = None
     all_flips: bool = False
 
 
@@ -245,7 +246,9 @@ class _Candidate:
         for one in sides:
             for data in datasets.values():
                 if data.task.kind in PER_EXAMPLE_KINDS:
-                    one.verify(data, self.options.verify_cache, rng)
+                    count = one.verify(data, self.options.verify_cache, rng)
+                    if self.options.verified is not None:
+                        self.options.verified(count)
 
     def _deadline(self, settings: RunSettings) -> _Either:
         from modelgit.evals.runner import WallTime

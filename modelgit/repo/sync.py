@@ -196,6 +196,9 @@ def push(
             continue
         commit = view.refs.get(f"heads/{source}")
         if commit is None:
+            if f"tags/{source}" in view.refs:
+                hint = f"`mgit push {remote} {view.branch or 'BRANCH'} --tags` sends a branch and all tags"
+                raise RepositoryError(f"`{source}` is a tag, no branch", hint=hint)
             raise RepositoryError(f"no branch `{source}` to push", hint="`mgit branch` lists them")
         check_ref_name(f"heads/{target}")
         updates.append(RefUpdate(f"heads/{target}", commit, seen, force_with_lease))

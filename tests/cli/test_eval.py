@@ -54,7 +54,7 @@ def test_suites_from_the_command_line(mgit: Any) -> None:
     _write_model(model, 1)
 
     found = mgit("eval", "--staged", "--show", "flips", code=1)
-    assert "flips: negative flips" in found.out and "FAIL" in found.out and "↯" in found.out
+    assert "flips: negative flips" in found.out and "FAIL" in found.out and "↯" in found.out and " vs " not in found.out
     assert "Shadow: without --shadow this ends with 1." in mgit("eval", "--shadow").err
     assert mgit("eval", "--budget", "1ms", code=None).code in (1, 8)
     assert "no length of time" in mgit("eval", "--budget", "soon", code=2).err
@@ -63,7 +63,8 @@ def test_suites_from_the_command_line(mgit: Any) -> None:
     mgit("commit", "-m", "two", "--gate", "warn")
 
     (root / "evals/strict.toml").write_text(SUITE.replace("0.0", "1.0"))
-    assert mgit("eval", "main", "--full", "--verify-cache", "8").code == 0
+    verified = mgit("eval", "main", "--full", "--verify-cache", "8")
+    assert verified.code == 0 and "Computed again: 16 cached predictions, all as" in verified.err
     assert "FAIL" in mgit("eval", "main", "--suites-from", "main", code=1).out
     [record] = json.loads(mgit("eval", "run", "main", "--suite", "strict", "--json").out)["evaluations"]
     assert record["decision"] == "pass" and record["baselines"][0]["name"] == "parent"

@@ -273,6 +273,13 @@ def test_clusters_are_drawn_whole_and_slices_until_each_is_decided() -> None:
     assert record.examples < 4000 and "1 of 2 slices" in record.results[-1].detail
     full = run_tests([test], candidate, baseline, sampling="full")
     assert [line.slice for line in full.results if line.slice] == ["tail=y"] and full.examples == 4000
+    # What holds is not given the figure of what broke; where nothing holds, no line says "pass".
+    assert "1 of 2 slices" in full.results[-1].detail and (full.results[-1].value or 0.0) <= 0.05
+    test = NfrTest(name="flips", data="data", max=0.2, slice_max=0.0, slice_min_n=50)
+    candidate.data = baseline.data = replace(candidate.data, slices={"all": ("x",) * 4000})
+    for sampling in ("full", "random"):
+        lines = run_tests([test], candidate, baseline, sampling=sampling).results
+        assert [line.decision for line in lines] == ["pass", "fail"]
 
 
 def test_a_proven_failure_stops_and_leaves_the_rest_open() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -183,3 +185,16 @@ def test_a_missing_or_broken_tokenizer_is_named(checkpoint) -> None:
     settings = msgspec.structs.replace(checkpoint.settings, tokenizer="data/own.json")
     with pytest.raises(UsageError, match=r"own\.json.*not a tokenizer"):
         encode_examples(settings, examples(), "f", checkpoint.files)
+
+
+def test_an_empty_model_does_not_make_torch_load_its_compiler() -> None:
+    script = (
+        "import sys, torch\n"
+        "from modelgit.models.bert import BertClassifier, BertConfig\n"
+        "config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, "
+        "intermediate_size=4)\n"
+        "with torch.device('meta'):\n"
+        "    BertClassifier(config, 2)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

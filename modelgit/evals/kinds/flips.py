@@ -94,13 +94,15 @@ def _slices_in_full(
     """The slices that break their limit; those that hold are one line together."""
     if test.slice_max is None:
         return
-    worst = 0.0
+    worst, held = 0.0, 0
     for name, inside, total in slices:
         count = int(np.count_nonzero(flipped & inside[pair.positions]))
-        worst = max(worst, count / total)
         if count > allowed_count(test.slice_max, total):
             yield flips_row(count, total, test.slice_max, against=pair.baseline.name, part=name)
-    yield _slices_row(test, pair, len(slices), value=worst if slices else None, examples=pair.total)
+        else:
+            worst, held = max(worst, count / total), held + 1
+    if held or not slices:
+        yield _slices_row(test, pair, held, value=worst if held else None, examples=pair.total, of=len(slices))
 
 
 def _slices_by_drawing(
@@ -126,17 +128,17 @@ def _slices_by_drawing(
         held += line.decision == "pass"
         if line.decision != "pass":
             yield line
-    yield _slices_row(test, pair, held, value=None, examples=min(examples, pair.total), of=len(slices))
+    if held or not slices:
+        yield _slices_row(test, pair, held, value=None, examples=min(examples, pair.total), of=len(slices))
 
 
-def _slices_row(
-    test: NfrTest, pair: Pair, count: int, *, value: float | None, examples: int, of: int | None = None
-) -> Row:
-    words = f"{count:,} of {of:,}" if of is not None else f"{count:,}"
+def _slices_row(test: NfrTest, pair: Pair, count: int, *, value: float | None, examples: int, of: int) -> Row:
+    """One line for the slices that hold, `count` of all `of`; `value` is the worst of them where all was looked at."""
+    words = f"{count:,} of {of:,}" if count < of or value is None else f"{count:,}"
     detail = f"{words} slices of at least {test.slice_min_n:,} examples"
     if value is not None:
-        detail += "; the worst is shown"
-    elif of is None or not of:
+        detail += "; the worst is shown" if count == of else " hold; the worst of them is shown"
+    elif not of:
         detail = f"no slice has {test.slice_min_n:,} labelled examples"
     else:
         detail += f" hold; proven at alpha {pair.run.settings.alpha:g}"
