@@ -116,7 +116,7 @@ class _Layer(nn.Module):
 def _table(rows: int, width: int) -> nn.Embedding:
     """An embedding, which is drawn at random except on the meta device: there torch loads its compiler to draw."""
     values = torch.empty(rows, width)
-    return nn.Embedding.from_pretrained(values if values.is_meta else nn.init.normal_(values), freeze=False)
+    return nn.Embedding(rows, width, _weight=values if values.is_meta else nn.init.normal_(values))
 
 
 class _Encoder(nn.Module):

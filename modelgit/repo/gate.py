@@ -10,7 +10,7 @@ import msgspec
 
 from modelgit.config.suite_files import suite_name
 from modelgit.errors import GateRefused
-from modelgit.objects import CommitId, EvalRecord, FileEntry, Manifest, TensorId
+from modelgit.objects import CommitId, Decision, EvalRecord, FileEntry, Manifest, TensorId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
@@ -97,7 +97,8 @@ def _broken_words(refused: Sequence[EvalRecord]) -> str:
     """`2 gates failed, 1 could not run`: how many lines let nothing in, by what happened to them."""
     decisions = [result.decision for record in refused for result in record.results]
     words: list[str] = []
-    for what, word in (("fail", "failed"), ("error", "could not run"), ("inconclusive", "undecided")):
+    named: dict[Decision, str] = {"fail": "failed", "error": "could not run", "inconclusive": "undecided"}
+    for what, word in named.items():
         if count := decisions.count(what):
             words.append(f"{count}{'' if words else ' gate' if count == 1 else ' gates'} {word}")
     return ", ".join(words)
