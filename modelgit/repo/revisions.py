@@ -36,8 +36,8 @@ class Commits(Protocol):
 
 
 def find_ref(view: View, name: str) -> str | None:
-    """The full ref that a short name means: a branch before a tag before a remote branch."""
-    for candidate in (f"heads/{name}", f"tags/{name}", f"remotes/{name}", name):
+    """The full ref that a name means: what it is in full, or else a branch before a tag before a remote branch."""
+    for candidate in (name, f"heads/{name}", f"tags/{name}", f"remotes/{name}"):
         if candidate in view.refs:
             return candidate
     return None
@@ -85,10 +85,11 @@ def _resolve_name(repo: Commits, name: str, revision: str) -> CommitId:
                 f"branch {view.branch} has no commit yet", hint="`mgit commit -m …` makes the first one"
             )
         return view.head
-    ref = find_ref(view, name)
-    if ref is not None:
-        return view.refs[ref]
     match = _HEX.match(name)
+    ref = find_ref(view, name) if match is None or len(match.group(1)) < 64 else None
+    if ref is not None:
+        _refuse_shadow(repo, view, ref, name, match.group(1) if match else "")
+        return view.refs[ref]
     if match:
         found = _by_prefix(repo, match.group(1))
         if len(found) == 1:
@@ -102,6 +103,20 @@ def _resolve_name(repo: Commits, name: str, revision: str) -> CommitId:
         f"no branch, tag or commit `{revision}`" + (f"; did you mean `{near[0]}`?" if near else ""),
         hint="`mgit branch` lists branches, `mgit log` commits",
     )
+
+
+def _refuse_shadow(repo: Commits, view: View, ref: str, name: str, digits: str) -> None:
+    """Raise UnknownRevision for a name that a tag takes from something else: whoever may push tags chooses their names.
+
+    A tag `origin/main` would otherwise be the base of a check, and its files the law.
+    """
+    if ref != f"tags/{name}":
+        return
+    others = [other for other in (f"remotes/{name}",) if other in view.refs]
+    if digits:
+        others += [commit.hex for commit in _by_prefix(repo, digits) if commit != view.refs[ref]]
+    if others:
+        raise UnknownRevision(f"`{name}` could be {ref} or {others[0]}", hint=f"say `{ref}`, or `{others[0]}`")
 
 
 def _by_prefix(repo: Commits, digits: str) -> set[CommitId]:

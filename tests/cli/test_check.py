@@ -135,7 +135,7 @@ def test_a_tokenizer_that_goes_away_is_a_change_of_it(bot: Any) -> None:
     commit(bot)
     facts = report(bot)["facts"]
     assert facts["tokenizer"] == ["bot/spm.model", "bot/tokenizer.json"]
-    bot.mgit("branch", "with", "HEAD")
+    bot("branch", "with", "HEAD")
     for name in names:
         (bot.folder / name).unlink()
     commit(bot)

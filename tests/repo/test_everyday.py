@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -229,6 +230,28 @@ def test_branches_and_tags(bot: Repository, files) -> None:
     with pytest.raises(UnknownRevision, match="no branch, tag or commit `trunk`"):
         bot.resolve("trunk")
     assert [entry.id for entry in log(bot)] == [first]
+
+
+def test_a_tag_takes_no_name_from_a_remote_branch_or_a_commit(bot: Repository, files) -> None:
+    first = bot.head()
+    assert first is not None
+    write_floats(bot, files, files.floats(1))
+    second = bot.commit("second").id
+    bot.publish(
+        lambda view: msgspec.structs.replace(view, refs={**view.refs, "remotes/origin/main": first}), "as a fetch does"
+    )
+    assert bot.resolve("origin/main") == first
+    for name in ("origin/main", "remotes/origin/main", first.short, first.hex):
+        create_tag(bot, name, target=second.hex)
+    assert bot.resolve("remotes/origin/main") == bot.resolve(first.hex) == first
+    for name in ("origin/main", first.short):
+        with pytest.raises(UnknownRevision, match=f"`{name}` could be tags/{name} or ") as refused:
+            bot.resolve(name)
+        assert f"say `tags/{name}`" in (refused.value.hint or "")
+        assert bot.resolve(f"tags/{name}") == second
+    create_tag(bot, "origin/main", target=first.hex, force=True)
+    with pytest.raises(UnknownRevision):  # the policies of a branch are not those of a tag
+        bot.resolve("origin/main")
 
 
 def test_a_detached_head_takes_commits(bot: Repository, files) -> None:
