@@ -20,7 +20,7 @@ from modelgit.reporting.wording import amount, printable, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
-    from modelgit.repo.attested import Attested
+    from modelgit.repo.last_words import Attested
 
 __all__ = ["date_line", "decorations", "gate_mark", "note_rows", "patch_words", "verdict_lines", "when"]
 

@@ -15,7 +15,7 @@ from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects import EvalRecord, Manifest
-    from modelgit.repo.attested import Attested
+    from modelgit.repo.last_words import Attested
 
 __all__ = ["attach", "check_record_options", "record_options", "say_attached", "sign_option", "signing_key_of"]
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from modelgit.cli._commits import date_line, decorations, gate_mark, patch_words, when
-from modelgit.cli._compat import show_compat
 from modelgit.cli._format import escape, size
 from modelgit.cli._graph import Row, draw
 from modelgit.cli._options import command, json_option, pass_session
@@ -55,6 +54,8 @@ def log(
             raise UsageError(
                 "--compat is about one REV, and goes with none of --graph, --oneline and -n", hint="`mgit log --compat`"
             )
+        from modelgit.cli._compat import show_compat
+
         show_compat(session, revisions[0] if revisions else "HEAD", as_json)
         return
     from modelgit.repo.log import log as read_log

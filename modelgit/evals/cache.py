@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import Record, TensorEntry, decode, domain, encode
+from modelgit.store.checked_files import read_checked, write_checked
 
 if TYPE_CHECKING:
     from modelgit.config.schema import TaskSettings
-from modelgit.store.durable import write_cache_file
 
 __all__ = ["PredictionCache", "ScoreCache", "prediction_key", "score_key"]
 
 _SCHEMA = 1
-_MAGIC = b"mgitpred"
+_PREDICTIONS, _SCORES = b"mgitpred", b"mgitscor"
 _MAX_BYTES = 4 << 30
 
 
@@ -87,12 +87,11 @@ class PredictionCache:
         `examples` is the size of the data; indices lie below it.
         """
         path = self._path(key)
-        try:
-            content = path.read_bytes()
-        except OSError:
+        payload = read_checked(path, _PREDICTIONS)
+        if payload is None:
             return None
         try:
-            return _parse(content, key, examples)
+            return _parse(payload, key, examples)
         except IntegrityError:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -108,7 +107,7 @@ class PredictionCache:
             log_probs=log_probs.astype("<f4").tobytes(),
         )
         payload = zstandard.ZstdCompressor(level=3).compress(encode(record))
-        write_cache_file(self._path(key), _MAGIC + blake3(payload).digest() + payload)
+        write_checked(self._path(key), _PREDICTIONS, payload)
 
 
 class _Scores(Record, frozen=True, kw_only=True):
@@ -135,14 +134,10 @@ class ScoreCache:
 
     def read(self, key: str) -> dict[str, Any] | None:
         """What was kept under `key`, None when there is nothing, or nothing that is whole."""
-        try:
-            content = self._path(key).read_bytes()
-        except OSError:
+        payload = read_checked(self._path(key), _SCORES)
+        if payload is None:
             return None
-        payload = content[32:]
         try:
-            if content[:32] != blake3(payload).digest():
-                raise IntegrityError("cached scores do not match their checksum")
             record = decode(_Scores, payload, what="cached scores")
             value = msgspec.json.decode(record.value)
             if record.key != key or not isinstance(value, dict):
@@ -156,14 +151,10 @@ class ScoreCache:
     def write(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a JSON object.  A cache that cannot be written is left as it was."""
         payload = encode(_Scores(key=key, value=msgspec.json.encode(value)))
-        write_cache_file(self._path(key), blake3(payload).digest() + payload)
+        write_checked(self._path(key), _SCORES, payload)
 
 
-def _parse(content: bytes, key: str, examples: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    head = len(_MAGIC) + 32
-    payload = content[head:]
-    if content[:head] != _MAGIC + blake3(payload).digest():
-        raise IntegrityError("cached predictions do not match their checksum")
+def _parse(payload: bytes, key: str, examples: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     try:
         if zstandard.get_frame_parameters(payload).content_size > _MAX_BYTES:
             raise IntegrityError("cached predictions of an absurd size")

@@ -18,13 +18,14 @@ from blake3 import blake3
 
 from modelgit.models.base import TaskModel
 from modelgit.objects import domain
-from modelgit.store.durable import write_cache_file
+from modelgit.store.checked_files import read_checked, write_checked
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["KeptActivations", "kept_activations"]
 
+_MAGIC = b"mgitlyrs"
 _TUPLE, _PLAIN = b"t", b"p"
 
 
@@ -171,7 +172,7 @@ class KeptActivations:
         if len(data) > self._limit:
             return
         self._make_room(len(data))
-        write_cache_file(path, blake3(data).digest() + data)
+        write_checked(path, _MAGIC, data)
 
     def _make_room(self, size: int) -> None:
         """Remove what was written first until `size` bytes more are within the limit."""
@@ -215,14 +216,8 @@ def _read(path: Path) -> tuple[torch.Tensor, bool] | None:
     """What was kept, and whether the layer gave it in a tuple; None when there is nothing that is whole."""
     import torch
 
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    data = content[32:]
-    if len(data) < 5 or content[:32] != blake3(data).digest():
-        with contextlib.suppress(OSError):
-            path.unlink()
+    data = read_checked(path, _MAGIC)
+    if data is None:
         return None
     ndim = int(np.frombuffer(data, "<u4", count=1, offset=1)[0])
     shape = np.frombuffer(data, "<u4", count=ndim, offset=5).tolist()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from modelgit.errors import IntegrityError
 from modelgit.objects.ids import CommitId
 
-__all__ = ["ahead_behind", "ancestors", "is_ancestor", "merge_bases", "topological"]
+__all__ = ["ahead_behind", "ancestors", "first_parents", "is_ancestor", "merge_bases", "topological"]
 
 Parents = Callable[[CommitId], Sequence[CommitId]]
 
@@ -37,6 +37,14 @@ def ancestors(tips: Iterable[CommitId], parents: Parents, *, stop: Collection[Co
             if parent not in seen:
                 seen.add(parent)
                 queue.append(parent)
+
+
+def first_parents(tip: CommitId, parents: Parents) -> Iterator[CommitId]:
+    """`tip`, its first parent, the first parent of that, and so on: the states that one branch went through."""
+    commit: CommitId | None = tip
+    while commit is not None:
+        yield commit
+        commit = next(iter(parents(commit)), None)
 
 
 def is_ancestor(ancestor: CommitId, of: CommitId, parents: Parents) -> bool:

@@ -1,14 +1,15 @@
-"""What notes say of commits: the verdict that counts for each suite, and who vouches for it."""
+"""What notes say of commits, and who vouches for it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import Commit, CommitId, Decision, KeptNote, NoteId
+from modelgit.objects import CommitId, KeptNote
+from modelgit.repo.last_words import Attested
 from modelgit.repo.notes import KnownNote, SeenSignatures, allowed_signers, check_kept, kept_notes
 from modelgit.repo.weights import WeightsOfCommits
 
@@ -16,27 +17,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.signing.signers import AllowedSigners
 
-__all__ = ["Attestations", "Attested", "attested_of", "last_word", "words_of"]
-
-_ORDER: tuple[Decision, ...] = ("error", "fail", "inconclusive", "pending", "warn", "pass", "baseline")
-
-
-class Attested(NamedTuple):
-    """A note about the weights of a commit.
-
-    `signers` are the names of the key that signed, empty for a note that is unsigned or whose signature does not count;
-    `problem` says why.  `counts`: it is signed well, or was made in this clone.  `time_s` is when it was made, as it
-    says (seconds since 1970), None for one that cannot be read.
-    """
-
-    note: NoteId
-    suite: str
-    decision: Decision
-    signers: tuple[str, ...]
-    counts: bool
-    problem: str = ""
-    time_s: int | None = None
-    origin: str = ""
+__all__ = ["Attestations", "attested_of"]
 
 
 class Attestations:
@@ -109,27 +90,3 @@ def attested_of(known: KnownNote) -> Attested:
         time_s=result.time_s if result is not None else None,
         origin=known.kept.origin,
     )
-
-
-def last_word(commit: Commit, attested: Collection[Attested]) -> tuple[Decision | None, tuple[str, ...]]:
-    """The worst word on a commit, and who signed one that counts.
-
-    For each suite the newest note that counts stands in place of the verdict that the commit was recorded with.
-    """
-    found = set(words_of(commit, attested).values())
-    signers = dict.fromkeys(name for note in _newest(attested).values() for name in note.signers)
-    return next((word for word in _ORDER if word in found), None), tuple(signers)
-
-
-def words_of(commit: Commit, attested: Iterable[Attested]) -> dict[str, Decision]:
-    """The word that counts on a commit, by suite (see `last_word`)."""
-    words: dict[str, Decision] = {verdict.suite: verdict.decision for verdict in commit.verdicts}
-    return words | {suite: note.decision for suite, note in _newest(attested).items()}
-
-
-def _newest(attested: Iterable[Attested]) -> dict[str, Attested]:
-    found: dict[str, Attested] = {}
-    for note in attested:
-        if note.counts:
-            found.setdefault(note.suite, note)
-    return found

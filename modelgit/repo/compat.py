@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, NothingToDo
 from modelgit.objects import CheckResult, CommitId, EvalRecord, ManifestId
+from modelgit.objects.graph import first_parents
 from modelgit.repo.attested import Attestations
-from modelgit.repo.weights import WeightsOfCommits
 from modelgit.store.metadata import read_record
 
 if TYPE_CHECKING:
@@ -90,24 +90,24 @@ def compatibility(repo: Repository, revision: str = "HEAD") -> CompatReport:
         if ref.startswith("tags/"):
             tags.setdefault(target, ref.removeprefix("tags/"))
     way: list[CommitId] = []
-    commit: CommitId | None = tip
-    while commit is not None and commit not in tags:
+    for commit in first_parents(tip, repo.parents_of):
+        if commit in tags:
+            break
         way.append(commit)
-        commit = next(iter(repo.parents_of(commit)), None)
-    if commit is None:
+    else:
         raise NothingToDo(f"no tag lies behind {revision}", hint="`mgit tag NAME REV` marks a release")
-    with Attestations(repo) as attestations, WeightsOfCommits(repo) as weights:
+    with Attestations(repo) as attestations:
         measured: dict[CommitId, dict[_Key, _Found]] = {}
         direct: dict[_Key, _Found] = {}
         same: set[CommitId] = set()
         before = commit
         for step in reversed(way):
-            if weights.of(step) == weights.of(before):
+            if attestations.weights_of(step) == attestations.weights_of(before):
                 same.add(step)
-            measured[step] = dict(_findings(repo, attestations, weights, step, before))
+            measured[step] = dict(_findings(repo, attestations, step, before))
             before = step
         if way:
-            direct = dict(_findings(repo, attestations, weights, tip, commit))
+            direct = dict(_findings(repo, attestations, tip, commit))
     lines = [_line(key, list(reversed(way)), measured, direct.get(key), same) for key in _current(way, measured)]
     return CompatReport(tags[commit], commit, tip, len(way), tuple(lines))
 
@@ -152,15 +152,15 @@ def _line(
 
 
 def _findings(
-    repo: Repository, attestations: Attestations, weights: WeightsOfCommits, commit: CommitId, before: CommitId
+    repo: Repository, attestations: Attestations, commit: CommitId, before: CommitId
 ) -> Iterator[tuple[_Key, _Found]]:
     """What is recorded of `commit` against `before`: told by the weights, not by what the suite called the baseline."""
     best: dict[_Key, _Found] = {}
     for record in _records(repo, attestations, commit):
-        names = {item.name for item in record.baselines if item.weights == weights.of(before)}
+        names = {item.name for item in record.baselines if item.weights == attestations.weights_of(before)}
         if not record.baselines and record.baseline == _manifest(repo, before):
             names = {"", "parent"}
-        if record.weights not in ("", weights.of(commit)):
+        if record.weights not in ("", attestations.weights_of(commit)):
             continue
         for check in record.results:
             if check.name not in _METRICS or check.slice or check.against not in names:

@@ -5,8 +5,9 @@ What is asked is what suites ask: the data of suites whose tasks give one class 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from typing import Literal as OneOf
 
@@ -15,6 +16,7 @@ import numpy as np
 from modelgit.errors import UsageError
 from modelgit.models.kinds import PER_EXAMPLE_KINDS
 from modelgit.objects import CommitId, Manifest
+from modelgit.objects.graph import first_parents
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.suites import SuiteTexts, recorded_suites, worktree_suites
 
@@ -204,7 +206,7 @@ def _followed(
         )
     last, before = now, None
     others: tuple[Moment, ...] = ()
-    for commit in _first_parents(repo, tip):
+    for commit in islice(first_parents(tip, repo.parents_of), 1, None):
         progress.check()
         found = moment(commit)
         if found is None:
@@ -218,13 +220,6 @@ def _followed(
     example = asked.data.examples[at]
     shown = label_name(names, gold) if gold >= 0 else ""
     return BlamedExample(asked.path, example.id, example.text, shown, now, last.commit, before, others, len(seen))
-
-
-def _first_parents(repo: Repository, tip: CommitId) -> Iterator[CommitId]:
-    parents = repo.parents_of(tip)
-    while parents:
-        yield parents[0]
-        parents = repo.parents_of(parents[0])
 
 
 class _Sides:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import Commit, CommitId, Patch
 from modelgit.objects.graph import ancestors, topological
-from modelgit.repo.attested import Attestations, Attested, last_word
+from modelgit.repo.last_words import Attested, last_word
 from modelgit.repo.pruned import pruned_commits, pruned_on
 
 if TYPE_CHECKING:
@@ -68,13 +69,25 @@ def log(repo: Repository, *revisions: str, limit: int | None = None) -> Iterator
         return commits[commit]
 
     order = topological(tips, lambda c: read(c).parents, lambda c: read(c).committer.time_s, stop=outside)
-    with Attestations(repo) as attestations:
+    with _notes(repo) as notes_of:
         for number, found in enumerate(order):
             if limit is not None and number >= limit:
                 return
             entry = read(found)
             day = pruned_on(pruned[found]) if found in pruned else None
-            attested = attestations.of(found)
+            attested = notes_of(found)
             verdict, signers = last_word(entry, attested)
             refs = tuple(names.get(found, ()))
             yield LogEntry(found, entry, repo.patch_of(found), refs, verdict, day, signers, attested)
+
+
+@contextlib.contextmanager
+def _notes(repo: Repository) -> Iterator[Callable[[CommitId], tuple[Attested, ...]]]:
+    """What notes say of a commit; where none is kept, nothing that reads them is loaded."""
+    if repo.roots.read().root.statistics is None:
+        yield lambda _: ()
+        return
+    from modelgit.repo.attested import Attestations
+
+    with Attestations(repo) as attestations:
+        yield attestations.of

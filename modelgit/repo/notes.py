@@ -24,7 +24,7 @@ from modelgit.signing.notes import CheckedNote, Verify, check_note, check_signat
 from modelgit.signing.program import NAMESPACE, matches, sign
 from modelgit.signing.signers import SIGNERS_FILE, AllowedSigner, AllowedSigners
 from modelgit.store.base import ObjectStore
-from modelgit.store.durable import write_cache_file
+from modelgit.store.checked_files import read_checked, write_checked
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record, write_record
 from modelgit.store.side_records import with_notes
@@ -78,15 +78,9 @@ class SeenSignatures:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._good: set[bytes] = set()
+        content = read_checked(path, _MAGIC) or b""
+        self._good = {content[at : at + 32] for at in range(0, len(content), 32)}
         self._fresh = False
-        try:
-            data = path.read_bytes()
-        except OSError:
-            return
-        content = data[len(_MAGIC) + 32 :]
-        if data[: len(_MAGIC) + 32] == _MAGIC + blake3(content).digest():
-            self._good = {content[at : at + 32] for at in range(0, len(content), 32)}
 
     def matches(self, statement: str, signature: str, signer: AllowedSigner, *, namespace: str) -> bool:
         """As `signing.program.matches`."""
@@ -102,8 +96,7 @@ class SeenSignatures:
     def write(self) -> None:
         """Keep what is new."""
         if self._fresh:
-            content = b"".join(sorted(self._good))
-            write_cache_file(self._path, _MAGIC + blake3(content).digest() + content)
+            write_checked(self._path, _MAGIC, b"".join(sorted(self._good)))
 
 
 def all_notes(repo: Repository) -> tuple[KeptNote, ...]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import MgitError
 from modelgit.objects import CommitId
-from modelgit.repo.attested import Attestations, words_of
+from modelgit.repo.attested import Attestations
+from modelgit.repo.last_words import words_of
 from modelgit.repo.suites import recorded_suites
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.config.schema import RetentionSettings
 from modelgit.objects import CommitId, View
-from modelgit.objects.graph import ancestors, merge_bases
+from modelgit.objects.graph import ancestors, first_parents, merge_bases
 from modelgit.repo.gate import recorded_verdicts
 from modelgit.repo.merge_state import read_state
 from modelgit.repo.pruned import pruned_commits
@@ -135,11 +136,7 @@ def _forks(repo: Repository, view: View, outside: set[CommitId]) -> dict[CommitI
 
 def _line(repo: Repository, tip: CommitId, outside: set[CommitId]) -> Iterator[CommitId]:
     """The first parents from `tip` back to what is outside of the family, newest first."""
-    current: CommitId | None = tip
-    while current is not None and current not in outside:
-        yield current
-        parents = repo.parents_of(current)
-        current = parents[0] if parents else None
+    return takewhile(lambda commit: commit not in outside, first_parents(tip, repo.parents_of))
 
 
 def _keep(repo: Repository, rule: RetentionSettings, line: list[CommitId]) -> dict[CommitId, str]:

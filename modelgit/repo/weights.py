@@ -21,7 +21,7 @@ from blake3 import blake3
 from modelgit.objects import CommitId, Manifest, ModelEntry, domain
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.base import ObjectStore
-from modelgit.store.durable import write_cache_file
+from modelgit.store.checked_files import read_checked, write_checked
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -98,8 +98,7 @@ class WeightsOfCommits:
     def __exit__(self, *_: object) -> None:
         """Write the cache if there is anything new."""
         if self._fresh:
-            content = b"".join(manifest + tree for manifest, tree in self._known.items())
-            write_cache_file(self._path, _MAGIC + blake3(content).digest() + content)
+            write_checked(self._path, _MAGIC, b"".join(manifest + tree for manifest, tree in self._known.items()))
 
     def of(self, commit: CommitId) -> str:
         """The weights tree of a commit.  Raises IntegrityError when its metadata are missing or damaged."""
@@ -127,12 +126,5 @@ class WeightsOfCommits:
 
 def _read_cache(path: Path) -> dict[bytes, bytes]:
     """Weights trees by manifest, 32 bytes each; nothing where there is no cache or it is torn."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return {}
-    head = len(_MAGIC) + 32
-    content = data[head:]
-    if data[:head] != _MAGIC + blake3(content).digest() or len(content) % 64:
-        return {}
+    content = read_checked(path, _MAGIC) or b""
     return {content[at : at + 32]: content[at + 32 : at + 64] for at in range(0, len(content), 64)}

@@ -58,6 +58,11 @@ def test_metadata_commands_load_neither_numpy_nor_torch_nor_rich(repository: Pat
     assert [name for name in HEAVY if name in loaded] == []
 
 
+def test_a_log_without_notes_loads_nothing_that_reads_them(repository: Path) -> None:
+    loaded = _loaded(repository, "log")
+    assert [name for name in loaded if name.startswith(("modelgit.signing", "modelgit.repo.notes"))] == []
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []], ids=" ".join)
 def test_help_loads_no_command_and_no_library(tmp_path: Path, arguments: list[str]) -> None:
     loaded = _loaded(tmp_path, *arguments)
