@@ -6,6 +6,8 @@ terminal: the command line does that, in one place.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BugError",
     "CheckFailed",
@@ -26,6 +28,7 @@ __all__ = [
     "UnknownRevision",
     "UsageError",
     "WeightsPruned",
+    "did_you_mean",
 ]
 
 
@@ -164,3 +167,11 @@ class BugError(MgitError):
 
     code = "bug"
     exit_code = 70
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean `NEAREST`?` to end a message about an unknown name with; "" where no known one is near."""
+    import difflib  # only where something went wrong
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""

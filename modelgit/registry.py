@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar, cast
 
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 
 __all__ = ["Registry"]
 
@@ -51,10 +50,9 @@ class Registry(Generic[T]):
             self._scan()
         target = self._targets.get(name)
         if target is None:
-            near = difflib.get_close_matches(name, self._targets, n=1)
             known = ", ".join(sorted(self._targets))
             raise UsageError(
-                f"no {self.kind} `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+                f"no {self.kind} `{name}`{did_you_mean(name, self._targets)}",
                 hint=f"known: {known}",
             )
         module_name, _, attribute = target.partition(":")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from modelgit.cli._output import ColorChoice
+from modelgit.errors import did_you_mean
 
 if TYPE_CHECKING:
     from modelgit.cli._session import Session
@@ -217,10 +218,8 @@ def no_such_command(
 ) -> click.UsageError:
     """The error for an unknown command, with `hint` or else the nearest known name."""
     full = " ".join((*context.command_path.split()[1:], name))
-    import difflib
-
-    near = [] if hint else difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    error = click.UsageError(f"no command `{full}`" + (f"; did you mean `{near[0]}`?" if near else ""), context)
+    near = "" if hint else did_you_mean(name, known)
+    error = click.UsageError(f"no command `{full}`{near}", context)
     error.hint = hint or ("" if near else f"`{context.command_path} --help` lists the commands")  # type: ignore[attr-defined]
     return error
 

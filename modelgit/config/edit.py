@@ -6,14 +6,13 @@ only.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from modelgit.config.keys import Family, join_key, node_of, parse_value, split_key
 from modelgit.config.load import PRIVATE, VERSIONED, ConfigLayer, check_layer
-from modelgit.errors import NothingToDo, UsageError
+from modelgit.errors import NothingToDo, UsageError, did_you_mean
 from modelgit.objects.paths import path_problem
 
 if TYPE_CHECKING:
@@ -176,9 +175,8 @@ def remove_tracked_path(text: str, path: str, *, key: str = "paths", name: str =
     _parse(text, name)
     tracked = tomllib.loads(text).get(_TRACK, {}).get(key, [])
     if path not in tracked:
-        near = difflib.get_close_matches(path, tracked, n=1)
         raise UsageError(
-            f"{path} is not tracked" + (f"; did you mean `{near[0]}`?" if near else ""),
+            f"{path} is not tracked{did_you_mean(path, tracked)}",
             hint="tracked: " + (", ".join(tracked) or "nothing yet"),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 import types
@@ -12,7 +11,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import msgspec
 
 from modelgit.config.suites import SuiteFile
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 
 __all__ = ["SUITES_DIRECTORY", "duration_s", "parse_suite", "suite_name", "suite_path"]
 
@@ -135,9 +134,8 @@ def _is_tagged(kind: Any) -> bool:
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any], where: str) -> NoReturn:
-    near = difflib.get_close_matches(name, known, n=1)
     shown = name if name.isprintable() and len(name) <= 100 else ascii(name[:100])
     raise UsageError(
-        f"{where}: unknown {what} `{shown}`{f'; did you mean `{near[0]}`?' if near else ''}",
+        f"{where}: unknown {what} `{shown}`{did_you_mean(name, known)}",
         hint=f"known: {', '.join(sorted(known))}",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -33,7 +32,7 @@ from modelgit.config.suites import (
     SuiteFile,
     TestTable,
 )
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 from modelgit.models.kinds import PER_EXAMPLE_KINDS
 from modelgit.objects.paths import path_problem
 
@@ -41,6 +40,7 @@ __all__ = ["DataSource", "Suite", "load_suites"]
 
 _TASK_EXAMPLE = '[task.{name}]  model = "models/bot"  adapter = "bert-classifier"  test = "data/test.jsonl"'
 _LIMIT_EXAMPLE = "accuracy = {{ max_drop = 0.005 }}  or  negative_flips = {{ max = 0.01 }}  under [eval.{name}]"
+_BASELINE_KINDS = ("tag", "merge-base", "branch")
 # What compares one class for each example; the other kinds say themselves which tasks they can measure.
 _BY_CLASS = (NfrTest, ClassificationTest, PinTest, CheckListTest)
 
@@ -109,7 +109,7 @@ def _suite(settings: Settings, files: Mapping[str, str], name: str, known: list[
     if name in settings.eval:
         return _short(settings, name, settings.eval[name])
     raise UsageError(
-        f"no suite `{name}`{_near(name, known)}",
+        f"no suite `{name}`{did_you_mean(name, known)}",
         hint=f"known: {', '.join(known)}" if known else _suite_example(name),
     )
 
@@ -118,7 +118,7 @@ def _task(settings: Settings, name: str, where: str) -> TaskSettings:
     task = settings.task.get(name)
     if task is None:
         raise UsageError(
-            f"{where} names the task `{name}`, which mgit.toml does not have{_near(name, settings.task)}",
+            f"{where} names the task `{name}`, which mgit.toml does not have{did_you_mean(name, settings.task)}",
             hint=f"add to mgit.toml: {_TASK_EXAMPLE.format(name=name)}",
         )
     return task
@@ -230,7 +230,7 @@ class _Compiler:
         unused = sorted(set(file.data) - set(self.data))
         if unused:
             raise UsageError(
-                f"{self.place}: no test uses the data `{unused[0]}`{_near(unused[0], self.data)}",
+                f"{self.place}: no test uses the data `{unused[0]}`{did_you_mean(unused[0], self.data)}",
                 hint=f'write `data = "{unused[0]}"` in a test, or take [data.{unused[0]}] out',
             )
         asked = msgspec.structs.replace(file, report=ReportSettings())
@@ -256,9 +256,9 @@ class _Compiler:
                 raise UsageError(
                     f"{self.place}, run: the baseline `{name}` names nothing", hint='"tag:v*", "branch:main"'
                 )
-            if colon and kind not in ("tag", "merge-base", "branch"):
+            if colon and kind not in _BASELINE_KINDS:
                 raise UsageError(
-                    f"{self.place}, run: no kind of baseline `{kind}`{_near(kind, ('tag', 'merge-base', 'branch'))}",
+                    f"{self.place}, run: no kind of baseline `{kind}`{did_you_mean(kind, _BASELINE_KINDS)}",
                     hint='known: "parent", "tag:PATTERN", "merge-base:REF", "branch:NAME", a revision',
                 )
         if len(set(run.baselines)) < len(run.baselines):
@@ -297,7 +297,7 @@ class _Compiler:
             key = test.data
             if key not in self.file.data:
                 raise UsageError(
-                    f"{where} names the data `{key}`, which the suite does not have{_near(key, self.file.data)}",
+                    f"{where} names the data `{key}`, which the suite does not have{did_you_mean(key, self.file.data)}",
                     hint=f'write [data.{key}]  path = "data/test.jsonl"',
                 )
             settings = self.file.data[key]
@@ -392,11 +392,6 @@ def _check_metric(test: TestTable, name: str, limit: MetricLimit, where: str) ->
 def _question(asked: msgspec.Struct, tasks: Iterable[TaskSettings]) -> bytes:
     plain = [msgspec.structs.replace(task, train=None, test=None) for task in tasks]
     return msgspec.json.encode((asked, plain), order="deterministic")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{match[0]}`?" if match else ""
 
 
 def _suite_example(name: str) -> str:

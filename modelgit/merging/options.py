@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import typing
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from modelgit.errors import BugError, UsageError
+from modelgit.errors import BugError, UsageError, did_you_mean
 
 __all__ = ["Between", "Option", "Scalar", "options_of", "recipe_form", "resolve_options", "split_rule"]
 
@@ -83,10 +82,8 @@ class Option:
         return number
 
     def _refuse(self, value: object, wanted: str, *, near: tuple[str, ...] = ()) -> UsageError:
-        close = difflib.get_close_matches(str(value), near, n=1)
         return UsageError(
-            f"option `{self.name}` must be {wanted}, not {str(value)[:40]!r}"
-            + (f"; did you mean `{close[0]}`?" if close else ""),
+            f"option `{self.name}` must be {wanted}, not {str(value)[:40]!r}{did_you_mean(str(value), near)}",
             hint=f"its default is {recipe_form(self.default)!r}",
         )
 
@@ -129,9 +126,8 @@ def resolve_options(strategy: str, options: tuple[Option, ...], given: Mapping[s
     known = {option.name: option for option in options}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
-                f"`{strategy}` has no option `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+                f"`{strategy}` has no option `{name}`{did_you_mean(name, known)}",
                 hint=f"its options: {', '.join(sorted(known)) or 'none'}",
             )
     return {name: option.convert(given[name]) if name in given else option.default for name, option in known.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from modelgit.errors import CheckpointFormatError, UsageError
+from modelgit.errors import CheckpointFormatError, UsageError, did_you_mean
 from modelgit.merging.model import matching_rule
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.rows import RowPlan, RowViews, Run, joined, sliced
@@ -130,9 +129,8 @@ def find_conflicts(conflicts: Sequence[Conflict], text: str) -> tuple[Conflict, 
     if items:
         return items
     names = [name for conflict in conflicts for name in (conflict.id, conflict.item, conflict.path) if name]
-    near = difflib.get_close_matches(text, names, n=1)
     raise UsageError(
-        f"no conflict `{text}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+        f"no conflict `{text}`{did_you_mean(text, names)}",
         hint="`mgit status` lists the conflicts",
     )
 
@@ -165,9 +163,8 @@ def resolve_tensor(
     elif resolution.value == COMBINE:
         return _combined(name, sides)
     known = list(TOKENS) if aligned is not None else [GROW_ROWS, COMBINE]
-    near = difflib.get_close_matches(resolution.value or "", known, n=1)
     raise UsageError(
-        f"{name} cannot be resolved with `{resolution.value}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+        f"{name} cannot be resolved with `{resolution.value}`{did_you_mean(resolution.value or '', known)}",
         hint=f"`mgit resolve {name} --with {known[0]}`, `--with {known[1]}`, `--take ours`, or `--rows 0:100=ours …`",
     )
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from modelgit.config.schema import TaskKind, TaskSettings
-from modelgit.errors import MissingExtraError, UsageError
+from modelgit.errors import MissingExtraError, UsageError, did_you_mean
 from modelgit.models.base import Example, ExampleSet, Likelihood, TaskModel, TensorState
 from modelgit.models.bind import BoundModel, bind
 from modelgit.models.heads import Logits, NextTokens, SentenceEmbedding, Spans
@@ -143,11 +143,9 @@ def _config(settings: TaskSettings, kind: TaskKind, files: Mapping[str, bytes]) 
     model_type = values.get("model_type")
     known = library.CONFIG_MAPPING
     if not isinstance(model_type, str) or model_type not in known:
-        near = difflib.get_close_matches(str(model_type), list(known.keys()), n=1)
-        asked = f"; did you mean `{near[0]}`?" if near else ""
         raise UsageError(
             f"config.json of model `{settings.model}` is of type `{model_type}`, which transformers "
-            f"{library.__version__} does not know{asked}",
+            f"{library.__version__} does not know{did_you_mean(str(model_type), known.keys())}",
             hint=_ENTRY,
         )
     for key in ("quantization_config", "is_encoder_decoder"):

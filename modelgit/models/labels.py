@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import msgspec
 
 from modelgit.config.schema import TaskSettings
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 from modelgit.models.records import Row
 
 __all__ = ["UNLABELLED", "Labels"]
@@ -49,10 +48,8 @@ class Labels:
 
     def _unknown(self, text: str, where: str) -> UsageError:
         if self.index_of:
-            near = difflib.get_close_matches(text, self.index_of, n=1)
-            asked = f"; did you mean `{near[0]}`?" if near else ""
             return UsageError(
-                f"{where}: `{text}` is not a label of the task{asked}",
+                f"{where}: `{text}` is not a label of the task{did_you_mean(text, self.index_of)}",
                 hint=f"labels are {', '.join(self.index_of)}",
             )
         found = sorted({str(value) for row in self.rows for value in _values(row.values.get(self.field))})

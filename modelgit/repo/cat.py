@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modelgit.errors import RepositoryError, UsageError
+from modelgit.errors import RepositoryError, UsageError, did_you_mean
 from modelgit.objects import TensorEntry, numpy_code
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import LazyTensor, find_model, model_state
@@ -71,10 +70,9 @@ def find_tensor(repo: Repository, revision: str, name: str, *, model: str | None
     if found:
         path, entry = found[0]
         return FoundTensor(path, repo.load(revision, model=path)[entry.name])
-    near = difflib.get_close_matches(name, {entry.name for _, entry in listed}, n=1)
     where, only = (revision, "") if model is None else (f"{model} of {revision}", f" --model {shlex.quote(model)}")
     raise UsageError(
-        f"no tensor `{name}` in {where}" + (f"; did you mean `{near[0]}`?" if near else ""),
+        f"no tensor `{name}` in {where}{did_you_mean(name, {entry.name for _, entry in listed})}",
         hint=f"`mgit cat-tensor {revision}{only}` lists the tensors",
     )
 

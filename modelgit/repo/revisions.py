@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from modelgit.errors import UnknownRevision
+from modelgit.errors import UnknownRevision, did_you_mean
 from modelgit.objects import CommitId, View
 
 if TYPE_CHECKING:
@@ -98,9 +97,8 @@ def _resolve_name(repo: Commits, name: str, revision: str) -> CommitId:
             names = ", ".join(sorted(item.short for item in found)[:4])
             raise UnknownRevision(f"`{name}` could be {len(found)} commits: {names}", hint="type more digits")
     short = {ref.split("/", 1)[1] for ref in view.refs}
-    near = difflib.get_close_matches(name, short, n=1)
     raise UnknownRevision(
-        f"no branch, tag or commit `{revision}`" + (f"; did you mean `{near[0]}`?" if near else ""),
+        f"no branch, tag or commit `{revision}`{did_you_mean(name, short)}",
         hint="`mgit branch` lists branches, `mgit log` commits",
     )
 

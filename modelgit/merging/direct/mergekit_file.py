@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from modelgit.errors import MissingExtraError, UsageError
+from modelgit.errors import MissingExtraError, UsageError, did_you_mean
 
 __all__ = ["ConfigSlice", "ConfigSource", "MergekitConfig", "read_configs"]
 
@@ -226,8 +225,7 @@ def _table(value: object, known: Iterable[str], shown: str) -> Mapping[str, Any]
 
 
 def _unknown(value: str, known: Iterable[str], shown: str) -> NoReturn:
-    near = difflib.get_close_matches(value, list(known), n=1)
     raise UsageError(
-        f"{shown}: `{value[:60]}` is not known" + (f"; did you mean `{near[0]}`?" if near else ""),
+        f"{shown}: `{value[:60]}` is not known{did_you_mean(value, known)}",
         hint=f"known: {', '.join(sorted(known))}",
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 from modelgit.merging.base import STRATEGIES, BoundStrategy
 
 __all__ = ["METHODS", "Chosen", "Method", "setting_at"]
@@ -46,10 +45,8 @@ class Method:
         known = {*self.shared, *self.each}
         for parameter in parameters:
             if parameter not in known:
-                near = difflib.get_close_matches(parameter, known, n=1)
                 raise UsageError(
-                    f"{shown}: `{name}` has no parameter `{parameter}`"
-                    + (f"; did you mean `{near[0]}`?" if near else ""),
+                    f"{shown}: `{name}` has no parameter `{parameter}`{did_you_mean(parameter, known)}",
                     hint=f"its parameters: {', '.join(sorted(known)) or 'none'}",
                 )
 

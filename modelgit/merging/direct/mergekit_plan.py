@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from modelgit.errors import UsageError
+from modelgit.errors import UsageError, did_you_mean
 from modelgit.merging.base import BoundStrategy, rule_text
 from modelgit.merging.direct.checkpoint import Checkpoint, Located
 from modelgit.merging.direct.layers import LayerNames, is_before_layers
@@ -69,9 +68,8 @@ def plan_config(config: MergekitConfig, models: Mapping[str, Checkpoint], *, sho
 def _method(config: MergekitConfig, shown: str) -> Method:
     method = METHODS.get(config.method)
     if method is None:
-        near = difflib.get_close_matches(config.method, METHODS, n=1)
         raise UsageError(
-            f"{shown}: the method `{config.method}` is not known" + (f"; did you mean `{near[0]}`?" if near else ""),
+            f"{shown}: the method `{config.method}` is not known{did_you_mean(config.method, METHODS)}",
             hint=f"known: {', '.join(sorted(METHODS))}",
         )
     for parameters in (
