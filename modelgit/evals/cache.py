@@ -142,7 +142,7 @@ class ScoreCache:
             value = msgspec.json.decode(record.value)
             if record.key != key or not isinstance(value, dict):
                 raise IntegrityError("cached scores are of something else")
-        except (IntegrityError, msgspec.DecodeError):
+        except (IntegrityError, msgspec.DecodeError, RecursionError):
             with contextlib.suppress(OSError):
                 self._path(key).unlink()
             return None

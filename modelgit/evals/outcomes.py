@@ -74,7 +74,7 @@ def parse_outcome(data: bytes, *, what: str) -> Outcome:
     hint = 'print one JSON object {"metrics": {"NAME": 0.5}, "examples": [{"id": "1", "score": 1}]} and nothing else'
     try:
         written = msgspec.json.decode(data, type=_Written)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         start = data[:60].decode("utf-8", errors="replace").strip()
         raise CheckFailed(f"{what} gave no outcome ({error}): {start!a}", hint=hint) from error
     if not written.metrics and not written.examples:

@@ -47,7 +47,7 @@ class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("the model's directory has no config.json, which gives the sizes of the encoder")
         try:
             config = msgspec.json.decode(files["config.json"], type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise UsageError(f"config.json is not that of a BERT model: {error}", hint=_ENTRY_HINT) from error
         if config.model_type != "bert":
             raise UsageError(f"config.json describes a `{config.model_type}` model, not `bert`", hint=_ENTRY_HINT)

@@ -137,7 +137,7 @@ def _config(settings: TaskSettings, kind: TaskKind, files: Mapping[str, bytes]) 
         )
     try:
         values = msgspec.json.decode(files["config.json"], type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"config.json of model `{settings.model}` is not JSON: {error}", hint=_ENTRY) from error
     library = _library()
     model_type = values.get("model_type")

@@ -117,7 +117,7 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             found = msgspec.json.decode(files.get("preprocessor_config.json", b"{}"), type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"preprocessor_config.json of the model is not understood: {error}") from error
         for key in ("do_pad", "do_flip_channel_order"):
             if getattr(found, key):
@@ -284,7 +284,7 @@ def image_set(examples: tuple[Example, ...], fingerprint: str, files: Mapping[st
     """The images of `examples`, prepared as the files of the model say; `num_channels` of config.json, or 3."""
     try:
         channels = msgspec.json.decode(files.get("config.json", b"{}"), type=_Channels).num_channels
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         channels = _Channels().num_channels
     return ImageSet(examples, fingerprint, Preparation.read(files), channels)
 

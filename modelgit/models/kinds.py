@@ -53,7 +53,7 @@ class ModelConfig(msgspec.Struct):
         """From `config.json` of `files`; empty where there is none that can be read."""
         try:
             return msgspec.json.decode(files.get("config.json", b"{}"), type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 
     @property

@@ -70,7 +70,7 @@ def _json_lines(content: bytes, shown: str) -> Iterator[Row]:
             continue
         try:
             values = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"{shown}:{number}: not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UsageError(f"{shown}:{number}: a JSON {type(values).__name__}, where an object is expected")

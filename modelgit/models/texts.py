@@ -63,7 +63,7 @@ class TextLimits(msgspec.Struct, frozen=True, kw_only=True):
         """From `config.json` of `files`; defaults where there is none.  Raises UsageError when it is damaged."""
         try:
             return msgspec.json.decode(files.get("config.json", b"{}"), type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"config.json of the model is not understood: {error}") from error
 
     @property
@@ -253,7 +253,7 @@ class _TokenizerConfig(msgspec.Struct):
 def _mask_id(tokenizer: Any, files: Mapping[str, bytes]) -> int:
     try:
         named = msgspec.json.decode(files.get("tokenizer_config.json", b"{}"), type=_TokenizerConfig).mask_token
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         named = None
     content = named.get("content") if isinstance(named, dict) else named
     for token in (content, *_MASK_TOKENS):

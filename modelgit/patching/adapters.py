@@ -234,7 +234,7 @@ def _read_config(path: Path, *, shown: str) -> _Config:
         data = reader.read(0, reader.size)
     try:
         config = msgspec.json.decode(data, type=_Config)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = ascii(str(error))[1:-1][:100]
         raise CheckpointFormatError(f"{shown} is no adapter configuration: {reason}") from None
     hint = "commit without `--adapter`: what was merged is found by itself if it is of low rank"

@@ -43,6 +43,8 @@ _MODELS_HELD = 2
 _EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative rounding of outputs; those of float64 models are kept as float32."""
 _ROUNDING = 512
+_MOVED = 0.5
+"""The share of tensors' names that a model and one that was moved have in common, at least."""
 
 
 @dataclass(frozen=True)
@@ -253,20 +255,25 @@ class ManifestSide:
         return task if path == task.model else msgspec.structs.replace(task, model=path)
 
     def model_path(self, task: TaskSettings) -> str:
-        """Where the task's model is: at its path, or where one with the same tensors was before it was moved.
+        """Where the task's model is: at its path, or where the one was that was moved there, by its tensors' names.
 
-        Moving a model to another directory must not be a way around limits against the parent.  Raises UsageError
-        when there is no such model.
+        Moving a model to another directory must not be a way around limits against the parent, and neither is one more
+        tensor: of the models that went away the most alike counts, if half of the names agree.  Raises UsageError when
+        there is no such model.
         """
         if self._path_from is None or any(model.path == task.model for model in self._content.models):
             return find_model(self._content, task.model).path
         store, manifest = self._path_from
         names = set(self._repo.models_of(manifest, store=store).get(task.model, ()))
         here = {model.path for model in manifest.models}
-        gone = [model for model in self._content.models if model.path not in here]
-        for model in gone:
-            if set(self._repo.tensors_of(self._content, model)) == names:
-                return model.path
+        alike = {}
+        for model in self._content.models:
+            if model.path not in here:
+                before = set(self._repo.tensors_of(self._content, model, store=self._store))
+                alike[model.path] = len(names & before) / max(1, len(names | before))
+        nearest = max(sorted(alike), key=alike.__getitem__, default=None)
+        if nearest is not None and alike[nearest] >= _MOVED:
+            return nearest
         return find_model(self._content, task.model).path
 
     def has_model(self, task: TaskSettings) -> bool:

@@ -115,7 +115,7 @@ def _with_prompt_field(settings: TaskSettings, prompts: Prompts) -> TaskSettings
         with prompts.path.open("rb") as file:
             first = next((line for line in file if line.strip()), b"{}")
         known = msgspec.json.decode(first, type=_Prompt).prompt
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return settings  # whoever reads the file says what is wrong with it
     return settings if known is None else msgspec.structs.replace(settings, text="prompt")
 
@@ -257,5 +257,5 @@ def _stop_tokens(files: Mapping[str, bytes], tokenizer: Any) -> frozenset[int]:
 def _read(files: Mapping[str, bytes], name: str, kind: type[msgspec.Struct]) -> Any:
     try:
         return msgspec.json.decode(files[name], type=kind) if name in files else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

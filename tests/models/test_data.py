@@ -97,6 +97,7 @@ def test_the_fingerprint_covers_bytes_and_reading(tmp_path: Path) -> None:
     [
         ("d.jsonl", '{"text": "a"}\n{"text": ', r"d\.jsonl:2: not JSON", None),
         ("d.jsonl", b'{"text": "\xff"}', r"d\.jsonl:1: not JSON", None),
+        ("d.jsonl", b"[" * 200_000, r"d\.jsonl:1: not JSON", None),
         ("d.jsonl", "[1]", r"d\.jsonl:1: a JSON list", None),
         ("d.jsonl", '{"text": "a"}\n\n{"words": "b"}', r"d\.jsonl:3: no field `text`", "`words`"),
         ("d.jsonl", '{"text": 3}', r"d\.jsonl:1: no text", None),

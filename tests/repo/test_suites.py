@@ -249,6 +249,10 @@ def test_a_moved_model_is_still_compared(bot: Repository) -> None:
     record = only(bot, None)
     assert record.decision == "pass" and record.baselines[0].name == "parent"
     assert {line.broken for line in record.results if line.name == "negative flips"} == {0}
+    file = bot.worktree / "models/renamed/model.safetensors"
+    save_file({**{name: -array for name, array in load_file(file).items()}, "one.more": np.ones(1, np.float32)}, file)
+    record = only(bot, None)  # nor is one more tensor a way to have nothing to compare with
+    assert record.decision == "fail" and record.baselines[0].name == "parent"
 
 
 def test_trust_covers_functions_and_commands_and_lapses_with_what_they_name(bot: Repository) -> None:
