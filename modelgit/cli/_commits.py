@@ -141,7 +141,7 @@ def verdict_lines(
             against = dim(f"  vs {printable(flip.against)}") if several and flip.against else ""
             lines.append([pad, "  ", red("↯ "), flip_words(flip), against])
         if flips and len(record.flips) > flips:
-            lines.append([pad, dim(f"  and {len(record.flips) - flips:,} more: `mgit eval --show flips`")])
+            lines.append([pad, dim("  and more: `mgit eval --show flips` lists them")])
     return lines
 
 

@@ -120,7 +120,7 @@ def _example(session: Session, example: str, revision: str, data: str | None, as
         session.output.lines(columns([_who(repo, found.since)], indent=2))
         session.output.line(f"  {found.before.predicted} → {found.now.predicted}{gold}")
         for other in found.others:
-            came = "the same" if other.right == found.now.right else "as before"
+            came = f"{state}, too" if other.right == found.now.right else "as before"
             session.output.line("  ", dim(f"merged from {other.commit.short}, which says {other.predicted} ({came})"))
     session.output.say(dim(f"{plural(found.looked, 'model')} asked"))
 

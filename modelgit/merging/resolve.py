@@ -245,6 +245,16 @@ def _ranged(
         for side in _SIDE_NAMES:
             chosen = known.get(side, ()) if item.source == "combine" else known[item.source]
             found[side] += sliced(chosen, item.start, stop)
+    # Ranges that end where no side does would drop rows that nobody said anything about.
+    lengths = {sum(run.length for run in runs) for runs in known.values()}
+    end = sum(run.length for run in found["ours"])
+    if end not in lengths:
+        last = min(count for count in lengths if count > end) - 1
+        missing = f"row {end} is" if last == end else f"rows {end} to {last} are"
+        raise UsageError(
+            f"{name} cannot be resolved: {missing} in no range",
+            hint=f"`mgit resolve {name} {' '.join(f'--rows {item}' for item in ranges)} --rows {end}:=ours`",
+        )
     combines = any(item.source == "combine" for item in ranges)
     base = None if combines and "base" not in known else joined(found["base"])
     return viewed(name, RowPlan(base=base, ours=joined(found["ours"]), theirs=joined(found["theirs"])), sides, views)

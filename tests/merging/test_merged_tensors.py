@@ -355,6 +355,8 @@ def test_rows_can_come_from_several_sides():
         ("rows 0:4=ours,4:=theirs", "ours has 3 rows"),
         ("rows 0:3=combine,3:=combine", "ours has 3 rows"),
         ("rows 0:3=ours,5:=theirs", "rows 3 to 4 are in no range"),
+        ("rows 0:2=ours", "row 2 is in no range"),
+        ("rows 0:1=combine", "rows 1 to 2 are in no range"),
     ):
         with pytest.raises(UsageError, match=why):
             grow(memory, base, ours, theirs, text)
