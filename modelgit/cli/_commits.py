@@ -15,6 +15,7 @@ from modelgit.reporting.verdict_text import (
     check_label,
     flip_words,
     measurement,
+    notes_of,
 )
 from modelgit.reporting.wording import amount, printable, share
 
@@ -135,7 +136,7 @@ def verdict_lines(
         lines += columns([_check_row(record, check) for check in shown], indent=indent + 2)
         if len(shown) < len(record.results):
             lines.append([pad, dim(f"  {plural(len(record.results) - len(shown), 'slice')} within the limit")])
-        lines += [[pad, "  ", yellow(note)] for note in (record.override, *record.accepted) if note]
+        lines += [[pad, "  ", yellow(note)] for note in notes_of(record)]
         several = len(record.baselines) > 1
         for flip in record.flips[:flips]:
             against = dim(f"  vs {printable(flip.against)}") if several and flip.against else ""

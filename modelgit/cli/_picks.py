@@ -107,7 +107,7 @@ def _show_refusal(session: Session, refusal: NegativeAnswer) -> None:
         ours, theirs = repo.view().branch or "HEAD", called(repo, state.source or state.theirs)
         output.say(f"At {theirs}: ", state.message.split("\n", 1)[0])
         output.say_lines(plan_lines(refusal.plan, ours=ours, theirs=theirs, strategy=state.strategy))
-        output.say_lines(conflict_lines(refusal.conflicts, ours=ours, theirs=theirs))
+        output.say_lines(conflict_lines(refusal.open, ours=ours, theirs=theirs))
 
 
 def _say(session: Session, done: Picked) -> None:

@@ -7,6 +7,7 @@ import click
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._options import command, json_option, pass_session
 from modelgit.cli._output import plain_data
+from modelgit.cli._record import sign_option
 from modelgit.cli._session import Session
 from modelgit.objects.policies import APPROVAL_KINDS
 
@@ -28,7 +29,7 @@ _WORDS = {
 )
 @click.option("-m", "--message", required=True, metavar="TEXT", help="What was looked at, or why it may land.")
 @click.option("--override", is_flag=True, help="Let it land whatever the policies of the branch say.")
-@click.option("--key", metavar="FILE", help="The private ssh key to sign with (user.signing_key).")
+@sign_option("Sign with the ssh key in the file KEY; without it with the configured one (user.signing_key).")
 @json_option
 @pass_session
 def approve(
@@ -37,7 +38,7 @@ def approve(
     base: str,
     message: str,
     override: bool,
-    key: str | None,
+    sign: str | None,
     as_json: bool,
 ) -> None:
     """Sign leave for REV (HEAD) to replace REF with what it changes beside weights.
@@ -45,11 +46,11 @@ def approve(
     That is code, classes that config files name, tokenizer, chat template and gate. The approval is of this very commit
     on this very tip; `mgit push` sends it.
     """
-    from modelgit.repo.approve import approve as sign
+    from modelgit.repo.approve import approve as sign_approval
     from modelgit.repo.notes import signing_key
 
     repo = session.repository
-    approved = sign(repo, base, revision, reason=message, override=override, key=signing_key(repo, key or ""))
+    approved = sign_approval(repo, base, revision, reason=message, override=override, key=signing_key(repo, sign or ""))
     approval = approved.known.checked.approval
     output = session.output
     if as_json:

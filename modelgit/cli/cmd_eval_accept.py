@@ -93,4 +93,4 @@ def _row(item: ListedAcceptance) -> list[Part]:
     state: Part = green("counts") if item.counts else yellow(item.problem)
     until = f"until {item.expires}" if item.expires else "for good"
     who = f"signed {', '.join(item.signers)}" if item.signers else item.author
-    return [f"{item.suite} {item.test}", shown, state, until, who, dim(item.reason)]
+    return [yellow(item.note.short), f"{item.suite} {item.test}", shown, state, until, who, dim(item.reason)]

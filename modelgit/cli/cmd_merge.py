@@ -267,7 +267,7 @@ def show_refusal(
             output.say(*heading(revision, repo.resolve(revision), ours, repo.resolve("HEAD"), base))
         used = strategy or repo.settings.merge.strategy.partition(" ")[0]
         output.say_lines(plan_lines(refusal.plan, ours=ours, theirs=theirs, strategy=used))
-        output.say_lines(conflict_lines(refusal.conflicts, ours=ours, theirs=theirs))
+        output.say_lines(conflict_lines(refusal.open, ours=ours, theirs=theirs))
 
 
 def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) -> None:

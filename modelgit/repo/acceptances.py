@@ -82,7 +82,9 @@ def accept(
     known = {item.id for item in read_dataset(repo, repo.store, repo.manifest_of(repo.head()), source).examples}
     unknown = sorted(set(examples) - known)
     if unknown:
-        raise UsageError(f"{source.path} has no example {unknown[0][:60]!a}", hint="`mgit eval --json` lists flips")
+        raise UsageError(
+            f"{source.path} has no example {unknown[0][:60]!a}", hint="`mgit eval --show flips` lists what broke"
+        )
     return add_acceptance(repo, found.name, test, examples, reason=reason, expires_s=expires_s, key=key)
 
 

@@ -427,6 +427,7 @@ class StoppedMerge(MergeConflicts):
         self, message: str, *, hint: str, conflicts: tuple[Conflict, ...], plan: MergePlan, sides: Sides
     ) -> None:
         super().__init__(message, hint=hint, conflicts=conflicts)
+        self.open = conflicts
         self.plan = plan
         self.sides = sides
 

@@ -8,7 +8,14 @@ from typing import NamedTuple
 from modelgit.objects import LETS_IN, CheckReport, EvalRecord, Finding
 from modelgit.objects.diffs import ModelDiff
 from modelgit.reporting.diff_text import diff_lines
-from modelgit.reporting.verdict_text import DECISION_WORDS, OUTCOME_MARKS, baseline_words, check_label, measurement
+from modelgit.reporting.verdict_text import (
+    DECISION_WORDS,
+    OUTCOME_MARKS,
+    baseline_words,
+    check_label,
+    measurement,
+    notes_of,
+)
 from modelgit.reporting.wording import printable, shortened
 
 __all__ = ["STEP_SUMMARY_BYTES", "check_markdown", "diff_markdown", "escape_markdown", "verdict_markdown"]
@@ -109,10 +116,9 @@ def _verdict(record: EvalRecord, detail: _Detail) -> Iterator[str]:
     if len(shown) < len(record.results):
         yield ""
         yield f"{len(record.results) - len(shown):,} more checks pass."
-    for note in (record.override, *record.accepted):
-        if note:
-            yield ""
-            yield f"> {_cell(note)}"
+    for note in notes_of(record):
+        yield ""
+        yield f"> {_cell(note)}"
     yield ""
     if detail.flips and record.flips:
         yield from _flips(record)

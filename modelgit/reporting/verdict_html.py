@@ -15,6 +15,7 @@ from modelgit.reporting.verdict_text import (
     check_label,
     check_notes,
     measurement,
+    notes_of,
 )
 from modelgit.reporting.wording import shortened
 
@@ -88,7 +89,7 @@ def _suite(record: EvalRecord) -> Iterator[str]:
     yield f"<h2>{text(record.suite)}: {_word(record.decision)}</h2>"
     drawn = f", {record.examples:,} examples" if record.examples else ""
     yield f'<p class="note">{text(baseline_words(record))}{drawn}, {record.seconds:.1f} s</p>'
-    yield from (f"<p>{text(note)}</p>" for note in (record.override, *record.accepted) if note)
+    yield from (f"<p>{text(note)}</p>" for note in notes_of(record))
     lines = [result for result in record.results if not result.slice]
     if lines:
         heads = '<th class="n">baseline</th><th class="n">candidate</th><th>verdict</th><th></th>'

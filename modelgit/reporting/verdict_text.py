@@ -15,6 +15,7 @@ __all__ = [
     "check_notes",
     "flip_words",
     "measurement",
+    "notes_of",
 ]
 
 # Only what refuses is in capitals.
@@ -100,6 +101,15 @@ def baseline_words(record: EvalRecord) -> str:
         name, what = known[0]
         return f"baseline {what.short}" if name == "parent" else f"baseline {printable(name)} {what.short}"
     return "baselines " + ", ".join(f"{printable(name)} {what.short}" for name, what in known)
+
+
+def notes_of(record: EvalRecord) -> list[str]:
+    """What a verdict says besides its lines: that it was overridden, and which acceptances made a difference to it."""
+    notes = [record.override] if record.override else []
+    for note in record.accepted:
+        called = note.removeprefix("b3:")[:12] if note.startswith("b3:") else note
+        notes.append(f"examples that broke were accepted: {called} of `mgit eval accept --list`")
+    return notes
 
 
 def flip_words(flip: Flip) -> str:

@@ -129,6 +129,7 @@ def test_a_terminal_counts_slices_that_pass_and_lists_what_broke() -> None:
         "  intents: negative flips vs tag:v1           2.2 %  FAIL",
         "  intents: negative flips vs tag:v1, lang=de  8.0 %  FAIL",
         "  2 slices within the limit",
-        "  q1: agreed",
+        "  examples that broke were accepted: q1: agreed of `mgit eval accept --list`",
         r"  ↯ q\x1b7: place → person",
+        "  and more: `mgit eval --show flips` lists them",
     ]

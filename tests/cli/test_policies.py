@@ -92,7 +92,15 @@ class Team:
 
     def approve(self, *options: str, name: str = "owner", code: int = 0) -> Any:
         return self.mgit(
-            "approve", "--base", "origin/main", "-m", "looked at it", "--key", str(self.keys[name]), *options, code=code
+            "approve",
+            "--base",
+            "origin/main",
+            "-m",
+            "looked at it",
+            "--sign",
+            str(self.keys[name]),
+            *options,
+            code=code,
         )
 
 
