@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelgit.amounts import size_text as size
 from modelgit.reporting.wording import amount
 
 __all__ = ["ago", "duration", "escape", "plural", "size"]
@@ -32,17 +33,6 @@ def _escaped(char: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def size(size_bytes: int) -> str:
-    """A size for people: `3.1 MiB`, `134 bytes`."""
-    if abs(size_bytes) < 1024:
-        return f"{size_bytes} byte" if size_bytes == 1 else f"{size_bytes} bytes"
-    value, units = size_bytes / 1024, ["KiB", "MiB", "GiB", "TiB", "PiB"]
-    while abs(value) >= 1023.95 and len(units) > 1:
-        value /= 1024
-        del units[0]
-    return f"{value:.1f} {units[0]}"
 
 
 def plural(number: int, noun: str, many: str | None = None) -> str:

@@ -18,8 +18,9 @@ __all__ = ["SUITES_DIRECTORY", "duration_s", "parse_suite", "suite_name", "suite
 SUITES_DIRECTORY = "evals"
 _MAX_CHARACTERS = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h)\s*\Z")
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|d|w)\s*\Z")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_MAX_S = 100 * 365 * 86_400.0
 _WHERE = re.compile(r" - at `\$\.?(.*)`\Z")
 
 
@@ -41,11 +42,15 @@ def suite_path(name: str) -> str:
 
 
 def duration_s(text: str, *, where: str) -> float:
-    """Seconds of "90s", "5m", "1.5h" or "200ms".  Raises UsageError, which begins with `where`, for anything else."""
+    """Seconds of "200ms", "90s", "5m", "1.5h", "30d" or "4w", a century at most.
+
+    Raises UsageError, which begins with `where`, for anything else.
+    """
     match = _DURATION.match(text)
     seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise UsageError(f"{where} is {text[:40]!r}, which is no length of time", hint='write "90s", "5m" or "1h"')
+    if not 0 < seconds <= _MAX_S:
+        hint = 'write "90s", "5m", "1h" or "30d"'
+        raise UsageError(f"{where} is {text[:40]!r}, which is no length of time", hint=hint)
     return seconds
 
 

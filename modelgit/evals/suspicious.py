@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from modelgit.amounts import counted
 from modelgit.numerics.row_changes import RowChanges
 from modelgit.objects import Finding
 
@@ -84,7 +85,7 @@ def _few_rows(model: str, name: str, rows: RowChanges) -> Iterator[Finding]:
     if rows.rows >= MIN_TABLE_ROWS and 0 < touched.size <= few and whole.size:
         yield _finding(
             "suspicious/few-rows",
-            f"{_count(touched.size, 'row')} of {rows.rows:,} changed in {name}, and all others stayed as they were",
+            f"{counted(touched.size, 'row')} of {rows.rows:,} changed in {name}, and all others stayed as they were",
             model,
             name,
             _rows(rows, touched),
@@ -95,7 +96,8 @@ def _few_rows(model: str, name: str, rows: RowChanges) -> Iterator[Finding]:
     if 0 < far.size <= max(3, int(MAX_SHARE * rows.rows)):
         yield _finding(
             "suspicious/rows",
-            f"{_count(far.size, 'row')} of {rows.rows:,} in {name} moved at least {RATIO:.0f} times as far as the rest",
+            f"{counted(far.size, 'row')} of {rows.rows:,} in {name} moved at least {RATIO:.0f} times as far as the"
+            " rest",
             model,
             name,
             _rows(rows, far),
@@ -156,7 +158,7 @@ def rearranged(
     if len(pairs) >= 2:
         yield _finding(
             "suspicious/swapped-rows",
-            f"{_count(len(pairs), 'row')} of {name} took the places of others, as when classes are swapped",
+            f"{counted(len(pairs), 'row')} of {name} took the places of others, as when classes are swapped",
             model,
             name,
             tuple(f"row {there} is now row {here}" for here, there in pairs[:_SHOWN]),
@@ -175,7 +177,3 @@ def _rows(rows: RowChanges, chosen: NDArray[np.int64]) -> tuple[str, ...]:
 
 def _finding(rule: str, message: str, model: str, name: str, details: tuple[str, ...] = ()) -> Finding:
     return Finding(rule=rule, level="warning", message=message, path=model, tensor=name, details=details)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

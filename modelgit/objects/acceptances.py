@@ -9,9 +9,7 @@ import msgspec
 from modelgit.errors import IntegrityError
 from modelgit.objects.statements import Plain, read_statement, time_of, write_statement
 
-__all__ = ["ACCEPTANCE_TYPE", "Acceptance", "read_acceptance", "write_acceptance"]
-
-ACCEPTANCE_TYPE = "mgit:acceptance:v1"
+__all__ = ["Acceptance", "read_acceptance", "write_acceptance"]
 
 
 class Acceptance(Plain, frozen=True, kw_only=True):

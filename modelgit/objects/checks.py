@@ -39,6 +39,11 @@ class Finding(Record, frozen=True, kw_only=True):
     commit: CommitId | None = None
     details: tuple[str, ...] = ()
 
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What it is about, from the file to the commit, as far as it is about any."""
+        return tuple(filter(None, (self.path, self.tensor, self.commit.short if self.commit is not None else "")))
+
 
 class CheckSection(Record, frozen=True, kw_only=True):
     """One part of a check ("objects", "patch", "schema", "values", "safety", "suspicious", "eval smoke", ...).

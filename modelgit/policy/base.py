@@ -15,7 +15,6 @@ __all__ = [
     "SignedApproval",
     "SignedVerdict",
     "SuiteVersions",
-    "size_words",
 ]
 
 
@@ -125,11 +124,3 @@ class PolicyDecision(NamedTuple):
     def allowed(self) -> bool:
         """Whether the update may land."""
         return not self.refusals or bool(self.overridden)
-
-
-def size_words(size_bytes: int) -> str:
-    """A size as a sentence has it: `3.1 MiB`, `134 bytes`."""
-    for unit, scale in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size_bytes >= 1 << scale:
-            return f"{size_bytes / (1 << scale):,.1f} {unit}"
-    return f"{size_bytes:,} bytes"

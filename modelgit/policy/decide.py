@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from modelgit.amounts import size_text
 from modelgit.objects.policies import ApprovalKind, BranchPolicy
 from modelgit.policy.base import (
     BranchUpdate,
@@ -12,11 +13,10 @@ from modelgit.policy.base import (
     Refusal,
     SignedApproval,
     SignedVerdict,
-    size_words,
 )
 from modelgit.policy.suites import required_suites
 
-__all__ = ["decide_update", "is_protected", "policies_of"]
+__all__ = ["decide_update", "policies_of"]
 
 _KIND_WORDS: Mapping[ApprovalKind, str] = {
     "code": "code",
@@ -35,11 +35,6 @@ def policies_of(policies: Mapping[str, BranchPolicy], branch: str) -> dict[str, 
         for name, policy in sorted(policies.items())
         if any(fnmatchcase(branch, pattern) for pattern in policy.branches)
     }
-
-
-def is_protected(policies: Mapping[str, BranchPolicy], branch: str) -> bool:
-    """Whether any policy holds for a branch."""
-    return bool(policies_of(policies, branch))
 
 
 def decide_update(
@@ -114,15 +109,15 @@ def _sizes(name: str, policy: BranchPolicy, update: BranchUpdate) -> Iterator[Re
     if policy.max_patch_bytes is not None and facts.bytes_added > policy.max_patch_bytes:
         yield Refusal(
             "patch-size",
-            f"the patch is {size_words(facts.bytes_added)}, and policy {name} allows"
-            f" {size_words(policy.max_patch_bytes)}",
+            f"the patch is {size_text(facts.bytes_added)}, and policy {name} allows"
+            f" {size_text(policy.max_patch_bytes)}",
             "`mgit commit --density` keeps the important part of a dense change",
         )
     if policy.max_model_bytes is not None and facts.raw_bytes > policy.max_model_bytes:
         yield Refusal(
             "model-size",
-            f"the files come to {size_words(facts.raw_bytes)}, and policy {name} allows"
-            f" {size_words(policy.max_model_bytes)}",
+            f"the files come to {size_text(facts.raw_bytes)}, and policy {name} allows"
+            f" {size_text(policy.max_model_bytes)}",
             "`mgit du` shows what takes the space",
         )
     if policy.max_changed is not None:

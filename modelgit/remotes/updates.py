@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from modelgit.amounts import counted
 from modelgit.errors import IntegrityError, RemoteError, UsageError
 from modelgit.objects import CommitId
 from modelgit.objects.graph import ancestors, is_ancestor
@@ -92,7 +93,7 @@ def _check_forward(
     try:
         theirs = list(_only_theirs(current, ours, store))
         newest = max(store.read_commit(commit).committer.time_s for commit in theirs)
-        count = f"{len(theirs)} commit{'s' if len(theirs) > 1 else ''}"
+        count = counted(len(theirs), "commit")
         detail = f"({current.short}, {_age(time.time() - newest)})"
     except (IntegrityError, RemoteError):
         count, detail = "commits", f"({current.short})"
@@ -111,5 +112,5 @@ def _age(seconds: float) -> str:
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:
             count = int(seconds // size)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+            return f"{counted(count, unit)} ago"
     return "just now"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from modelgit.config.suite_files import duration_s
 from modelgit.config.suites import CheckListTest, NfrTest, PinTest
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import NoteId
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.signing.signers import AllowedSigners
 
-__all__ = ["ListedAcceptance", "accept", "accepted_examples", "list_acceptances", "moment_after"]
-
-_SPAN = re.compile(r"(\d{1,5})([hdw])\Z")
-_SPANS_S = {"h": 3600, "d": 86_400, "w": 604_800}
+__all__ = ["ListedAcceptance", "accept", "accepted_examples", "list_acceptances"]
 
 
 class ListedAcceptance(NamedTuple):
@@ -38,16 +35,6 @@ class ListedAcceptance(NamedTuple):
     signers: tuple[str, ...]
     counts: bool
     problem: str = ""
-
-
-def moment_after(span: str, *, now_s: float) -> float:
-    """The moment `span` ("12h", "30d", "4w") after `now_s`.  Raises UsageError for anything else."""
-    match = _SPAN.match(span)
-    if match is None or int(match[1]) == 0:
-        raise UsageError(
-            f"{span[:40]!a} is no time after which an acceptance lapses", hint="`--expires 30d`, 12h or 4w"
-        )
-    return now_s + int(match[1]) * _SPANS_S[match[2]]
 
 
 def accept(
@@ -70,7 +57,7 @@ def accept(
     from modelgit.repo.suites import worktree_suites
 
     now = time.time()
-    expires_s = None if expires is None else moment_after(expires, now_s=now)
+    expires_s = None if expires is None else now + duration_s(expires, where="`--expires`")
     found = _suite_with(worktree_suites(repo).suites(), test, suite)
     table = next(item for item in found.tests if item.name == test)
     if not isinstance(table, NfrTest | PinTest | CheckListTest):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from modelgit.amounts import counted
 from modelgit.errors import CheckFailed, MgitError, RemoteError, UsageError
 from modelgit.objects import Commit, CommitId, KeptNote, PatchFacts
 from modelgit.objects.graph import ancestors, is_ancestor
@@ -176,7 +177,7 @@ def _refusal(refused: Sequence[BranchDecision], remote: str) -> PushRefused:
         for refusal in decision.refusals
     ]
     update, first = found[0]
-    more = f" (and {len(found) - 1} more reason{'s' if len(found) > 2 else ''})" if len(found) > 1 else ""
+    more = f" (and {counted(len(found) - 1, 'more reason')})" if len(found) > 1 else ""
     return PushRefused(
         f"the policy of {remote}/{update.branch} refuses the push: {first.message}{more}; nothing was changed",
         hint=first.hint,

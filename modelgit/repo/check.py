@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from modelgit.amounts import counted
 from modelgit.errors import MgitError
 from modelgit.objects import CheckReport, CheckSection, Commit, CommitId, EvalRecord, Finding, Manifest, PatchFacts
 from modelgit.objects.graph import ancestors, merge_bases
@@ -171,7 +172,7 @@ class _Check:
         shown = list(found[:_MAX_SUSPECTS])
         if more > 0:
             shown.append(Finding(rule="suspicious/more", level="warning", message=f"and {more:,} more"))
-        words = f"{len(found):,} thing{'s' if len(found) != 1 else ''} to look at: training hardly ever does this"
+        words = f"{counted(len(found), 'thing')} to look at: training hardly ever does this"
         return [section("suspicious", words, shown)]
 
     def _signatures(self) -> Sequence[CheckSection]:
@@ -220,7 +221,7 @@ class _Check:
 def _verdict_section(record: EvalRecord) -> CheckSection:
     broken = [result for result in record.results if result.decision not in ("pass", "baseline", "warn")]
     lines = len(record.results)
-    summary = f"{lines - len(broken)} of {lines} line{'s' if lines != 1 else ''} pass"
+    summary = f"{lines - len(broken)} of {counted(lines, 'line')} pass"
     if record.examples:
         summary += f", {record.examples:,} examples"
     return CheckSection(

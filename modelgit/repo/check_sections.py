@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from modelgit.amounts import counted, size_text
 from modelgit.errors import ExternalAbsentError, IntegrityError, MgitError
 from modelgit.formats.detect import scan_reader
 from modelgit.formats.lookalikes import is_torch_name
@@ -26,7 +27,6 @@ from modelgit.objects import (
 from modelgit.objects.checks import worst
 from modelgit.parallel import Workers
 from modelgit.patching.files import StoredFile
-from modelgit.policy.base import size_words
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed
 from modelgit.remotes.closure import closure
@@ -109,10 +109,10 @@ def objects_section(
                 findings.append(Finding(rule="objects/damaged", level="error", message=message, hint=hint))
     progress.finish("verify")
     if away:
-        message = f"{_count(away, 'object')} of a published model that is not on this machine could not be compared"
+        message = f"{counted(away, 'object')} of a published model that is not on this machine could not be compared"
         findings.append(Finding(rule="objects/elsewhere", level="warning", message=message))
     bad = sum(finding.level == "error" for finding in findings)
-    summary = f"{len(items) - bad - away:,} of {_count(len(items), 'object')} present, digests verified"
+    summary = f"{len(items) - bad - away:,} of {counted(len(items), 'object')} present, digests verified"
     return section("objects", summary, findings)
 
 
@@ -139,15 +139,15 @@ def patch_section(
             Finding(
                 rule="patch/behind",
                 level="warning",
-                message=f"{base} has {_count(behind, 'commit')} that are not in this history, so it cannot move here",
+                message=f"{base} has {counted(behind, 'commit')} that are not in this history, so it cannot move here",
                 hint=f"`mgit merge {base}`",
             )
         )
-    counted = facts.values_changed
-    changed = f"{share(counted, facts.values)} of values, " if counted is not None and facts.values else ""
-    exact = f"{_count(len(facts.lossy), 'lossy commit')}" if facts.lossy else "exact"
-    size = size_words(facts.bytes_added)
-    return section("patch", f"{exact}, {_count(facts.commits, 'commit')}, {changed}{size}", findings)
+    number = facts.values_changed
+    changed = f"{share(number, facts.values)} of values, " if number is not None and facts.values else ""
+    exact = f"{counted(len(facts.lossy), 'lossy commit')}" if facts.lossy else "exact"
+    size = size_text(facts.bytes_added)
+    return section("patch", f"{exact}, {counted(facts.commits, 'commit')}, {changed}{size}", findings)
 
 
 def _misstated(repo: Repository, commit: Commit, patch: Patch) -> str:
@@ -173,7 +173,7 @@ def schema_section(old: Tree, new: Tree) -> CheckSection:
     before, after = old.tensors(), new.tensors()
     if not old.manifest.models:
         return CheckSection(
-            name="schema", outcome="skip", summary=f"{_count(len(after), 'tensor')}, nothing to compare", seconds=0.0
+            name="schema", outcome="skip", summary=f"{counted(len(after), 'tensor')}, nothing to compare", seconds=0.0
         )
     findings = []
     for (model, name), entry in before.items():
@@ -233,7 +233,7 @@ def safety_section(new: Tree, facts: PatchFacts, changed: Sequence[FileEntry]) -
     if not findings:
         return section("safety", "no pickle with foreign names, no code, tokenizer and chat template as before")
     errors = sum(finding.level == "error" for finding in findings)
-    summary = f"{_count(errors, 'file')} that must not be loaded" if errors else "changes that run or are read as code"
+    summary = f"{counted(errors, 'file')} that must not be loaded" if errors else "changes that run or are read as code"
     return section("safety", summary, _first(findings))
 
 
@@ -278,7 +278,3 @@ def _first(findings: Sequence[Finding]) -> list[Finding]:
 
 def _shown(name: str) -> str:
     return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from modelgit.amounts import counted
 from modelgit.errors import UsageError
 from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
@@ -361,7 +362,7 @@ def strayed_words(strayed: Mapping[str, int], *, named: int = 3) -> str:
     total = sum(strayed.values())
     places = ", ".join(f"{count:,} in {name}" for name, count in most[:named])
     if len(most) == 1:
-        return f"{total:,} value{'s' if total != 1 else ''} in {most[0][0]}"
+        return f"{counted(total, 'value')} in {most[0][0]}"
     more = f", and more in {len(most) - named} others" if len(most) > named else ""
     return f"{total:,} values in {len(most)} tensors ({places}{more})"
 

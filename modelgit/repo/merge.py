@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from modelgit.amounts import counted
 from modelgit.config.schema import MergeSettings
 from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
@@ -384,7 +385,7 @@ def apply_state(
         models = ", ".join(sorted({*sides.ours.side.models})) or "the work tree"
         count = len(still_open)
         raise StoppedMerge(
-            f"{state.name} stopped; {models} is untouched; {count} conflict{'s' if count != 1 else ''} to resolve",
+            f"{state.name} stopped; {models} is untouched; {counted(count, 'conflict')} to resolve",
             hint=f"{_way_out(still_open[0])}, then `mgit {state.name} --continue`",
             conflicts=still_open,
             plan=full,

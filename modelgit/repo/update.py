@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from modelgit.amounts import counted
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import CommitId, ContentId, FileEntry, Literal, Manifest, ManifestId, OperationId, View
 from modelgit.objects.manifest import content_id, manifest_id
@@ -47,7 +48,7 @@ def check_clean(
     model = next((models[path] for path in dirty if path in models), None)
     if model is not None:
         count = _changed_tensors(repo, model)
-        what = f"{model} has changes that {verb} would overwrite ({count} tensor{'s' if count != 1 else ''})"
+        what = f"{model} has changes that {verb} would overwrite ({counted(count, 'tensor')})"
     else:
         more = f" and {len(dirty) - 1} more" if len(dirty) > 1 else ""
         what = f"{dirty[0]}{more} has changes that {verb} would overwrite"

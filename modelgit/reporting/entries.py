@@ -176,8 +176,7 @@ def _finding(finding: Finding, *, lets_in: bool) -> Entry:
     level: Level = finding.level
     if lets_in and level == "error":
         level = "warning"
-    about = [finding.path, finding.tensor, finding.commit.short if finding.commit is not None else ""]
-    shown = ", ".join(printable(part) for part in about if part)
+    shown = ", ".join(map(printable, finding.about))
     rule = printable(finding.rule)
     hint = (f"hint: {printable(finding.hint)}",) if finding.hint else ()
     return Entry(

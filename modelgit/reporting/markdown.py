@@ -88,8 +88,7 @@ def _check(report: CheckReport, detail: _Detail) -> Iterator[str]:
 
 
 def _finding(finding: Finding) -> Iterator[str]:
-    about = [part for part in (finding.path, finding.tensor, finding.commit and finding.commit.short) if part]
-    place = f" ({_cell(', '.join(about))})" if about else ""
+    place = f" ({_cell(', '.join(finding.about))})" if finding.about else ""
     yield f"- **{finding.level}** {_cell(finding.message)}{place}"
     for line in finding.details:
         yield f"  - {_cell(line)}"

@@ -67,9 +67,8 @@ def _findings(section: CheckSection) -> Iterator[str]:
     yield f"<h2>{text(section.name)}</h2><ul>"
     for finding in section.findings:
         kind = {"error": "bad", "warning": "warn", "note": "note"}[finding.level]
-        about = ", ".join(p for p in (finding.path, finding.tensor, finding.commit and finding.commit.short) if p)
         yield f'<li><b class="{kind}">{finding.level}</b> {text(finding.message)}'
-        yield f" <code>{text(about)}</code>" if about else ""
+        yield f" <code>{text(', '.join(finding.about))}</code>" if finding.about else ""
         yield "".join(f"<br>{text(line)}" for line in finding.details)
         yield f'<br><span class="note">hint: {text(finding.hint)}</span></li>' if finding.hint else "</li>"
     yield "</ul>"

@@ -148,7 +148,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(mgit: Any, argumen
     ran = mgit(*arguments, code=2)
     first, *rest = ran.err.splitlines()
     assert first.startswith(f"error: {message}") and ran.out == ""
-    assert all(line.startswith("hint: `mgit") for line in rest)
+    assert all(line.startswith(("hint: `mgit", "hint: `mkdir")) for line in rest)
 
 
 def test_version(mgit: Any) -> None:

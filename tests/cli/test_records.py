@@ -135,7 +135,10 @@ def test_an_accepted_example_lets_the_suite_pass_until_it_lapses(mgit: Runner, k
     for wrong, words in (
         (["nope", "--examples", broken], "no suite has a test `nope`"),
         (["negative flips", "--examples", "none-such"], "has no example 'none-such'"),
-        (["negative flips", "--examples", broken, "--expires", "soon"], "is no time after which an acceptance lapses"),
+        (
+            ["negative flips", "--examples", broken, "--expires", "soon"],
+            "`--expires` is 'soon', which is no length",
+        ),
     ):
         assert words in mgit("eval", "accept", *wrong, "-m", "why", code=2).err
     assert "nothing is accepted" in mgit("eval", "accept", "--list").err

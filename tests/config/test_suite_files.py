@@ -54,7 +54,13 @@ def test_which_files_are_suites() -> None:
 
 
 def test_lengths_of_time() -> None:
-    assert [duration_s(text, where="x") for text in ("90s", "5m", "1.5h", "200 ms")] == [90, 300, 5400, 0.2]
-    for text in ("", "5", "-1s", "0s", "1d", "nan s"):
+    assert [duration_s(text, where="x") for text in ("90s", "5m", "1.5h", "200 ms", "4w")] == [
+        90,
+        300,
+        5400,
+        0.2,
+        2_419_200,
+    ]
+    for text in ("", "5", "-1s", "0s", "1y", "5300w", "nan s"):
         with pytest.raises(UsageError, match="x is"):
             duration_s(text, where="x")

@@ -9,7 +9,7 @@ import pytest
 from modelgit.objects import CommitId, PatchFacts
 from modelgit.objects.policies import APPROVAL_KINDS, ApprovalRule, BranchPolicy, OverrideRule, Requirement
 from modelgit.policy.base import BranchUpdate, PolicyDecision, SignedApproval, SignedVerdict, SuiteVersions
-from modelgit.policy.decide import decide_update, is_protected
+from modelgit.policy.decide import decide_update, policies_of
 
 TIP, NEW, OTHER = (CommitId.of(text) for text in (b"tip", b"new", b"other"))
 CI, OWNER = "ci@example.org", "owner@example.org"
@@ -232,7 +232,7 @@ def test_settings_that_nobody_could_read_are_not_let_in() -> None:
 
 def test_policies_hold_for_the_branches_that_they_name() -> None:
     policies = {"guard": POLICY, "size": BranchPolicy(branches=("*",), max_patch_bytes=1)}
-    assert not is_protected({"guard": POLICY}, "feature")
+    assert not policies_of({"guard": POLICY}, "feature")
     assert decide_update({"guard": POLICY}, UPDATE._replace(branch="feature")) == []
     update = UPDATE._replace(branch="release/2", facts=PatchFacts(bytes_added=2))
     found = {item.policy: rules(item) for item in decide_update(policies, update, verdicts=(GOOD,))}

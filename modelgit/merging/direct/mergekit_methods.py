@@ -12,8 +12,6 @@ from modelgit.merging.base import STRATEGIES, BoundStrategy
 
 __all__ = ["METHODS", "Chosen", "Method", "setting_at"]
 
-_IGNORED = "`int8_mask` changes nothing here: masks are never stored"
-
 
 class Chosen(NamedTuple):
     """What makes a tensor: a strategy (None: the only side as it is), times a factor."""
