@@ -116,7 +116,10 @@ def merge(
         )
     if search:
         if len(revisions) != 1 or only_plan or dry_run or go_on or abort or no_ff or allow_unrelated:
-            raise UsageError("--search merges one REV", hint="`mgit merge REV --search`")
+            raise UsageError(
+                "--search merges one REV, and goes with --strategy, -m, --gate and its own options alone",
+                hint=f"`mgit merge {revision or 'REV'} --search`; `mgit undo` takes the merge back",
+            )
         search_merge(
             session,
             revisions[0],

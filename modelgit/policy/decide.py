@@ -88,10 +88,11 @@ def _moves(policy: BranchPolicy, update: BranchUpdate) -> Iterator[Refusal]:
             "`allow_rewrite = true` in its policy would let it go",
         )
     elif not update.forward:
+        verb = f"pull {update.remote}" if update.remote else "merge"  # `mgit check --base main` names no remote
         yield Refusal(
             "rewrite",
             f"{update.branch} is protected: it moves forward only, and {update.new.short} does not come from its tip",
-            f"`mgit pull {update.remote} {update.branch}` merges it, `mgit revert` takes commits back",
+            f"`mgit {verb} {update.branch}` merges it, `mgit revert` takes commits back",
         )
 
 
