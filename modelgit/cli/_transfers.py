@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from modelgit.remotes.estimates import MovedEstimates
     from modelgit.repo.branch_policies import BranchDecision
 
-__all__ = ["estimates_moved", "move_lines", "notes_moved", "policy_lines", "short_ref", "transferred"]
+__all__ = ["estimates_moved", "move_lines", "notes_moved", "policy_lines", "ref_words", "transferred"]
 
 
-def short_ref(ref: str) -> str:
+def ref_words(ref: str) -> str:
     """`heads/main` as `main`, `tags/v1` as `tag v1`, `remotes/origin/main` as `origin/main`."""
     kind, _, name = ref.partition("/")
     return f"tag {name}" if kind == "tags" else name
@@ -27,11 +27,11 @@ def move_lines(moves: Iterable[tuple[str, CommitId | None, CommitId | None]]) ->
     rows: list[list[Part]] = []
     for ref, old, new in moves:
         if new is None:
-            rows.append([blue(short_ref(ref)), f"{old.short} → deleted" if old is not None else "deleted"])
+            rows.append([blue(ref_words(ref)), f"{old.short} → deleted" if old is not None else "deleted"])
         elif old is None:
-            rows.append([blue(short_ref(ref)), f"new → {new.short}"])
+            rows.append([blue(ref_words(ref)), f"new → {new.short}"])
         else:
-            rows.append([blue(short_ref(ref)), f"{old.short} → {new.short}"])
+            rows.append([blue(ref_words(ref)), f"{old.short} → {new.short}"])
     return columns([[name, yellow(what)] for name, what in rows], indent=2)
 
 

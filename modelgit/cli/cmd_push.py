@@ -8,7 +8,7 @@ from modelgit.cli._complete import complete_branch, complete_remote
 from modelgit.cli._options import command, fisher_option, json_option, pass_session
 from modelgit.cli._output import blue, plain_data
 from modelgit.cli._session import Session
-from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, policy_lines, short_ref, transferred
+from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, policy_lines, ref_words, transferred
 from modelgit.errors import UsageError
 
 __all__ = ["push"]
@@ -79,7 +79,7 @@ def push(
     if words := notes_moved(result.notes, "sent"):
         output.say(words)
     for ref, suites in result.due:
-        name = short_ref(ref)
+        name = ref_words(ref)
         # The branch of that name here may be at another commit, as after `mgit push origin topic:main`.
         pushed = next(update.new for update in result.updates if update.name == ref)
         revision = name if pushed is None or session.repository.view().refs.get(ref) == pushed else pushed.short

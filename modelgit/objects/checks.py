@@ -9,7 +9,7 @@ from modelgit.objects.canonical import Record
 from modelgit.objects.evaluations import EvalRecord
 from modelgit.objects.ids import CommitId
 
-__all__ = ["CheckReport", "CheckSection", "Finding", "Outcome", "PatchFacts", "worst"]
+__all__ = ["HARMLESS", "CheckReport", "CheckSection", "Finding", "Outcome", "PatchFacts", "worst"]
 
 Outcome = OneOf["pass", "warn", "fail", "error", "inconclusive", "skip"]
 """The last word on one part of a check.
@@ -17,6 +17,8 @@ Outcome = OneOf["pass", "warn", "fail", "error", "inconclusive", "skip"]
 "warn": something to look at, which refuses nothing; "error": it could not be found out, which is no pass;
 "inconclusive": a suite that was not decided; "skip": there was nothing to check, and `summary` says why.
 """
+HARMLESS: frozenset[Outcome] = frozenset({"pass", "warn", "skip"})
+"""What keeps no update out."""
 
 _ORDER: tuple[Outcome, ...] = ("skip", "pass", "warn", "inconclusive", "error", "fail")
 
@@ -114,7 +116,7 @@ class CheckReport(Record, frozen=True, kw_only=True):
     @property
     def passed(self) -> bool:
         """Whether nothing speaks against the update; warnings do not."""
-        return self.outcome in ("pass", "warn", "skip")
+        return self.outcome in HARMLESS
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

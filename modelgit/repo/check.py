@@ -125,8 +125,7 @@ class _Check:
         try:
             made = make()
         except MgitError as error:
-            finding = Finding(rule=f"{name}/error", level="error", message=error.message, hint=error.hint or "")
-            made = [CheckSection(name=name, outcome="error", summary=error.message, findings=(finding,), seconds=0.0)]
+            made = [_unknown(name, error)]
         seconds = round(time.monotonic() - started, 3)
         for number, item in enumerate(made):
             yield msgspec.structs.replace(item, seconds=seconds) if not number else item
@@ -190,14 +189,7 @@ class _Check:
         try:
             self.verdicts = self._evaluate(self._law())
         except MgitError as error:
-            finding = Finding(rule="eval/error", level="error", message=error.message, hint=error.hint or "")
-            yield CheckSection(
-                name="eval",
-                outcome="error",
-                summary=error.message,
-                findings=(finding,),
-                seconds=round(time.monotonic() - started, 3),
-            )
+            yield msgspec.structs.replace(_unknown("eval", error), seconds=round(time.monotonic() - started, 3))
             return
         for record in self.verdicts:
             yield _verdict_section(record)
@@ -216,6 +208,12 @@ class _Check:
             law=law,
             progress=self.progress,
         )
+
+
+def _unknown(name: str, error: MgitError) -> CheckSection:
+    """A part that could not be found out."""
+    finding = Finding(rule=f"{name}/error", level="error", message=error.message, hint=error.hint or "")
+    return CheckSection(name=name, outcome="error", summary=error.message, findings=(finding,), seconds=0.0)
 
 
 def _verdict_section(record: EvalRecord) -> CheckSection:

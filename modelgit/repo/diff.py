@@ -156,7 +156,7 @@ def _bases(repo: Repository, manifest: Manifest, store: ObjectStore) -> dict[str
     for model in manifest.models:
         config = manifest.file(join_path(model.path, ADAPTER_CONFIG))
         if model.layout == "peft-adapter" and config is not None and config.size <= _MAX_JSON_BYTES:
-            base = adapter_base(repo.file_bytes(repo.content_at(config.digest, store=store), store=store))
+            base = adapter_base(repo.file_bytes(config.digest, store=store))
             if base:
                 found[model.path] = base
     return found
@@ -201,8 +201,8 @@ def _file_diff(
     old, new = before.file(path), after.file(path)
     if old is None or new is None or max(old.size, new.size) > _MAX_JSON_BYTES or not path.endswith(".json"):
         return FileDiff(path=path, kind=kind)
-    left = repo.file_bytes(repo.content_at(old.digest))
-    right = repo.file_bytes(repo.content_at(new.digest, store=store), store=store)
+    left = repo.file_bytes(old.digest)
+    right = repo.file_bytes(new.digest, store=store)
     return FileDiff(path=path, kind=kind, keys=key_changes(left, right))
 
 

@@ -347,7 +347,7 @@ def _examples(
     if recorded is None:
         return task_examples(repo, source.task, source.path, id_field=source.id_field, also=source.also)
     # The recorded data, not whatever lies in the work tree by now.
-    data = repo.file_bytes(repo.content_at(recorded.digest, store=store), store=store)
+    data = repo.file_bytes(recorded.digest, store=store)
     with tempfile.TemporaryDirectory(prefix="mgit-") as folder:
         file = Path(folder) / Path(source.path).name
         file.write_bytes(data)

@@ -10,7 +10,7 @@ import msgspec
 
 from modelgit.config.suite_files import suite_name
 from modelgit.errors import GateRefused
-from modelgit.objects import CommitId, Decision, EvalRecord, FileEntry, Manifest, TensorId
+from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, FileEntry, Manifest, TensorId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
@@ -50,13 +50,11 @@ def run_gate(
         later = repo.settings.gate.when == "push"
         options = EvalOptions(stages=("commit", "push") if later else ("commit",), reuse=True, defer=later)
         records += evaluate_manifest(repo, store, manifest, parent, texts=texts, options=options, progress=progress)
-    refused = [record for record in records if record.decision in ("fail", "error", "inconclusive")]
+    refused = [record for record in records if _refuses(record.decision)]
     if not refused:
         return records
     if mode == "warn":
-        return [
-            _override(record) if record.decision in ("fail", "error", "inconclusive") else record for record in records
-        ]
+        return [_override(record) if _refuses(record.decision) else record for record in records]
     raise RefusedWithRecords(
         f"commit refused: {_broken_words(refused)}; nothing was recorded",
         hint="`--gate warn` records anyway and marks the commit",
@@ -104,6 +102,10 @@ def _broken_words(refused: Sequence[EvalRecord]) -> str:
     return ", ".join(words)
 
 
+def _refuses(decision: Decision) -> bool:
+    return decision not in LETS_IN and decision != "pending"
+
+
 def _override(record: EvalRecord) -> EvalRecord:
     return msgspec.structs.replace(record, override="recorded all the same (--gate warn)")
 
@@ -130,7 +132,7 @@ def builtin_record(
 
 
 def _bytes_of(repo: Repository, store: ObjectStore, entry: FileEntry) -> bytes:
-    return repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
+    return repo.file_bytes(entry.digest, store=store)
 
 
 def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:

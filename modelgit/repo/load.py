@@ -433,5 +433,5 @@ def model_files(
         name = entry.path.rpartition("/")[2]
         beside = entry.path == join_path(model, name) and entry.path not in weights and entry.path != PROJECT_CONFIG
         if beside and entry.size <= 64 << 20:
-            found[name] = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
+            found[name] = repo.file_bytes(entry.digest, store=store)
     return found

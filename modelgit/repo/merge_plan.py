@@ -311,4 +311,4 @@ def _merge_files(
 
 def _bytes(repo: Repository, manifest: Manifest, path: str) -> bytes | None:
     entry = manifest.file(path)
-    return None if entry is None else repo.file_bytes(repo.content_at(entry.digest))
+    return None if entry is None else repo.file_bytes(entry.digest)

@@ -124,7 +124,7 @@ def allowed_signers(
         entry = manifest.file(SIGNERS_FILE)
         if entry is None:
             return None
-        data = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store, limit=_MAX_SIGNERS_BYTES)
+        data = repo.file_bytes(entry.digest, store=store, limit=_MAX_SIGNERS_BYTES)
         return AllowedSigners.parse(data.decode("utf-8", errors="replace"))
     if repo.paths.worktree is None:
         return None

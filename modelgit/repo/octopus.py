@@ -342,7 +342,7 @@ def _refuse(conflicts: Sequence[Conflict]) -> None:
 def _bytes(repo: Repository, item: FileEntry | bytes | None) -> bytes | None:
     if item is None or isinstance(item, bytes):
         return item
-    return repo.file_bytes(repo.content_at(item.digest))
+    return repo.file_bytes(item.digest)
 
 
 def _manifest(repo: Repository, session: PackSession, ours: OpenSide, settled: _Settled) -> Manifest:

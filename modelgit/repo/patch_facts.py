@@ -53,7 +53,7 @@ class Tree(NamedTuple):
         entry = self.manifest.file(path)
         if entry is None or entry.size > _MAX_JSON_BYTES:
             return b""
-        return self.repo.file_bytes(self.repo.content_at(entry.digest, store=self.store), store=self.store)
+        return self.repo.file_bytes(entry.digest, store=self.store)
 
     def tensors(self) -> dict[tuple[str, str], TensorEntry]:
         """All tensors by model and name."""

@@ -300,11 +300,11 @@ class Repository:
             progress=progress,
         )
 
-    def file_bytes(self, content: FileContent, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
-        """A whole small file.  Raises IntegrityError for one over `limit` bytes."""
+    def file_bytes(self, digest: ContentId, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
+        """A whole small file that a manifest records.  Raises IntegrityError for one over `limit` bytes."""
         from modelgit.patching.files import StoredFile
 
-        file = StoredFile(self.reader(store), content, shown="a recorded file")
+        file = StoredFile(self.reader(store), self.content_at(digest, store=store), shown="a recorded file")
         if file.size > limit:
             raise IntegrityError(f"a file of {file.size} bytes where at most {limit} are expected")
         return file.read(0, file.size)

@@ -70,7 +70,7 @@ def recorded_suites(repo: Repository, manifest: Manifest, *, store: ObjectStore 
     texts = {}
     for entry in manifest.files:
         if entry.path == PROJECT_CONFIG or suite_name(entry.path) is not None:
-            data = repo.file_bytes(repo.content_at(entry.digest, store=store), store=store)
+            data = repo.file_bytes(entry.digest, store=store)
             texts[entry.path] = _text(data, entry.path)
     settings = load_settings(repo, project=texts.pop(PROJECT_CONFIG, "")).settings
     return SuiteTexts(settings, {str(suite_name(path)): text for path, text in texts.items()})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from blake3 import blake3
 
 from modelgit.errors import MgitError, NothingToDo
-from modelgit.objects.paths import path_problem
+from modelgit.objects.paths import is_within, path_problem
 from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
@@ -317,8 +317,7 @@ class RecordedFiles:
         entry = self._entries.get(path)
         if entry is None:
             return self._here.digest(path)
-        content = self._repo.content_at(entry.digest, store=self._store)
-        return blake3(self._repo.file_bytes(content, store=self._store)).hexdigest()
+        return blake3(self._repo.file_bytes(entry.digest, store=self._store)).hexdigest()
 
     def modules_beside(self, path: str) -> list[str]:
         """The recorded modules and packages beside a recorded file: a stranger's neighbour is none of them."""
@@ -332,11 +331,10 @@ class RecordedFiles:
         )
 
     def _head(self, path: str) -> bytes:
-        content = self._repo.content_at(self._entries[path].digest, store=self._store)
-        return self._repo.file_bytes(content, store=self._store)[:8]
+        return self._repo.file_bytes(self._entries[path].digest, store=self._store)[:8]
 
     def below(self, path: str) -> list[str]:
         """The recorded files below a directory; those of the work tree where none is recorded."""
-        inside = (name for name in self._entries if name.startswith(path.rstrip("/") + "/"))
+        inside = (name for name in self._entries if is_within(name, path.rstrip("/")))
         found = sorted(name for name in inside if not _is_passing(name, partial(self._head, name)))
         return found or self._here.below(path)

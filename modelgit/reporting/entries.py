@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal as OneOf
 
 from modelgit.objects import LETS_IN, CheckReport, CheckResult, CheckSection, Decision, EvalRecord, Finding, Outcome
+from modelgit.objects.checks import HARMLESS
 from modelgit.reporting.verdict_text import DECISION_WORDS, check_label, check_notes, measurement
 from modelgit.reporting.wording import printable
 
@@ -153,7 +154,7 @@ def _properties(record: EvalRecord) -> Iterator[tuple[str, str]]:
 
 def _section(section: CheckSection, files: Mapping[str, str]) -> Group:
     name = printable(section.name)
-    lets_in = section.outcome in ("pass", "warn", "skip")
+    lets_in = section.outcome in HARMLESS
     entries = [_finding(finding, lets_in=lets_in) for finding in section.findings]
     properties: Mapping[str, str] = {"outcome": section.outcome, "summary": printable(section.summary)}
     if section.evaluation is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from modelgit.objects import LETS_IN, CheckReport, CheckResult, CheckSection, Decision, EvalRecord, worst_decision
+from modelgit.objects.checks import HARMLESS
 from modelgit.reporting.entries import verdict_groups
 from modelgit.reporting.markup import STYLE, document, text
 from modelgit.reporting.verdict_text import (
@@ -48,7 +49,7 @@ def check_html(report: CheckReport) -> str:
     title = f"mgit check: {report.revision} against {report.base}"
     parts = [f'<style>{_STYLE}</style><div class="mgit"><h1>{text(title)}</h1><table>']
     for section in report.sections:
-        kind = "bad" if section.outcome in ("fail", "error", "inconclusive") else "good"
+        kind = "good" if section.outcome in HARMLESS else "bad"
         mark = f'<b class="{"warn" if section.outcome == "warn" else kind}">{OUTCOME_MARKS[section.outcome]}</b>'
         parts.append(f"<tr><td>{mark}</td><th>{text(section.name)}</th><td>{text(section.summary)}</td></tr>")
     parts.append("</table>")

@@ -209,7 +209,7 @@ def test_an_expired_rescue_leaves_an_ordinary_undo(bot: Repository) -> None:
 def bot_bytes(repo: Repository) -> bytes:
     entry = repo.manifest_of(repo.head()).file(WEIGHTS)
     assert entry is not None
-    return repo.file_bytes(repo.content_at(entry.digest))
+    return repo.file_bytes(entry.digest)
 
 
 def test_the_patch_depends_on_the_seed_and_nothing_else(bot: Repository, write: Callable[..., None]) -> None:
