@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from modelgit.errors import CheckFailed
-from modelgit.fisher.uses import View, attention_in_steps, linear_inputs, uses_of, view_of
+from modelgit.fisher.uses import Weights, attention_in_steps, linear_inputs, uses_of, view_of
 from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.models.outputs import batch_inputs, evaluating, module_device
 from modelgit.progress import SILENT, Progress
@@ -86,8 +86,7 @@ class _Recorder(TorchFunctionMode):
         self.rows: dict[str, int] = {}
         self.first: set[str] = set()
         self.mixed: set[str] = set()
-        self._tensors = tensors
-        self._views: dict[int, tuple[object, View]] = {}
+        self._weights = Weights(tensors)
         self._mask: torch.Tensor | None = None
         self._inside = False
         self._last: tuple[torch.Tensor, int, NDArray[np.float64], int] | None = None
@@ -95,7 +94,7 @@ class _Recorder(TorchFunctionMode):
     def counting(self, mask: torch.Tensor | None) -> _Recorder:
         """The mode for one batch, of which the positions in `mask` `[B, T]` count."""
         self._mask, self._last = mask, None
-        self._views.clear()
+        self._weights.forget_views()
         return self
 
     def __torch_function__(
@@ -105,11 +104,11 @@ class _Recorder(TorchFunctionMode):
         if func is functional.multi_head_attention_forward and not self._inside:
             return self._attention(args, kwargs)
         output = func(*args, **kwargs)
-        for tensor, view in view_of(func, args, self._find, output):
-            self._views[id(tensor)] = (tensor, view)
-        found = linear_inputs(func, args, kwargs, self._find)
+        for tensor, view in view_of(func, args, self._weights.find, output):
+            self._weights.note(tensor, view)
+        found = linear_inputs(func, args, kwargs, self._weights.find)
         if found is None:
-            self.mixed |= {use.view.tensor for use in uses_of(func, args, kwargs, self._find)}
+            self.mixed |= {use.view.tensor for use in uses_of(func, args, kwargs, self._weights.find)}
         else:
             view, inputs, first = found
             self._add(view.tensor, inputs, first=first)
@@ -125,13 +124,6 @@ class _Recorder(TorchFunctionMode):
                 return attention_in_steps(*args, **kwargs)
         finally:
             self._inside = False
-
-    def _find(self, value: object) -> View | None:
-        known = self._tensors.get(id(value))
-        if known is not None:
-            return View(known)
-        viewed = self._views.get(id(value))
-        return None if viewed is None or viewed[0] is not value else viewed[1]
 
     def _add(self, tensor: str, inputs: torch.Tensor, *, first: bool) -> None:
         # Queries, keys and values have one input; something that changes it in place gives it another version.

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from modelgit.errors import BugError
 from modelgit.fisher.slow import ExampleGradients
 from modelgit.fisher.squares import Contribution, add_one, add_squares
-from modelgit.fisher.uses import Use, View, attention_in_steps, uses_of, view_of
+from modelgit.fisher.uses import Use, Weights, attention_in_steps, uses_of, view_of
 
 __all__ = ["GradientSquares"]
 
@@ -205,8 +205,8 @@ class _Recorder(TorchFunctionMode):
         self.leaves: list[torch.Tensor] = []
         self.spreading, self.probing = True, False
         self.failed: set[str] = set()
-        self._tensors, self._slow, self._reduce = tensors, slow, reduce
-        self._views: dict[int, tuple[object, View]] = {}
+        self._slow, self._reduce = slow, reduce
+        self._weights = Weights(tensors)
         self._uses: dict[str, int] = {}
         self._pending: dict[str, list[Contribution]] = {}
         self._count = 0
@@ -219,14 +219,14 @@ class _Recorder(TorchFunctionMode):
         self._count = count
         with self:
             yield
-        self._views.clear()
+        self._weights.forget_views()
 
     def forget(self) -> None:
         """Let go of a batch and its graph."""
         self.leaves.clear()
         self._uses.clear()
         self._pending.clear()
-        self._views.clear()
+        self._weights.forget_views()
 
     def settle(self) -> None:
         """A backward pass is over: what waited for uses that took no part is complete."""
@@ -243,20 +243,13 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return output
-        views = view_of(func, args, self._find, output)
+        views = view_of(func, args, self._weights.find, output)
         for tensor, view in views:
-            self._views[id(tensor)] = (tensor, view)
+            self._weights.note(tensor, view)
         if views or not isinstance(output, torch.Tensor):
             return output
-        uses = [use for use in uses_of(func, args, kwargs, self._find) if use.view.tensor not in self._slow]
+        uses = [use for use in uses_of(func, args, kwargs, self._weights.find) if use.view.tensor not in self._slow]
         return self._hooked(func, uses, output) if uses else output
-
-    def _find(self, value: object) -> View | None:
-        known = self._tensors.get(id(value))
-        if known is not None:
-            return View(known)
-        viewed = self._views.get(id(value))
-        return None if viewed is None or viewed[0] is not value else viewed[1]
 
     def _attention(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """torch's own attention.  Inside, queries are `[T, B, D]`, or flattened in that order."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from modelgit.fisher.squares import Contribution, Grouped, Outer, Part, Rows, Vectors
 
-__all__ = ["Use", "View", "attention_in_steps", "linear_inputs", "uses_of", "view_of"]
+__all__ = ["Use", "View", "Weights", "attention_in_steps", "linear_inputs", "uses_of", "view_of"]
 
 Arguments = Mapping[str, Any]
 Find = Callable[[object], "View | None"]
@@ -34,6 +34,31 @@ class View(NamedTuple):
     transposed: bool = False
     start: int = 0
     stop: int | None = None
+
+
+class Weights:
+    """Weight tensors by the identity of the parameter (`tensors`), and the views of them that operations gave."""
+
+    def __init__(self, tensors: Mapping[int, str]) -> None:
+        self._tensors = tensors
+        # A view is held while it is known: its identity may be another object's afterwards.
+        self._views: dict[int, tuple[object, View]] = {}
+
+    def find(self, value: object) -> View | None:
+        """What `value` is a view of; None for what is no weight."""
+        known = self._tensors.get(id(value))
+        if known is not None:
+            return View(known)
+        viewed = self._views.get(id(value))
+        return None if viewed is None or viewed[0] is not value else viewed[1]
+
+    def note(self, value: object, view: View) -> None:
+        """Know `value` as a view from now on."""
+        self._views[id(value)] = (value, view)
+
+    def forget_views(self) -> None:
+        """Know the parameters alone."""
+        self._views.clear()
 
 
 class Use(NamedTuple):
