@@ -128,8 +128,11 @@ def allowed_signers(
         return AllowedSigners.parse(data.decode("utf-8", errors="replace"))
     if repo.paths.worktree is None:
         return None
+    place = repo.paths.worktree / SIGNERS_FILE
     try:
-        with (repo.paths.worktree / SIGNERS_FILE).open("rb") as file:
+        if not place.is_file():  # a pipe would wait for ever
+            return allowed_signers(repo, repo.manifest_of(repo.head()))
+        with place.open("rb") as file:
             data = file.read(_MAX_SIGNERS_BYTES + 1)
     except OSError:
         return allowed_signers(repo, repo.manifest_of(repo.head()))

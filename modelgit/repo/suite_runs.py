@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from modelgit.config.suite_files import duration_s
-from modelgit.errors import MgitError
+from modelgit.errors import MgitError, UsageError
 from modelgit.objects import CommitId, ComparedWith, EvalRecord, Manifest
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
@@ -135,6 +135,7 @@ class _Candidate:
             settings = msgspec.structs.replace(settings, budget=f"{max(self.options.budget_s, 0.001):.3f}s")
         try:
             found, missing = find_baselines(self.repo, settings.baselines, self.parent)
+            self._refuse_own_data(suite)
             datasets = {
                 name: read_dataset(self.repo, self.data_from[0], self.data_from[1], source)
                 for name, source in suite.data.items()
@@ -153,6 +154,15 @@ class _Candidate:
             # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
             baseline = None if self.parent is None else self.repo.commit_at(self.parent).manifest
             return unavailable(suite.name, manifest_id(self.manifest), baseline, error.message, stage=settings.stage)
+
+    def _refuse_own_data(self, suite: Suite) -> None:
+        """Data that the law does not record are those of the work tree, which may be the candidate's: its own gate."""
+        for source in suite.data.values() if self.law is not None else ():
+            if self.law is not None and self.law.file(source.path) is None and self.manifest.file(source.path):
+                raise UsageError(
+                    f"{source.path} is recorded by what is judged, and not where suite {suite.name} comes from",
+                    hint=f"record {source.path} there first",
+                )
 
     def _pending(self, name: str, settings: RunSettings, identity: str) -> EvalRecord:
         return EvalRecord(

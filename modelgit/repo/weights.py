@@ -11,6 +11,7 @@ too often is the smaller fault.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from modelgit.objects import CommitId, Manifest, ModelEntry, domain
+from modelgit.objects import CommitId, FileEntry, Manifest, ModelEntry, domain
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.base import ObjectStore
 from modelgit.store.checked_files import read_checked, write_checked
@@ -33,15 +34,16 @@ _DOCUMENT_SUFFIXES = ("", ".md", ".rst", ".txt", ".cff", ".html", ".pdf")
 _DATA = (".md", ".rst", ".csv", ".tsv", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf")
 _SHARDS = ".index.json"  # which shard holds which tensor
 _SUITES = "evals/"
-_MAGIC = b"mgitwts2"
+_MAGIC = b"mgitwts3"
 
 
 def weights_tree(repo: Repository, manifest: Manifest, *, store: ObjectStore | None = None) -> str:
     """The name, 64 hexadecimal digits: a BLAKE3 of names, dtypes, shapes and ids of tensors and of the small files.
 
-    Reads metadata only.  Of files that are no safetensors the id of the whole content counts: a GGUF holds a tokenizer
-    and a PyTorch archive code beside the tensors.  Equal for a model that was cut into other shards, or whose header
-    holds other metadata.
+    Reads metadata and indices of shards only.  Of files that are no safetensors the id of the whole content counts: a
+    GGUF holds a tokenizer and a PyTorch archive code beside the tensors.  Equal for a model that was cut into other
+    shards, or whose header holds other metadata; an index that says other than the shards counts, for loaders believe
+    it.
     """
     models = [_model(repo, manifest, model, store) for model in sorted(manifest.models, key=lambda item: item.path)]
     content = msgspec.json.encode(models, order="deterministic")
@@ -64,20 +66,51 @@ def _model(repo: Repository, manifest: Manifest, model: ModelEntry, store: Objec
         if (entry := manifest.file(path)) is not None
         and repo.content_at(entry.digest, store=store).format != "safetensors"
     ]
-    return [model.path, sorted(tensors), sorted(views), sorted(whole), sorted(_small_files(manifest, model))]
+    return [
+        model.path,
+        sorted(tensors),
+        sorted(views),
+        sorted(whole),
+        sorted(_small_files(repo, manifest, model, store)),
+    ]
 
 
-def _small_files(manifest: Manifest, model: ModelEntry) -> Iterable[tuple[str, str]]:
+def _small_files(
+    repo: Repository, manifest: Manifest, model: ModelEntry, store: ObjectStore | None
+) -> Iterable[tuple[str, str]]:
     weights = {path for entry in manifest.models for path in entry.weights}
-    folder = "" if model.path == "." else f"{model.path}/"
+    alone = model.weights == (model.path,)
+    folder = "" if model.path == "." else model.path[: model.path.rfind("/") + 1] if alone else f"{model.path}/"
     for entry in manifest.files:
         if entry.path.startswith(folder) and entry.path not in weights and entry.path != model.path:
+            if alone and "/" in entry.path[len(folder) :]:
+                continue  # of a model that is one file, what lies beside it
             if folder == "" and (entry.path == PROJECT_CONFIG or entry.path.startswith(_SUITES)):
                 continue
             name = entry.path.rsplit("/", 1)[-1].lower()
             document = name.startswith(_DOCUMENTS) and PurePosixPath(name).suffix in _DOCUMENT_SUFFIXES
-            if not (document or name.startswith(".") or name.endswith((*_DATA, _SHARDS))):
+            faithful = name.endswith(_SHARDS) and _is_faithful(repo, manifest, model, entry, store)
+            if not (document or faithful or name.startswith(".") or name.endswith(_DATA)):
                 yield entry.path[len(folder) :], entry.digest.hex
+
+
+def _is_faithful(
+    repo: Repository, manifest: Manifest, model: ModelEntry, index: FileEntry, store: ObjectStore | None
+) -> bool:
+    """Whether an index names each tensor of a model, and the shard that holds it."""
+    try:
+        found = json.loads(repo.file_bytes(index.digest, store=store))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    folder = index.path.rpartition("/")[0]
+    held: dict[str, str] = {}
+    for path in model.weights:
+        if (entry := manifest.file(path)) is not None and path.rpartition("/")[0] == folder:
+            content = repo.content_at(entry.digest, store=store)
+            shard = path.rpartition("/")[2]
+            held |= dict.fromkeys((tensor.name for tensor in content.tensors), shard)
+            held |= dict.fromkeys((view.name for view in content.views), shard)
+    return bool(found == held)
 
 
 class WeightsOfCommits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -62,6 +63,14 @@ def test_the_weights_tree_covers_what_a_model_does_and_nothing_else(repo: Reposi
     (bot / "LICENSE.txt").write_text("free")
     (repo.worktree / "mgit.toml").write_text((repo.worktree / "mgit.toml").read_text() + "# a comment\n")
     repo.commit("other shards, words")
+    assert tree(repo) == before
+    index = bot / "model.safetensors.index.json"
+    text = index.read_text()
+    index.write_text(json.dumps({"weight_map": dict(list(json.loads(text)["weight_map"].items())[1:])}))
+    repo.commit("an index that leaves one out", gate="warn")
+    assert tree(repo) != before
+    index.write_text(text)
+    repo.commit("as it was")
     assert tree(repo) == before
     for name, text in (
         ("tokenizer.json", '{"a": 1}'),

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -199,6 +200,9 @@ def test_the_suites_of_the_protected_tip_count(bot: Repository) -> None:
     (record,) = evaluate(bot, str(loosened.id), suites=["compat"], law=law)
     assert record.decision == "fail" and record.examples == 120
     assert record.suite_id == suite_ids(bot, law)["compat"] != suite_ids(bot, loosened.manifest)["compat"]
+    bare = msgspec.structs.replace(law, files=tuple(item for item in law.files if not item.path.startswith("data/")))
+    (record,) = evaluate(bot, str(loosened.id), suites=["compat"], law=bare)
+    assert record.decision == "error" and "is recorded by what is judged" in record.results[0].detail
 
 
 def test_predictions_that_are_not_those_of_the_weights_are_found(bot: Repository) -> None:
