@@ -28,6 +28,7 @@ __all__ = [
     "metric_row",
     "needed_count",
     "percent",
+    "rate_limit_text",
     "row",
 ]
 
@@ -168,7 +169,7 @@ def flips_row(flips: int, total: int, rate: float | None, *, against: str, part:
             name="negative flips",
             decision=decision,
             value=flips / total,
-            limit="" if rate is None else f"max {percent(rate)} %",
+            limit=rate_limit_text(rate),
             detail=f"{flips:,} of {total:,} examples went from right to wrong",
             against=against,
             slice=part,
@@ -257,6 +258,11 @@ def limit_text(name: str, limit: Limit, *, unit: str = "") -> str:
     if isinstance(limit, MetricLimit) and limit.max_ratio is not None:
         parts.append(f"max {limit.max_ratio:g} times")
     return ", ".join(parts)
+
+
+def rate_limit_text(rate: float | None) -> str:
+    """A limit on a rate as it is shown, `max 1.0 %`; "" without one."""
+    return "" if rate is None else f"max {percent(rate)} %"
 
 
 def percent(rate: float) -> str:

@@ -17,7 +17,7 @@ from modelgit.progress import SILENT, Progress
 if TYPE_CHECKING:
     from modelgit.evals.base import Deadline
 
-__all__ = ["Draw", "Units", "draw_order", "draw_until_decided", "fragile_first"]
+__all__ = ["Draw", "Units", "draw_order", "draw_until_decided", "fragile_first", "next_batch"]
 
 _FRAGILE_SHARE = 0.15
 _MIN_BATCH, _MAX_BATCH = 16, 512
@@ -78,6 +78,11 @@ def draw_order(count: int, *, seed: int, suite: str) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
+def next_batch(drawn: int) -> int:
+    """How many to draw before the next look.  Looking costs nothing in error: batches only follow its price."""
+    return min(_MAX_BATCH, max(_MIN_BATCH, drawn // 8))
+
+
 def fragile_first(
     margins: NDArray[np.float64], *, share: float = _FRAGILE_SHARE
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -116,9 +121,7 @@ def draw_until_decided(
         if "open" not in verdicts or (deadline is not None and deadline.passed()):
             break
         progress.check()
-        # Looking costs nothing in error, so batches only follow the price of a look.
-        batch = min(_MAX_BATCH, max(_MIN_BATCH, sum(drawn) // 8))
-        for index, share in enumerate(allocate(sizes, drawn, flipped, batch)):
+        for index, share in enumerate(allocate(sizes, drawn, flipped, next_batch(sum(drawn)))):
             if share:
                 chosen = np.sort(strata[index][drawn[index] : drawn[index] + share])
                 flips = chosen[flips_at(chosen)]

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from modelgit.config.schema import Limit
 from modelgit.evals.betting import MeanTest
 from modelgit.evals.checks import allowed_count, needed_count
-from modelgit.evals.drawing import Units
+from modelgit.evals.drawing import Units, next_batch
 from modelgit.evals.paired import Pair
 from modelgit.evals.sequential import FlipTest, SequentialVerdict
 
 __all__ = ["AccuracyDraw", "ClusterDraw", "draw_accuracy", "draw_clusters"]
-
-_MIN_BATCH, _MAX_BATCH = 16, 512
 
 
 class AccuracyDraw(NamedTuple):
@@ -48,7 +46,7 @@ def _looks(total: int, pair: Pair) -> Iterator[int]:
     drawn = 0
     while drawn < total and not pair.run.deadline.passed():
         pair.run.progress.check()
-        drawn = min(total, drawn + min(_MAX_BATCH, max(_MIN_BATCH, drawn // 8)))
+        drawn = min(total, drawn + next_batch(drawn))
         yield drawn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from modelgit.config.suites import MetricLimit
 from modelgit.errors import CheckFailed
 from modelgit.evals.base import Side, SuiteRun
-from modelgit.evals.checks import Row, failed, flips_row, metric_row, percent
+from modelgit.evals.checks import Row, failed, flips_row, metric_row, rate_limit_text
 from modelgit.evals.metrics import score_changes
 from modelgit.evals.outcomes import Outcome
 from modelgit.objects import CheckResult, Flip
@@ -64,7 +64,7 @@ def _metric_rows(
 def _flip_rows(
     name: str, run: SuiteRun, new: Outcome, before: Mapping[str, Outcome], limit: float | None, dead_band: float
 ) -> Iterator[Row]:
-    text = "" if limit is None else f"max {percent(limit)} %"
+    text = rate_limit_text(limit)
     if limit is not None and not new.scores:
         raise CheckFailed(
             "the test gave no scores of examples, which `nfr_max` compares", hint='give a list of {"id", "score"}'

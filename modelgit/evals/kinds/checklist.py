@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from modelgit.config.suites import CheckListTest, DirTest, InvTest, MftTest, PinTest
 from modelgit.errors import UsageError
 from modelgit.evals.base import Dataset, SuiteRun
-from modelgit.evals.checks import Row, allowed_count, percent
+from modelgit.evals.checks import Row, allowed_count, rate_limit_text
 from modelgit.evals.paired import predictions_at
 from modelgit.models.base import Example
 from modelgit.objects import CheckResult, Decision
@@ -78,7 +78,7 @@ def _line(
     total, count = len(data), int(np.count_nonzero(broken))
     allowed, limit = 0, "0 failures"
     if isinstance(test, CheckListTest):
-        allowed, limit = allowed_count(test.max_fail, total), f"max {percent(test.max_fail)} %"
+        allowed, limit = allowed_count(test.max_fail, total), rate_limit_text(test.max_fail)
     decision: Decision = "fail" if count > allowed else "pass"
     detail = f"all {total:,} {good}"
     if count:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modelgit.config.suites import NfrTest
 from modelgit.evals.base import Side, SuiteRun
-from modelgit.evals.checks import Row, allowed_count, flips_row, percent
+from modelgit.evals.checks import Row, allowed_count, flips_row, rate_limit_text
 from modelgit.evals.drawing import Draw
 from modelgit.evals.means import ClusterDraw, draw_clusters
 from modelgit.evals.paired import Pair
@@ -29,7 +29,7 @@ def run(test: NfrTest, run: SuiteRun) -> Iterator[Row]:
     full.  Then each slice that is limited is drawn from until it is decided, too.
     """
     data = run.data_of(test)
-    limit = _limit_text(test.max)
+    limit = rate_limit_text(test.max)
     if not (data.labels[run.order(data)] >= 0).any():
         yield _row(CheckResult(name=_NAME, decision="error", limit=limit, detail="no example has a label"))
         return
@@ -61,10 +61,10 @@ def _by_drawing(test: NfrTest, pair: Pair, rate: float) -> Row:
     if pair.data.clusters is not None:
         clusters = draw_clusters(pair, allowed, alpha_fail=run.alpha_fail)
         pair.note_flips(test.name, clusters.flips)
-        return _row(_drawn_clusters(pair, clusters, _limit_text(rate)))
+        return _row(_drawn_clusters(pair, clusters, rate_limit_text(rate)))
     draw = pair.draw([allowed], alpha_fail=run.alpha_fail)
     pair.note_flips(test.name, draw.flips)
-    return _row(_drawn(pair, draw, allowed, _limit_text(rate), total=pair.total))
+    return _row(_drawn(pair, draw, allowed, rate_limit_text(rate), total=pair.total))
 
 
 def limit_against(test: NfrTest, baseline: str) -> float | None:
@@ -122,7 +122,7 @@ def _slices_by_drawing(
             examples += total
         else:
             draw = pair.draw_slice(inside, allowed, alpha_fail=pair.run.alpha_fail / len(slices))
-            result = _drawn(pair, draw, allowed, _limit_text(test.slice_max), total=total)
+            result = _drawn(pair, draw, allowed, rate_limit_text(test.slice_max), total=total)
             line = _row(msgspec.structs.replace(result, slice=name))
             examples += draw.drawn
         held += line.decision == "pass"
@@ -147,7 +147,7 @@ def _slices_row(test: NfrTest, pair: Pair, count: int, *, value: float | None, e
             name="slices",
             decision="pass",
             value=value,
-            limit="" if test.slice_max is None else _limit_text(test.slice_max),
+            limit=rate_limit_text(test.slice_max),
             against=pair.baseline.name,
             detail=detail,
             examples=examples,
@@ -195,10 +195,6 @@ def _drawn(pair: Pair, draw: Draw, allowed: int, limit: str, *, total: int) -> C
         total=total,
         broken=draw.flipped,
     )
-
-
-def _limit_text(rate: float | None) -> str:
-    return "" if rate is None else f"max {percent(rate)} %"
 
 
 def _row(result: CheckResult) -> Row:
