@@ -130,6 +130,10 @@ def run(session: Session, arguments: tuple[str, ...]) -> None:
 
     repo = session.repository
     step = current_step(repo)
+    if step.next is None and step.found is None and not step.suspects:
+        raise UsageError(
+            "there is nothing to ask before a bad and a good commit are named", hint="`mgit bisect bad REV`"
+        )
     while step.next is not None:
         typed = [word.replace("{rev}", str(step.next)) for word in arguments]
         session.output.say("Running ", shlex.join(typed), dim(f"  at {step.next.short}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -80,10 +81,27 @@ def _print(session: Session, found: DataFlips, wanted: set[str], number: int) ->
     else:
         heading.append(f"{plural(len(found.examples), 'prediction')} changed of {found.total:,}, none of them labelled")
     session.output.line(*heading)
+    if counts.total:
+        session.output.line("  ", dim(_measures(found)))
     chosen = [item for item in found.examples if item.kind in wanted or not counts.total]
     session.output.lines(columns([_row(item) for item in chosen[:number]], indent=2))
     if len(chosen) > number:
         session.output.line("  ", dim(f"and {len(chosen) - number:,} more (-n {len(chosen)} lists all)"))
+
+
+def _measures(found: DataFlips) -> str:
+    """What the table of right and wrong says, for the reader; the gate decides by the limits of suites."""
+    from modelgit.evals.metrics import clopper_pearson, mcnemar_exact
+
+    counts = found.counts
+    low, high = clopper_pearson(counts.negative, counts.total)
+    words = [f"accuracy {rate(counts.old_accuracy)} → {rate(counts.new_accuracy)}"]
+    words.append(f"churn {rate(len(found.examples) / found.total)}")
+    shares = (("BTC", counts.trust_compatibility), ("BEC", counts.error_compatibility))
+    words += [f"{name} {rate(value)}" for name, value in shares if not math.isnan(value)]
+    words.append(f"negative flips of the population {rate(low)} to {rate(high)} (95 %)")
+    words.append(f"McNemar p = {mcnemar_exact(counts.negative, counts.positive):.2g}")
+    return "; ".join(words)
 
 
 def _row(item: FlippedExample) -> list[Part]:
@@ -104,5 +122,28 @@ def _plain(found: DataFlips, wanted: set[str]) -> dict[str, object]:
         "negative": counts.negative,
         "positive": counts.positive,
         "changed": sum(item.kind == "changed" for item in found.examples),
+        "churn": len(found.examples) / found.total if found.total else None,
+        "measures": _numbers(found) if counts.total else None,
         "examples": [item._asdict() for item in found.examples if item.kind in wanted],
+    }
+
+
+def _numbers(found: DataFlips) -> dict[str, object]:
+    from modelgit.evals.metrics import clopper_pearson, mcnemar_exact
+
+    counts = found.counts
+    shares = {
+        "accuracy_before": counts.old_accuracy,
+        "accuracy": counts.new_accuracy,
+        "negative_rate": counts.negative_rate,
+        "positive_rate": counts.positive_rate,
+        "relative_negative_rate": counts.relative_negative_rate,
+        "trust_compatibility": counts.trust_compatibility,
+        "error_compatibility": counts.error_compatibility,
+        "negative_impact": counts.negative_impact,
+    }
+    return {
+        **{name: None if math.isnan(value) else value for name, value in shares.items()},  # JSON has no NaN
+        "negative_interval_95": clopper_pearson(counts.negative, counts.total),
+        "mcnemar_p": mcnemar_exact(counts.negative, counts.positive),
     }

@@ -38,6 +38,7 @@ def test_a_command_finds_the_first_bad_commit(notes: Any) -> None:
 def test_what_a_command_did_not_answer_is_no_answer(notes: Any) -> None:
     assert "no bisection is under way" in notes("bisect", "run", "true", code=3).err
     assert "Waiting for a bad commit" in notes("bisect", "start").err
+    assert "before a bad and a good commit are named" in notes("bisect", "run", "true", code=2).err
     assert "Waiting for a good one" in notes("bisect", "bad").err
     notes("bisect", "good", "HEAD~5")
     before = notes("bisect", "log").out
@@ -85,9 +86,15 @@ def test_flips_and_the_commit_that_made_one(demo: Any) -> None:
             assert (example["after"] == example["gold"]) == (example["kind"] == "positive")
     back = json.loads(demo("flips", "topic..main", "--data", "data/topic.test.jsonl", "--json").out)["data"]
     assert back[0]["negative"] == found[1]["positive"] > 0
+    measured = back[0]["measures"]
+    kept = measured["accuracy_before"] * back[0]["labelled"] - back[0]["negative"]
+    assert measured["trust_compatibility"] == pytest.approx(kept / (kept + back[0]["negative"]))
+    low, high = measured["negative_interval_95"]
+    assert low < measured["negative_rate"] < high and 0 <= measured["mcnemar_p"] <= 1
     gained = next(example for example in found[1]["examples"] if example["kind"] == "positive")
     shown = demo("flips", "topic", "--suite", "topic", "--positive", "-n", "1").out
     assert f"{found[1]['negative']} negative flip" in shown and "more (-n" in shown
+    assert "McNemar p = " in shown and "BTC " in shown
 
     topic = json.loads(demo("log", "topic", "--json").out)["commits"][0]["id"]
     arguments = ("blame", "--example", gained["example"], "--data", "data/topic.test.jsonl")
