@@ -45,7 +45,7 @@ def test_escapes(text: str, shown: str) -> None:
         (0, "0 bytes"),
         (1, "1 byte"),
         (134, "134 bytes"),
-        (1023, "1023 bytes"),
+        (1023, "1,023 bytes"),
         (1024, "1.0 KiB"),
         (1048575, "1.0 MiB"),  # never "1024.0 KiB"
         (723_621_478, "690.1 MiB"),

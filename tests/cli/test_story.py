@@ -30,7 +30,7 @@ STORY = Path(__file__).with_name("story.txt")
 _MASKS = (
     (re.compile(r"(?m)^  (\S+) +[█░]* +-?[\d.e-]+ +-?[\d.]+ %$"), r"  \1  [part]"),
     (re.compile(r"(?m)(?:^  \S+  \S+ → \S+ \(margin .*\n)+(?:  … and \d+ more examples?\n)?"), "  [flips]\n"),
-    (re.compile(r"(?m)(?:^  ↯ .*\n)+(?:  and \d+ more: .*\n)?"), "  [flips]\n"),
+    (re.compile(r"(?m)(?:^  ↯ .*\n)+(?:  and (?:\d+ )?more: .*\n)?"), "  [flips]\n"),
     (re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b"), "[id]"),
     (re.compile(r"just now|\d+ (?:second|minute)s? ago"), "[ago]"),
     (re.compile(r"\b\d+(?:\.\d+)? (?:KiB|MiB|bytes?)"), "[size]"),
