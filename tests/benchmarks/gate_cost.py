@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from parts import Plan
 from process import Shell
 from safetensors.torch import save_file
-from science_data import Plan, dense, science_task
+from science_data import dense, science_task
 from table import Row
 
 from modelgit.environment import Environment

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from science_data import Plan
+from parts import Plan
 from table import Row
 
 from modelgit.evals.drawing import draw_until_decided

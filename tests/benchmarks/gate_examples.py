@@ -29,7 +29,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from science_data import Plan, Task, encoded, logits_of, new_model, task_of
+from parts import Plan
+from science_data import Task, encoded, logits_of, new_model, task_of
 from table import Row
 
 from modelgit.config.schema import TaskSettings

@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 from merging_tasks import SEEDS, Pair
-from science_data import EPOCHS, Plan, Task, fine_tune, new_model, science_task, task_of
+from parts import Plan
+from science_data import EPOCHS, Task, fine_tune, new_model, science_task, task_of
 from table import Row
 
 from modelgit.environment import Environment

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from merging_tasks import Arrays, Known
-from science_data import Plan
+from parts import Plan
 from table import Row
 
 from modelgit.fisher.estimate import estimate

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from science_data import TASKS, Plan, Task, dense, logits_of, new_model, science_task, weights_of
+from parts import Plan
+from science_data import TASKS, Task, dense, logits_of, new_model, science_task, weights_of
 from table import Row
 
 from modelgit.fisher.estimate import Accumulator

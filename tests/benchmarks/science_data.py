@@ -15,10 +15,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
+from parts import Plan
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -33,7 +33,7 @@ from modelgit.models.bind import BoundModel
 from modelgit.models.tokens import bucketed_order
 
 __all__ = [
-    "EPOCHS", "KINDS", "RATES", "SPLIT_SEED", "TASKS", "Kind", "Plan", "Task", "accuracy", "dense", "encoded",
+    "EPOCHS", "KINDS", "RATES", "SPLIT_SEED", "TASKS", "Kind", "Task", "accuracy", "dense", "encoded",
     "fine_tune", "logits_of", "new_model", "science_task", "task_of", "weights_of",
 ]  # fmt: skip
 
@@ -49,13 +49,6 @@ _SIZES, _QUICK = (1500, 500, 1000), (96, 64, 64)
 _LENGTHS = {"trec": 24, "reviews": 32}
 _FROZEN = 3
 _BATCH = 64
-
-
-class Plan(NamedTuple):
-    """What every part is given: a folder for what is kept, and whether to be quick and meaningless."""
-
-    work: Path
-    quick: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from science_data import Plan, dense, new_model, science_task
+from parts import Plan
+from science_data import dense, new_model, science_task
 from table import Row
 from torch.nn import functional
 

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from science_data import Plan, Task, dense, new_model, science_task
+from parts import Plan
+from science_data import Task, dense, new_model, science_task
 from table import Row
 
 from modelgit.fisher.behaviour import LOCAL_KL, behaviour, diagonal_note

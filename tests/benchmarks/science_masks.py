@@ -24,12 +24,12 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
+from parts import Plan
 from science_data import (
     EPOCHS,
     RATES,
     TASKS,
     Kind,
-    Plan,
     Task,
     accuracy,
     dense,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from science_data import Plan
+from parts import Plan
 from table import Row
 
 import modelgit

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from science_data import Plan, new_model, science_task
+from parts import Plan
+from science_data import new_model, science_task
 from table import Row
 
 import modelgit

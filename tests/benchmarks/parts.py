@@ -1,0 +1,59 @@
+"""Benchmarks of several parts: arguments, a work folder, and one table for each part as it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from table import Row, as_json, lines, verdict
+
+__all__ = ["Plan", "run_parts"]
+
+
+class Plan(NamedTuple):
+    """What every part is given: a folder for what is kept, whether to be quick and meaningless, mergekit's Python."""
+
+    work: Path
+    quick: bool = False
+    mergekit: str | None = None
+
+
+def run_parts(description: str | None, parts: Mapping[str, Callable[[Plan], Iterator[Row]]]) -> None:
+    """Run the parts that were asked for (`--only`; all) in one thread."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(parts), help="parts, with commas")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit 0.1.5")
+    parser.add_argument("--quick", action="store_true", help="few texts, small files: does it run?")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path, help="where models are kept (default: a temporary folder)")
+    options = parser.parse_args()
+    chosen = options.only.split(",")
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"no part {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
+    torch.set_num_threads(1)
+    print(f"{os.cpu_count()} processors, {platform.machine()}, torch {torch.__version__}, one thread")
+    rows: list[Row] = []
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mgit-parts-") as folder:
+        plan = Plan((options.work or Path(folder)).resolve(), options.quick, options.mergekit)
+        for part in chosen:
+            found, began = [], time.monotonic()
+            for row in parts[part](plan):
+                print(f"{part}: {row.what}: {row.measured:.4g} {row.unit} {verdict(row)}", file=sys.stderr, flush=True)
+                found.append(row)
+            rows += found
+            print("\n".join(lines(found)), flush=True)
+            print(f"{part}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+    judged = [verdict(row) for row in rows if row.bar is not None]
+    print(f"\n{judged.count('met')} of {len(judged)} bars met, {(time.monotonic() - started) / 60:.1f} minutes")
+    if options.json:
+        options.json.write_text(json.dumps(as_json(rows), indent=1))
