@@ -1,5 +1,5 @@
 """`python -m modelgit` is `mgit`."""
 
-from modelgit.cli.main import run
+from modelgit.cli.start import run
 
 run()

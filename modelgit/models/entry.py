@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import cast
 
 import torch
@@ -192,13 +193,26 @@ def load_entry(settings: TaskSettings, *, trusted: bool, root: Path | None) -> M
         # read is what runs: bytecode beside the file may be of another one (an edit within the same second).
         code = source.read_bytes()
         unique = f"modelgit_entry_{blake3(str(source).encode() + code).hexdigest()[:16]}"
-        spec = importlib.util.spec_from_file_location(unique, source)
+        loader = _SourceLoader(unique, str(source), code)
+        spec = importlib.util.spec_from_loader(unique, loader)
         if spec is None:
             raise UsageError(f"entry `{settings.entry}`: {source.name} cannot be loaded")
         module = importlib.util.module_from_spec(spec)
         sys.modules[unique] = module  # dataclasses and pickling look a class's module up
-        exec(compile(code, str(source), "exec"), module.__dict__)  # noqa: S102 - trusted, see above
+        loader.exec_module(module)
         return module
+
+
+class _SourceLoader(SourceFileLoader):
+    """Loads a module from source that was read already."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - the form of the protocol
+        """The code of the source, whatever bytecode lies beside it."""
+        return self.source_to_code(self._source, self.path)
 
 
 @contextmanager

@@ -200,7 +200,7 @@ def push(
                 hint = f"`mgit push {remote} {view.branch or 'BRANCH'} --tags` sends a branch and all tags"
                 raise RepositoryError(f"`{source}` is a tag, no branch", hint=hint)
             raise RepositoryError(f"no branch `{source}` to push", hint="`mgit branch` lists them")
-        check_ref_name(f"heads/{target}")
+        check_ref_name(target)
         updates.append(RefUpdate(f"heads/{target}", commit, seen, force_with_lease))
     if tags:
         updates += [RefUpdate(ref, commit) for ref, commit in sorted(view.refs.items()) if ref.startswith("tags/")]

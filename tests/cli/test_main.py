@@ -293,3 +293,16 @@ def test_json_documents_carry_a_versioned_schema(mgit: Any) -> None:
         document = json.loads(mgit(*arguments, "--json").out)
         name, _, version = document["schema"].partition("/")
         assert name.startswith("mgit.") and version == "1", arguments
+
+
+def test_an_interruption_while_modules_load_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelgit.cli import start
+
+    class Loading:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "modelgit.cli.main", Loading())
+    with pytest.raises(SystemExit) as ended:
+        start.run()
+    assert ended.value.code == 130

@@ -54,3 +54,8 @@ def test_short_names() -> None:
 def test_what_passes_here_is_a_branch_name_for_git_too(name: str) -> None:
     if ref_problem(name) is None:
         subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True, check=True)
+
+
+def test_a_full_name_of_git_is_no_short_name() -> None:
+    with pytest.raises(UsageError, match="names are short here"):
+        check_ref_name("refs/heads/main")
