@@ -10,7 +10,8 @@ import msgspec
 
 from modelgit.config.suite_files import suite_name
 from modelgit.errors import GateRefused
-from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, FileEntry, Manifest, TensorId
+from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, FileEntry, Manifest, ObjectId, TensorId
+from modelgit.objects.canonical import to_builtins
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import PROJECT_CONFIG
@@ -119,16 +120,34 @@ def builtin_record(
     counted: Mapping[TensorId, ValueCounts] | None = None,
     progress: Progress = SILENT,
 ) -> EvalRecord:
-    """The verdict of the gate that needs no configuration: finite values, schema, readable files."""
-    from modelgit.evals.builtin import run_builtin
+    """The verdict of the gate that needs no configuration: finite values, schema, readable files.
 
-    return run_builtin(
+    One on two manifests that are recorded is the same every time: a pass is kept in the cache, so that the values of a
+    commit are read once.
+    """
+    from modelgit import __version__
+    from modelgit.evals.builtin import run_builtin
+    from modelgit.evals.cache import ScoreCache, score_key
+
+    baseline = None if before is None else manifest_id(before)
+    cache = ScoreCache(repo.paths.predictions)
+    key = score_key(str(manifest_id(manifest)), f"builtin {__version__} {baseline}")
+    if store is repo.store and (kept := cache.read(key)) is not None:
+        return msgspec.convert(kept, EvalRecord, dec_hook=_id_from_text)
+    record = run_builtin(
         _side(repo, manifest, store),
         None if before is None else _side(repo, before, repo.store),
         repo.reader(store),
         counted=counted,
         progress=progress,
     )
+    if store is repo.store and record.decision in LETS_IN:
+        cache.write(key, to_builtins(msgspec.structs.replace(record, seconds=0.0)))
+    return record
+
+
+def _id_from_text(kind: type[ObjectId], text: str) -> ObjectId:
+    return kind.parse(text)
 
 
 def _bytes_of(repo: Repository, store: ObjectStore, entry: FileEntry) -> bytes:

@@ -94,3 +94,24 @@ def test_a_broken_mgit_toml_can_be_restored_and_checked(bot: Repository) -> None
     assert restore(bot, ["mgit.toml"]) == ["mgit.toml"]
     assert config.read_bytes() == good
     assert bot.status().is_clean
+
+
+def test_the_values_of_a_recorded_commit_are_read_once(bot: Repository, files, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelgit.evals import builtin
+    from modelgit.repo.evaluate import evaluate
+
+    (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(5)))
+    bot.commit("other weights")
+    first = evaluate(bot, "HEAD")
+    seen: list[str] = []
+    real = builtin.count_values
+
+    def counting(reader, entry, **more):
+        seen.append(entry.name)
+        return real(reader, entry, **more)
+
+    monkeypatch.setattr(builtin, "count_values", counting)
+    again = evaluate(bot, "HEAD")
+    assert again[0].results == first[0].results and again[0].baseline == first[0].baseline and not seen
+    evaluate(bot, "HEAD~1")  # other manifests are another question
+    assert len(seen) == 3
