@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelgit.environment import Environment
     from modelgit.repo.repository import Repository
 
-__all__ = ["BRANCHES", "SETTINGS", "make_demo", "train_base", "train_task", "write_checkpoint", "write_data"]
+__all__ = ["BRANCHES", "SETTINGS", "check_tokenizers", "make_demo", "train_base", "train_task", "write_checkpoint", "write_data"]
 
 BRANCHES = ("topic", "tone")
 MODEL = "models/bot"
@@ -86,7 +86,7 @@ def make_demo(
 
     `tell` gets a sentence for each step.  Raises MissingExtraError without the `tokenizers` package.
     """
-    _check_tokenizers()
+    check_tokenizers()
     from modelgit.repo.repository import Repository
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,8 @@ def _tokenizer(vocabulary: list[str]) -> str:
     return text + "\n"
 
 
-def _check_tokenizers() -> None:
+def check_tokenizers() -> None:
+    """Raise MissingExtraError without the `tokenizers` package, before any work is done."""
     try:
         import tokenizers  # noqa: F401
     except ImportError as error:

@@ -16,7 +16,7 @@ from modelgit.cli._options import command, pass_session
 from modelgit.cli._output import Output, bold, columns, dim, green
 from modelgit.cli._session import Session
 from modelgit.environment import Environment
-from modelgit.errors import CheckFailed, MissingExtraError, RepositoryError
+from modelgit.errors import CheckFailed, RepositoryError
 
 __all__ = ["TerminalStage", "demo"]
 
@@ -51,7 +51,9 @@ def demo(session: Session, target: str | None, small: bool) -> None:
     place = session.path(target) if target else _fresh(session.environment.cwd)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RepositoryError(f"{target} exists already and is not empty", hint="`mgit demo OTHER_DIRECTORY`")
-    _check_tokenizers()
+    from modelgit.cli._demo import check_tokenizers
+
+    check_tokenizers()
     if small:
         _make_small(session, place)
         return
@@ -151,15 +153,6 @@ def _fresh(folder: Path) -> Path:
         number += 1
         place = folder / f"{_DEFAULT}-{number}"
     return place
-
-
-def _check_tokenizers() -> None:
-    try:
-        import tokenizers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "the demo needs the `tokenizers` package", hint="`pip install 'modelgit[demo]'`"
-        ) from error
 
 
 def _make_small(session: Session, place: Path) -> None:

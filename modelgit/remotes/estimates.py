@@ -22,7 +22,7 @@ from modelgit.patching.statistics import check_values, read_triangle
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, Transport
 from modelgit.remotes.reading import CombinedStore
-from modelgit.remotes.receive import copy_records, verify_objects
+from modelgit.remotes.receive import copy_records, receive_objects
 from modelgit.remotes.selection import select_records
 from modelgit.store.base import ObjectStore
 from modelgit.store.fs import FileSystemStore, PackSession
@@ -123,10 +123,6 @@ def fetch_estimates(
     nothing is kept then.
     """
     store = CombinedStore(session, transport, far_name=remote)
-
-    def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
-        return {object_id for object_id in ids if not session.has(object_id)}
-
     try:
         needed: dict[ObjectId, Needed] = {}
         records = []
@@ -136,16 +132,9 @@ def fetch_estimates(
                 check_estimate(item, record, shapes(item, record))
             records.append(record)
             needed |= {found.id: found for found in _needed(store, item)}
-        session.relied_on |= {object_id for object_id in needed if session.has(object_id)}
-        selection = select_records(
-            transport.locate,
-            [item for item in needed.values() if not session.has(item.id)],
-            missing,
-            where=remote,
-            lacking=RemoteError,
+        objects, size = receive_objects(
+            transport, session, needed.values(), where=remote, threads=threads, progress=progress
         )
-        size = copy_records(transport.fetch, selection.records, session, task="receive", progress=progress)
-        verify_objects(session, selection.items, threads=threads, where=remote, progress=progress)
         reads = TensorReader(session)
         for item, record in zip(wanted, records, strict=True):
             for name, tensor in record.coded().items():
@@ -161,7 +150,7 @@ def fetch_estimates(
         with contextlib.suppress(MgitError):
             session.abort()
         raise
-    return MovedEstimates(tuple(wanted), len(selection.items), size)
+    return MovedEstimates(tuple(wanted), objects, size)
 
 
 @contextlib.contextmanager

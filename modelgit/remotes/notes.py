@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from modelgit.errors import IntegrityError, MgitError, RemoteError
-from modelgit.objects import EvalRecord, KeptNote, Note, ObjectId, Statistics
+from modelgit.objects import EvalRecord, KeptNote, Note, Statistics
 from modelgit.objects.acceptances import read_acceptance
 from modelgit.objects.approvals import read_approval
 from modelgit.objects.attestations import read_test_result, sums_up
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, Transport
 from modelgit.remotes.reading import CombinedStore
-from modelgit.remotes.receive import copy_records, verify_objects
-from modelgit.remotes.selection import select_records
+from modelgit.remotes.receive import receive_objects
 from modelgit.store.base import ObjectStore
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record
@@ -108,24 +107,13 @@ def fetch_notes(
         else:
             good.append(item)
 
-    def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
-        return {object_id for object_id in ids if not session.has(object_id)}
-
     try:
-        needed = {found.id: found for found in needed_by_notes(store, good)}
-        session.relied_on |= {object_id for object_id in needed if session.has(object_id)}
-        selection = select_records(
-            transport.locate,
-            [item for item in needed.values() if not session.has(item.id)],
-            missing,
-            where=remote,
-            lacking=RemoteError,
+        objects, size = receive_objects(
+            transport, session, needed_by_notes(store, good), where=remote, threads=threads, progress=progress
         )
-        size = copy_records(transport.fetch, selection.records, session, task="receive", progress=progress)
-        verify_objects(session, selection.items, threads=threads, where=remote, progress=progress)
         session.seal()
     except BaseException:
         with contextlib.suppress(MgitError):
             session.abort()
         raise
-    return MovedNotes(tuple(good), tuple(refused), len(selection.items), size)
+    return MovedNotes(tuple(good), tuple(refused), objects, size)

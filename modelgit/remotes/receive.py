@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from modelgit.errors import ExternalAbsentError, IntegrityError
+from modelgit.errors import ExternalAbsentError, IntegrityError, RemoteError
 from modelgit.objects import BlobId, ContentId, FileContent, Literal, ObjectId, TensorId, id_class
 from modelgit.parallel import Workers
 from modelgit.patching.files import check_table
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
-from modelgit.remotes.base import Needed
+from modelgit.remotes.base import Needed, Transport
+from modelgit.remotes.selection import select_records
 from modelgit.store.base import Located, ObjectStore, RecordWriter, is_external
-from modelgit.store.fs import read_external_record
+from modelgit.store.fs import PackSession, read_external_record
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_metadata, read_record
 
-__all__ = ["CHUNK_BYTES", "copy_records", "verify_objects"]
+__all__ = ["CHUNK_BYTES", "copy_records", "receive_objects", "verify_objects"]
 
 CHUNK_BYTES = 4 << 20
 
@@ -47,6 +48,34 @@ def copy_records(
         progress.advance(task, record.header)
     progress.finish(task)
     return sum(record.length for record in records)
+
+
+def receive_objects(
+    transport: Transport,
+    session: PackSession,
+    needed: Iterable[Needed],
+    *,
+    where: str,
+    threads: int,
+    progress: Progress = SILENT,
+) -> tuple[int, int]:
+    """Bring the objects of `needed` that are not here into `session`, each checked; returns how many, and their bytes.
+
+    Those that are here are relied on.  Raises RemoteError when the remote fails or lacks one, IntegrityError for one
+    that is not what it should be; the caller seals the session or gives it up.
+    """
+
+    def missing(ids: Collection[ObjectId]) -> set[ObjectId]:
+        return {object_id for object_id in ids if not session.has(object_id)}
+
+    listed = {item.id: item for item in needed}
+    absent = missing(listed)
+    session.relied_on |= listed.keys() - absent
+    wanted = [item for item in listed.values() if item.id in absent]
+    selection = select_records(transport.locate, wanted, missing, where=where, lacking=RemoteError)
+    size = copy_records(transport.fetch, selection.records, session, task="receive", progress=progress)
+    verify_objects(session, selection.items, threads=threads, where=where, progress=progress)
+    return len(selection.items), size
 
 
 def _chunks(read: ReadPart, record: Located, body: int, task: str, progress: Progress) -> Iterator[bytes]:

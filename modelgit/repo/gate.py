@@ -129,11 +129,14 @@ def builtin_record(
     from modelgit.evals.builtin import run_builtin
     from modelgit.evals.cache import ScoreCache, score_key
 
-    baseline = None if before is None else manifest_id(before)
+    recorded = store is repo.store
     cache = ScoreCache(repo.paths.predictions)
-    key = score_key(str(manifest_id(manifest)), f"builtin {__version__} {baseline}")
-    if store is repo.store and (kept := cache.read(key)) is not None:
-        return msgspec.convert(kept, EvalRecord, dec_hook=_id_from_text)
+    key = ""
+    if recorded:
+        baseline = None if before is None else manifest_id(before)
+        key = score_key(str(manifest_id(manifest)), f"builtin {__version__} {baseline}")
+        if (kept := cache.read(key)) is not None:
+            return msgspec.convert(kept, EvalRecord, dec_hook=_id_from_text)
     record = run_builtin(
         _side(repo, manifest, store),
         None if before is None else _side(repo, before, repo.store),
@@ -141,7 +144,7 @@ def builtin_record(
         counted=counted,
         progress=progress,
     )
-    if store is repo.store and record.decision in LETS_IN:
+    if recorded and record.decision in LETS_IN:
         cache.write(key, to_builtins(msgspec.structs.replace(record, seconds=0.0)))
     return record
 
