@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from modelgit.environment import Environment
     from modelgit.repo.repository import Repository
 
-__all__ = ["BRANCHES", "SETTINGS", "check_tokenizers", "make_demo", "train_base", "train_task", "write_checkpoint", "write_data"]
+__all__ = [
+    "BRANCHES",
+    "SETTINGS",
+    "check_tokenizers",
+    "make_demo",
+    "train_base",
+    "train_task",
+    "write_checkpoint",
+    "write_data",
+]
 
 BRANCHES = ("topic", "tone")
 MODEL = "models/bot"
