@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import FileChange, Manifest, TensorChange, TensorEntry
 from modelgit.objects.patches import ChangeKind
+from modelgit.repo.contents import tensors_of
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -76,8 +77,8 @@ def compare_manifests(
             continue
         found = compare_tensors(
             path,
-            repo.tensors_of(old, left) if left else {},
-            repo.tensors_of(new, right, store=new_store) if right else {},
+            tensors_of(repo, old, left) if left else {},
+            tensors_of(repo, new, right, store=new_store) if right else {},
             counts,
         )
         tensors += found

@@ -30,6 +30,7 @@ from modelgit.objects.paths import find_twins, is_within
 from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import Changes, compare_manifests
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.outside import Outside, forget_stale, open_outside, refuse_stale, remember_stale
 from modelgit.repo.record import nonfinite_counts, record_worktree
@@ -349,7 +350,7 @@ def _open(adapters: Sequence[Path | str]) -> AbstractContextManager[AdapterSet |
 
 
 def _tensor_names(repo: Repository, session: PackSession, manifest: Manifest) -> set[str]:
-    return {name for model in manifest.models for name in repo.tensors_of(manifest, model, store=session)}
+    return {name for model in manifest.models for name in tensors_of(repo, manifest, model, store=session)}
 
 
 def write_commit(

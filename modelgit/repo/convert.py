@@ -22,6 +22,7 @@ from modelgit.objects import STORAGE_SUFFIX, TensorSpec, TensorView
 from modelgit.patching.base import windows
 from modelgit.patching.views import ViewBytes
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of, views_of
 from modelgit.store.durable import publish, temporary_name, write_all
 from modelgit.worktree.content import FileRange
 
@@ -114,7 +115,7 @@ def export_model(
 
     manifest = repo.manifest_of(repo.resolve(revision))
     entry = find_model(manifest, model)
-    entries = repo.tensors_of(manifest, entry)
+    entries = tensors_of(repo, manifest, entry)
     reader = repo.reader()
     names = list(entries)
     numbers = {entries[name].id: number for number, name in enumerate(names)}
@@ -125,7 +126,7 @@ def export_model(
         TensorView(
             name=name, tensor=numbers[base.id], spec=view.spec or base.spec, offset=view.offset, strides=view.strides
         )
-        for name, (base, view) in repo.views_of(manifest, entry).items()
+        for name, (base, view) in views_of(repo, manifest, entry).items()
     ]
     shown = f"{revision}:{entry.path}"
     return _write(

@@ -23,6 +23,7 @@ from modelgit.repo.commit import (
     publish_commit,
     write_commit,
 )
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.dense_weights import keep_dense
 from modelgit.repo.density_search import Tried, smallest_density
 from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
@@ -304,7 +305,7 @@ class _Reduction:
             model = self.data.model
             return frozenset(model.tensor_of[name] for name in model.head)
         prefixes = [task.head + "." for task in self.repo.settings.task.values() if task.model == self.model.path]
-        names = self.repo.tensors_of(self.dense.manifest, self.model, store=self.dense_session)
+        names = tensors_of(self.repo, self.dense.manifest, self.model, store=self.dense_session)
         return frozenset(name for name in names if any(name.startswith(prefix) for prefix in prefixes))
 
     # -- attempts

@@ -18,6 +18,7 @@ from modelgit.patching.base import TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
+from modelgit.repo.contents import file_bytes, models_of
 from modelgit.repo.record import record_worktree
 from modelgit.reporting.html import ShownDiff
 from modelgit.store.base import ObjectStore
@@ -88,8 +89,8 @@ def _diff(
 ) -> ShownDiff:
     repo, progress = run.repo, run.progress
     changes = compare_manifests(repo, before, after, new_store=store)
-    old_models = repo.models_of(before)
-    new_models = repo.models_of(after, store=store)
+    old_models = models_of(repo, before)
+    new_models = models_of(repo, after, store=store)
     old_reader, new_reader = repo.reader(), repo.reader(store)
     total = sum(
         new_models[change.model][change.name].spec.size_bytes for change in changes.tensors if change.kind == "changed"
@@ -156,7 +157,7 @@ def _bases(repo: Repository, manifest: Manifest, store: ObjectStore) -> dict[str
     for model in manifest.models:
         config = manifest.file(join_path(model.path, ADAPTER_CONFIG))
         if model.layout == "peft-adapter" and config is not None and config.size <= _MAX_JSON_BYTES:
-            base = adapter_base(repo.file_bytes(config.digest, store=store))
+            base = adapter_base(file_bytes(repo, config.digest, store=store))
             if base:
                 found[model.path] = base
     return found
@@ -201,8 +202,8 @@ def _file_diff(
     old, new = before.file(path), after.file(path)
     if old is None or new is None or max(old.size, new.size) > _MAX_JSON_BYTES or not path.endswith(".json"):
         return FileDiff(path=path, kind=kind)
-    left = repo.file_bytes(old.digest)
-    right = repo.file_bytes(new.digest, store=store)
+    left = file_bytes(repo, old.digest)
+    right = file_bytes(repo, new.digest, store=store)
     return FileDiff(path=path, kind=kind, keys=key_changes(left, right))
 
 

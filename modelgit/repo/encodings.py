@@ -16,6 +16,7 @@ from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.patching.planner import Planner, Weighed
 from modelgit.patching.records import sections_of
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import models_of
 from modelgit.repo.origins import Origin, commits_in_order, masks_by_positions, origins_of
 from modelgit.repo.usage import codec_of
 
@@ -69,12 +70,12 @@ def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SIL
     commit = repo.commit_at(commit_id)
     manifest = repo.manifest_of(commit_id)
     before = repo.manifest_of(commit.parents[0]) if commit.parents else None
-    old = {} if before is None else repo.models_of(before)
+    old = {} if before is None else models_of(repo, before)
     order = commits_in_order(repo, {commit_id})
     origins = origins_of(repo, set(), order)
     found = []
     explainer = _Explainer(repo, order, {key: origin for key, origin in origins.items() if key[0] == "tensor"})
-    for model, tensors in repo.models_of(manifest).items():
+    for model, tensors in models_of(repo, manifest).items():
         for name, entry in tensors.items():
             progress.check()
             previous = old.get(model, {}).get(name)

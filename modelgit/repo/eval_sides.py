@@ -29,6 +29,7 @@ from modelgit.models.kinds import UNLABELLED_KINDS
 from modelgit.objects import Manifest, ManifestId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import file_bytes, models_of, tensors_of, views_of
 from modelgit.repo.load import find_model, model_files, view_entries
 from modelgit.repo.tasks import check_data_path, code_version, encoded, library_versions, open_task, task_examples
 from modelgit.repo.weights import weights_tree
@@ -165,7 +166,7 @@ class ManifestSide:
 
     def _tensor_ids(self, task: TaskSettings) -> dict[str, str]:
         entry = find_model(self._content, self.model_path(task))
-        tensors = self._repo.tensors_of(self._content, entry, store=self._store)
+        tensors = tensors_of(self._repo, self._content, entry, store=self._store)
         return {name: item.id.hex for name, item in tensors.items()}
 
     def verify(self, data: Dataset, count: int, rng: np.random.Generator) -> int:
@@ -207,8 +208,8 @@ class ManifestSide:
     def _key(self, task: TaskSettings, fingerprint: str) -> str:
         entry = find_model(self._content, task.model)
         tensors = [
-            *self._repo.tensors_of(self._content, entry, store=self._store).values(),
-            *view_entries(self._repo.views_of(self._content, entry, store=self._store)),
+            *tensors_of(self._repo, self._content, entry, store=self._store).values(),
+            *view_entries(views_of(self._repo, self._content, entry, store=self._store)),
         ]
         files = model_files(self._repo, self._content, entry.path, store=self._store)
         return prediction_key(
@@ -264,12 +265,12 @@ class ManifestSide:
         if self._path_from is None or any(model.path == task.model for model in self._content.models):
             return find_model(self._content, task.model).path
         store, manifest = self._path_from
-        names = set(self._repo.models_of(manifest, store=store).get(task.model, ()))
+        names = set(models_of(self._repo, manifest, store=store).get(task.model, ()))
         here = {model.path for model in manifest.models}
         alike = {}
         for model in self._content.models:
             if model.path not in here:
-                before = set(self._repo.tensors_of(self._content, model, store=self._store))
+                before = set(tensors_of(self._repo, self._content, model, store=self._store))
                 alike[model.path] = len(names & before) / max(1, len(names | before))
         nearest = max(sorted(alike), key=alike.__getitem__, default=None)
         if nearest is not None and alike[nearest] >= _MOVED:
@@ -287,7 +288,7 @@ class ManifestSide:
     def size(self, task: TaskSettings) -> tuple[int, int]:
         """Bytes of the stored tensors of the task's model, each once, and its parameters."""
         entry = find_model(self._content, self.model_path(task))
-        tensors = self._repo.tensors_of(self._content, entry, store=self._store)
+        tensors = tensors_of(self._repo, self._content, entry, store=self._store)
         specs = {(item.id, item.spec.dtype): item.spec for item in tensors.values()}.values()
         return sum(spec.size_bytes for spec in specs), sum(spec.elements for spec in specs)
 
@@ -347,7 +348,7 @@ def _examples(
     if recorded is None:
         return task_examples(repo, source.task, source.path, id_field=source.id_field, also=source.also)
     # The recorded data, not whatever lies in the work tree by now.
-    data = repo.file_bytes(recorded.digest, store=store)
+    data = file_bytes(repo, recorded.digest, store=store)
     with tempfile.TemporaryDirectory(prefix="mgit-") as folder:
         file = Path(folder) / Path(source.path).name
         file.write_bytes(data)

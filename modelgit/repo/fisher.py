@@ -17,6 +17,7 @@ from modelgit.objects.manifest import manifest_id
 from modelgit.patching.base import TensorReads
 from modelgit.patching.statistics import read_values, store_triangles, store_values
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.load import find_model
 from modelgit.repo.statistics import find_kept, keep, kept_estimates, weights_key
 from modelgit.repo.tasks import code_version, encoded, open_task, task_examples, task_settings
@@ -365,9 +366,9 @@ def fisher_for_merge(
 def _tasks_trained(
     repo: Repository, manifest: Manifest, base: Manifest, model: str, tasks: Mapping[str, TaskSettings]
 ) -> list[str]:
-    now = repo.tensors_of(manifest, find_model(manifest, model))
+    now = tensors_of(repo, manifest, find_model(manifest, model))
     try:
-        before = repo.tensors_of(base, find_model(base, model))
+        before = tensors_of(repo, base, find_model(base, model))
     except UsageError:
         before = {}
     changed = {name for name, entry in now.items() if name not in before or before[name].id != entry.id}

@@ -14,6 +14,7 @@ from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, FileEntry,
 from modelgit.objects.canonical import to_builtins
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import file_bytes, models_of
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
 from modelgit.repo.suites import SuiteTexts, recorded_suites, worktree_suites
@@ -154,7 +155,7 @@ def _id_from_text(kind: type[ObjectId], text: str) -> ObjectId:
 
 
 def _bytes_of(repo: Repository, store: ObjectStore, entry: FileEntry) -> bytes:
-    return repo.file_bytes(entry.digest, store=store)
+    return file_bytes(repo, entry.digest, store=store)
 
 
 def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
@@ -163,7 +164,7 @@ def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
     weights = {path for model in manifest.models for path in model.weights}
     return Side(
         manifest=manifest_id(manifest),
-        models=repo.models_of(manifest, store=store),
+        models=models_of(repo, manifest, store=store),
         files={
             entry.path: partial(_bytes_of, repo, store, entry) for entry in manifest.files if entry.path not in weights
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modelgit.errors import RepositoryError
+from modelgit.store.root import FORMAT_LINE
 
 __all__ = ["METADATA", "PROJECT_CONFIG", "RepositoryPaths", "discover"]
 
@@ -40,12 +41,23 @@ class RepositoryPaths:
         self.masks = directory / "masks"
 
 
-def discover(start: Path) -> Path:
-    """The work tree that `start` lies in.  Raises RepositoryError when there is none up to the root."""
+def discover(start: Path) -> RepositoryPaths:
+    """The repository whose work tree `start` lies in.
+
+    Raises RepositoryError when there is none up to the root, or one of a format that this version does not read.
+    """
     current = start.resolve()
     for candidate in (current, *current.parents):
-        if (candidate / METADATA / "format").is_file():
-            return candidate
+        paths = RepositoryPaths(candidate / METADATA, worktree=candidate)
+        if not paths.format.is_file():
+            continue
+        found = paths.format.read_text(encoding="utf-8", errors="replace")
+        if found != FORMAT_LINE:
+            raise RepositoryError(
+                f"{candidate} has repository format {found.strip()[:60]!r}, which this mgit does not read",
+                hint="`pip install --upgrade modelgit`",
+            )
+        return paths
     raise RepositoryError(
         "not inside an mgit repository (looked from here up to /)",
         hint="`mgit init` makes one here, `mgit clone URL` copies one",

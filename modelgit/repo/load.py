@@ -12,6 +12,7 @@ from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, 
 from modelgit.objects.paths import join_path
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES
+from modelgit.repo.contents import file_bytes, tensors_of, views_of
 from modelgit.repo.layout import PROJECT_CONFIG
 
 if TYPE_CHECKING:
@@ -418,8 +419,8 @@ def model_state(
     repo: Repository, manifest: Manifest, entry: ModelEntry, *, store: ObjectStore | None = None
 ) -> ModelState:
     """The tensors of one model of a manifest, views included.  Reads metadata only."""
-    tensors = repo.tensors_of(manifest, entry, store=store)
-    views = repo.views_of(manifest, entry, store=store)
+    tensors = tensors_of(repo, manifest, entry, store=store)
+    views = views_of(repo, manifest, entry, store=store)
     return ModelState(entry.path, tensors, repo.reader(store), views=views, threads=repo.threads)
 
 
@@ -433,5 +434,5 @@ def model_files(
         name = entry.path.rpartition("/")[2]
         beside = entry.path == join_path(model, name) and entry.path not in weights and entry.path != PROJECT_CONFIG
         if beside and entry.size <= 64 << 20:
-            found[name] = repo.file_bytes(entry.digest, store=store)
+            found[name] = file_bytes(repo, entry.digest, store=store)
     return found

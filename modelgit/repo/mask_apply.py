@@ -18,6 +18,7 @@ from modelgit.objects.paths import is_within
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of, views_of
 from modelgit.repo.load import find_model
 from modelgit.repo.masks import StoredMask, find_mask, mask_sections, over_stored, strayed_values
 from modelgit.repo.merge_files import with_checksums
@@ -161,8 +162,8 @@ def _look(
         if content is None:
             raise RepositoryError(f"{path} changed while it was being read", hint="try again when nothing writes it")
         contents[path] = content
-    old = repo.tensors_of(base, model)
-    allowed = over_stored(mask.positions(), repo.views_of(base, model))
+    old = tensors_of(repo, base, model)
+    allowed = over_stored(mask.positions(), views_of(repo, base, model))
     tensors: dict[str, dict[str, tuple[TensorEntry, NDArray[np.int64] | None]]] = {}
     seen: set[str] = set()
     for path, content in contents.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from modelgit.errors import NothingToDo, UsageError
 from modelgit.objects import CommitId, Manifest, TensorEntry
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import views_of
 from modelgit.repo.fisher import DEFAULT_EXAMPLES, diagonal_of, estimate_fisher
 from modelgit.repo.load import ModelState, find_model, model_state
 from modelgit.repo.masks import StoredMask, check_name, keep_mask
@@ -202,7 +203,7 @@ def _choose_from(
     state = model_state(repo, manifest, entry)
     tied = {
         name: stored.name
-        for name, (stored, view) in repo.views_of(manifest, entry).items()
+        for name, (stored, view) in views_of(repo, manifest, entry).items()
         if view.spec in (None, stored.spec) and not view.offset and not view.strides and stored.name in state.entries
     }
     if task_model is not None:

@@ -25,6 +25,7 @@ from modelgit.objects import CommitId, MaskId, TensorEntry
 from modelgit.objects.graph import ancestors, topological
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.load import find_model
 from modelgit.repo.masks import find_mask, outside_mask, strayed_values
 from modelgit.worktree.content import FileRange
@@ -80,7 +81,7 @@ class _Work:
         self.mask_id, self.mask, self.positions = found.id, found.record, found.positions()
         self.base = repo.resolve(base)
         self.manifest = repo.manifest_of(self.base)
-        self.tensors = repo.tensors_of(self.manifest, find_model(self.manifest, self.mask.model))
+        self.tensors = tensors_of(repo, self.manifest, find_model(self.manifest, self.mask.model))
         self.reader: TensorReads = repo.reader()
         self.violations: list[Strayed] = []
         self.unknown: dict[str, None] = {}
@@ -163,7 +164,7 @@ def _check_commits(work: _Work, commits: list[CommitId]) -> None:
         work.progress.check()
         manifest = work.repo.manifest_of(commit)
         strayed = outside_mask(work.repo, work.mask, work.manifest, manifest)
-        tensors = work.repo.tensors_of(manifest, find_model(manifest, work.mask.model))
+        tensors = tensors_of(work.repo, manifest, find_model(manifest, work.mask.model))
         for tensor, count in strayed.items():
             why = "changed" if tensor in work.tensors and work.tensors[tensor].spec == tensors[tensor].spec else "shape"
             work.violations.append(Strayed(commit.short, tensor, count, why if tensor in work.tensors else "new"))

@@ -30,6 +30,7 @@ from modelgit.objects.graph import topological
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
+from modelgit.repo.contents import tensors_of, views_of
 from modelgit.repo.load import find_model
 from modelgit.repo.reach import mask_files
 from modelgit.store.base import ObjectStore
@@ -328,7 +329,7 @@ def model_sizes(repo: Repository, mask: Mask) -> dict[str, int]:
     entry = next((entry for entry in manifest.models if entry.path == mask.model), None)
     if entry is None:
         return {}
-    tensors = repo.tensors_of(manifest, entry)
+    tensors = tensors_of(repo, manifest, entry)
     return {name: tensor.spec.elements for name, tensor in tensors.items() if tensor.spec.kind.is_float}
 
 
@@ -336,9 +337,9 @@ def outside_mask(
     repo: Repository, mask: Mask, before: Manifest, after: Manifest, *, new_store: ObjectStore | None = None
 ) -> dict[str, int]:
     """How many values outside of the mask differ between two manifests, by tensor; empty when none does."""
-    old = repo.tensors_of(before, find_model(before, mask.model))
-    new = repo.tensors_of(after, find_model(after, mask.model), store=new_store)
-    views = repo.views_of(after, find_model(after, mask.model), store=new_store)
+    old = tensors_of(repo, before, find_model(before, mask.model))
+    new = tensors_of(repo, after, find_model(after, mask.model), store=new_store)
+    views = views_of(repo, after, find_model(after, mask.model), store=new_store)
     positions = over_stored(mask_positions(repo, mask), views)
     reader = repo.reader(new_store)
     strayed: dict[str, int] = {}

@@ -154,7 +154,7 @@ def with_checksums(
                 raise IntegrityError(f"{path}: a checksum of the archive lies inside of a tensor")
             data = blobs.get(literal.blob)
             if data is None:
-                data = blobs[literal.blob] = bytearray(repo.read_blob(literal.blob, store=session))
+                data = blobs[literal.blob] = bytearray(repo.reader(session).read_blob(literal.blob))
             data[literal.offset + place - start] = value
     written = {
         blob: write_blob(session, bytes(data), name=f"{path} (header)", parent=blob) for blob, data in blobs.items()
@@ -184,7 +184,7 @@ def _rebuilt(
     names = [name for name in order if name in wanted]
     first = sides[0][1]
     literal = next((segment for segment in first.segments if isinstance(segment, Literal)), None)
-    metadata = read_metadata(repo.read_blob(literal.blob)) if literal is not None else None
+    metadata = read_metadata(repo.reader().read_blob(literal.blob)) if literal is not None else None
     header = build_header([(name, wanted[name][0]) for name in names], metadata)
     blob = write_blob(session, header, name=f"{path} (header)")
     segments: list[Segment] = [Literal(blob=blob, length=len(header))]

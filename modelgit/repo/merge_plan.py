@@ -28,6 +28,7 @@ from modelgit.merging.vocabulary_files import NAMES, Versions, aligned_versions
 from modelgit.objects import Manifest
 from modelgit.objects.merges import Action, Conflict, MergePlan, Resolution, SideName, TensorDecision
 from modelgit.objects.paths import join_path
+from modelgit.repo.contents import file_bytes
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
@@ -311,4 +312,4 @@ def _merge_files(
 
 def _bytes(repo: Repository, manifest: Manifest, path: str) -> bytes | None:
     entry = manifest.file(path)
-    return None if entry is None else repo.file_bytes(entry.digest)
+    return None if entry is None else file_bytes(repo, entry.digest)

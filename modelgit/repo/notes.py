@@ -18,6 +18,7 @@ from modelgit.objects.attestations import make_test_result, sums_up, write_test_
 from modelgit.objects.graph import ancestors
 from modelgit.objects.policies import ApprovalKind
 from modelgit.objects.statements import time_text
+from modelgit.repo.contents import file_bytes
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.signing.notes import CheckedNote, Verify, check_note, check_signature
@@ -124,7 +125,7 @@ def allowed_signers(
         entry = manifest.file(SIGNERS_FILE)
         if entry is None:
             return None
-        data = repo.file_bytes(entry.digest, store=store, limit=_MAX_SIGNERS_BYTES)
+        data = file_bytes(repo, entry.digest, store=store, limit=_MAX_SIGNERS_BYTES)
         return AllowedSigners.parse(data.decode("utf-8", errors="replace"))
     if repo.paths.worktree is None:
         return None

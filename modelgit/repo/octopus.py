@@ -30,6 +30,7 @@ from modelgit.objects.merges import Conflict, MergeState, Overlap
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit import CommitResult, write_commit
+from modelgit.repo.contents import file_bytes
 from modelgit.repo.merge import configured_rules, require_head, too_opposed
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_plan import has_one_vocabulary
@@ -342,7 +343,7 @@ def _refuse(conflicts: Sequence[Conflict]) -> None:
 def _bytes(repo: Repository, item: FileEntry | bytes | None) -> bytes | None:
     if item is None or isinstance(item, bytes):
         return item
-    return repo.file_bytes(item.digest)
+    return file_bytes(repo, item.digest)
 
 
 def _manifest(repo: Repository, session: PackSession, ours: OpenSide, settled: _Settled) -> Manifest:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import Commit, CommitId, FileEntry, Manifest, ObjectId, Patch, PatchFacts, TensorEntry
+from modelgit.repo.contents import file_bytes, models_of
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.pruned import pruned_commits
 from modelgit.store.base import ObjectStore
@@ -53,11 +54,11 @@ class Tree(NamedTuple):
         entry = self.manifest.file(path)
         if entry is None or entry.size > _MAX_JSON_BYTES:
             return b""
-        return self.repo.file_bytes(entry.digest, store=self.store)
+        return file_bytes(self.repo, entry.digest, store=self.store)
 
     def tensors(self) -> dict[tuple[str, str], TensorEntry]:
         """All tensors by model and name."""
-        models = self.repo.models_of(self.manifest, store=self.store)
+        models = models_of(self.repo, self.manifest, store=self.store)
         return {(model, name): entry for model, tensors in models.items() for name, entry in tensors.items()}
 
 

@@ -25,6 +25,7 @@ from modelgit.patching.base import TensorSource
 from modelgit.patching.encode import write_blob
 from modelgit.patching.jobs import Stored, StoredObject, StoreJob
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.merge_files import with_checksums
 from modelgit.repo.record import write_content_record
 from modelgit.store.base import ObjectStore
@@ -77,8 +78,8 @@ def dense_change(
     Of tied tensors the one among `preferred` (those with a Fisher estimate) speaks for the others.
     """
     previous = next((entry for entry in before.models if entry.path == model.path), None)
-    old = {} if previous is None else repo.tensors_of(before, previous)
-    new = repo.tensors_of(after, model, store=store)
+    old = {} if previous is None else tensors_of(repo, before, previous)
+    new = tensors_of(repo, after, model, store=store)
     reads, old_reads = repo.reader(store), repo.reader()
     deltas: dict[tuple[TensorId, TensorId], TensorDelta] = {}
     same_as: dict[str, str] = {}
@@ -163,7 +164,7 @@ def write_patched(
 
 
 def _names(repo: Repository, store: ObjectStore, manifest: Manifest, model: ModelEntry) -> dict[str, list[str]]:
-    """The logical names (see `Repository.tensors_of`) of the tensors of each weights file, in its order."""
+    """The logical names (see `repo.contents.tensors_of`) of the tensors of each weights file, in its order."""
     seen: set[str] = set()
     found: dict[str, list[str]] = {}
     for path in model.weights:
@@ -191,7 +192,7 @@ def _file(
     parents = [segment.blob for segment in old.segments if isinstance(segment, Literal)] if old is not None else []
     for blob in dict.fromkeys(segment.blob for segment in content.segments if isinstance(segment, Literal)):
         if not session.has(blob):
-            data = repo.read_blob(blob, store=store)
+            data = repo.reader(store).read_blob(blob)
             write_blob(session, data, name=f"{dense.path} (header)", parent=parents[0] if parents else None)
     tensors = tuple(
         TensorEntry(name=entry.name, spec=entry.spec, id=made.get(name, entry.id))

@@ -33,6 +33,7 @@ from modelgit.patching.jobs import SourceChangedError, Stored, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.patching.positions import Section
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.outside import Outside
 from modelgit.repo.tree import WorkFile, work_files
 from modelgit.store.fs import PackSession
@@ -71,7 +72,7 @@ def previous_tensors(repo: Repository, manifest: Manifest) -> dict[str, dict[str
     """
     found: dict[str, dict[str, TensorEntry]] = {}
     for model in manifest.models:
-        tensors = repo.tensors_of(manifest, model)
+        tensors = tensors_of(repo, manifest, model)
         for path in model.weights:
             found[path] = tensors
     return found
@@ -98,7 +99,7 @@ def record_worktree(
     before = {entry.path: entry for entry in parent.files}
     bases = previous_tensors(repo, parent)
     sections = _sections(masks)
-    model_bases = {model.path: repo.tensors_of(parent, model) for model in parent.models}
+    model_bases = {model.path: tensors_of(repo, parent, model) for model in parent.models}
     entries: dict[str, FileEntry] = {}
     stored: dict[str, list[Stored]] = {}
     scanned: dict[str, ScannedFile] = {}

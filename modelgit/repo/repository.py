@@ -16,22 +16,18 @@ from typing import TYPE_CHECKING
 from modelgit.environment import Environment
 from modelgit.errors import IntegrityError, RepositoryError, UsageError
 from modelgit.objects import (
-    BlobId,
     Commit,
     CommitId,
     ContentId,
     FileContent,
     Manifest,
     ManifestId,
-    ModelEntry,
     ObjectId,
     OperationId,
     Patch,
     Pruning,
     Signature,
     Statistics,
-    TensorEntry,
-    TensorView,
     View,
 )
 from modelgit.progress import SILENT, Progress
@@ -97,18 +93,10 @@ class Repository:
     def open(cls, path: Path | str = ".", *, environment: Environment | None = None) -> Repository:
         """Open the repository that `path` lies in, finishing what a crash left half-done.
 
-        Raises RepositoryError when there is none.
+        Raises RepositoryError when there is none, or one of a format that this version does not read.
         """
         environment = environment or Environment.capture()
-        worktree = discover(environment.cwd / path)
-        paths = RepositoryPaths(worktree / METADATA, worktree=worktree)
-        found = paths.format.read_text(encoding="utf-8", errors="replace")
-        if found != FORMAT_LINE:
-            raise RepositoryError(
-                f"{worktree} has repository format {found.strip()[:60]!r}, which this mgit does not read",
-                hint="`pip install --upgrade modelgit`",
-            )
-        repo = cls(paths, environment)
+        repo = cls(discover(environment.cwd / path), environment)
         if repo.journal.pending:
             from modelgit.repo.update import finish_pending
 
@@ -231,45 +219,13 @@ class Repository:
         """The patch of a commit."""
         return self.records.read(self.store, self.commit_at(commit).patch, Patch)
 
+    def parents_of(self, commit: CommitId) -> Sequence[CommitId]:
+        """The parents of a commit."""
+        return self.commit_at(commit).parents
+
     def content_at(self, content: ContentId, *, store: ObjectStore | None = None) -> FileContent:
         """Read a file's content record."""
         return self.records.read(store or self.store, content, FileContent)
-
-    def tensors_of(
-        self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
-    ) -> dict[str, TensorEntry]:
-        """The stored tensors of a model by name, across its files (see `views_of` for names over parts of them).
-
-        A name that occurs in several files is qualified by its file.
-        """
-        found: dict[str, TensorEntry] = {}
-        for path in model.weights:
-            entry = manifest.file(path)
-            if entry is None:
-                continue
-            for tensor in self.content_at(entry.digest, store=store).tensors:
-                name = tensor.name if tensor.name not in found else f"{path}:{tensor.name}"
-                found[name] = tensor
-        return found
-
-    def views_of(
-        self, manifest: Manifest, model: ModelEntry, *, store: ObjectStore | None = None
-    ) -> dict[str, tuple[TensorEntry, TensorView]]:
-        """The views of a model by name: tied tensors, slices and transpositions, each with the stored tensor."""
-        found: dict[str, tuple[TensorEntry, TensorView]] = {}
-        for path in model.weights:
-            entry = manifest.file(path)
-            content = self.content_at(entry.digest, store=store) if entry is not None else None
-            for view in content.views if content is not None else ():
-                if content is None or not 0 <= view.tensor < len(content.tensors):
-                    raise IntegrityError(f"{path} has a view of a tensor that it does not have")
-                name = view.name if view.name not in found else f"{path}:{view.name}"
-                found[name] = (content.tensors[view.tensor], view)
-        return found
-
-    def models_of(self, manifest: Manifest, *, store: ObjectStore | None = None) -> dict[str, dict[str, TensorEntry]]:
-        """All models of a manifest by path, each with its tensors by logical name."""
-        return {model.path: self.tensors_of(manifest, model, store=store) for model in manifest.models}
 
     def reader(self, store: ObjectStore | None = None) -> TensorReader:
         """A reader of tensors and blobs."""
@@ -299,19 +255,6 @@ class Repository:
             products=products,
             progress=progress,
         )
-
-    def file_bytes(self, digest: ContentId, *, store: ObjectStore | None = None, limit: int = 1 << 28) -> bytes:
-        """A whole small file that a manifest records.  Raises IntegrityError for one over `limit` bytes."""
-        from modelgit.patching.files import StoredFile
-
-        file = StoredFile(self.reader(store), self.content_at(digest, store=store), shown="a recorded file")
-        if file.size > limit:
-            raise IntegrityError(f"a file of {file.size} bytes where at most {limit} are expected")
-        return file.read(0, file.size)
-
-    def parents_of(self, commit: CommitId) -> Sequence[CommitId]:
-        """The parents of a commit."""
-        return self.commit_at(commit).parents
 
     def _explain(self, object_id: ObjectId) -> IntegrityError | None:
         from modelgit.repo.pruned import explain
@@ -593,7 +536,3 @@ class Repository:
         from modelgit.repo.mask_apply import apply_mask
 
         return apply_mask(self, name, revision=revision, dry_run=dry_run, progress=progress)
-
-    def read_blob(self, blob: BlobId, *, store: ObjectStore | None = None) -> bytes:
-        """A whole blob."""
-        return self.reader(store).read_blob(blob)

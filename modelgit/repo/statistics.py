@@ -13,6 +13,7 @@ from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import CommitId, FisherId, KeptEstimate, Manifest, ModelEntry, Statistics
 from modelgit.objects.graph import ancestors
 from modelgit.objects.refs import short_ref
+from modelgit.repo.contents import tensors_of, views_of
 from modelgit.repo.load import find_model, view_entries
 from modelgit.store.fs import PackSession
 from modelgit.store.side_records import with_estimates
@@ -40,8 +41,8 @@ def weights_key(repo: Repository, manifest: Manifest, model: str) -> str:
 
 
 def _key(repo: Repository, manifest: Manifest, entry: ModelEntry) -> str:
-    tensors = sorted((name, tensor.id.hex) for name, tensor in repo.tensors_of(manifest, entry).items())
-    tensors += sorted((view.name, view.id.hex) for view in view_entries(repo.views_of(manifest, entry)))
+    tensors = sorted((name, tensor.id.hex) for name, tensor in tensors_of(repo, manifest, entry).items())
+    tensors += sorted((view.name, view.id.hex) for view in view_entries(views_of(repo, manifest, entry)))
     return blake3(msgspec.json.encode(tensors)).hexdigest()[:24]
 
 
@@ -82,8 +83,8 @@ def refs_by_weights(repo: Repository) -> dict[str, list[str]]:
 def shapes_of(repo: Repository, manifest: Manifest, model: str) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's tensors, views among them, by name."""
     entry = find_model(manifest, model)
-    found = {name: tensor.spec.shape for name, tensor in repo.tensors_of(manifest, entry).items()}
-    return found | {view.name: view.spec.shape for view in view_entries(repo.views_of(manifest, entry))}
+    found = {name: tensor.spec.shape for name, tensor in tensors_of(repo, manifest, entry).items()}
+    return found | {view.name: view.spec.shape for view in view_entries(views_of(repo, manifest, entry))}
 
 
 def kept_statistics(repo: Repository) -> Statistics:

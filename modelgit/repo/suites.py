@@ -12,6 +12,7 @@ from modelgit.config.schema import Settings
 from modelgit.config.suite_files import SUITES_DIRECTORY, suite_name
 from modelgit.errors import UsageError
 from modelgit.objects import Manifest
+from modelgit.repo.contents import file_bytes
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.repo.settings import load as load_settings
 from modelgit.store.base import ObjectStore
@@ -70,7 +71,7 @@ def recorded_suites(repo: Repository, manifest: Manifest, *, store: ObjectStore 
     texts = {}
     for entry in manifest.files:
         if entry.path == PROJECT_CONFIG or suite_name(entry.path) is not None:
-            data = repo.file_bytes(entry.digest, store=store)
+            data = file_bytes(repo, entry.digest, store=store)
             texts[entry.path] = _text(data, entry.path)
     settings = load_settings(repo, project=texts.pop(PROJECT_CONFIG, "")).settings
     return SuiteTexts(settings, {str(suite_name(path)): text for path, text in texts.items()})

@@ -17,6 +17,7 @@ from modelgit.errors import RepositoryError, UsageError
 from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.objects import CommitId, FileEntry, Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.tree import WorkFile
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
@@ -131,7 +132,7 @@ def record_training(
                 model = {
                     name: entry
                     for item in tree.models
-                    for name, entry in repo.tensors_of(tree, item, store=session).items()
+                    for name, entry in tensors_of(repo, tree, item, store=session).items()
                 }
             bases = dict(model)
             if previous is not None:

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from modelgit.errors import MgitError, NothingToDo
 from modelgit.objects.paths import is_within, path_problem
+from modelgit.repo.contents import file_bytes
 from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class RecordedFiles:
         entry = self._entries.get(path)
         if entry is None:
             return self._here.digest(path)
-        return blake3(self._repo.file_bytes(entry.digest, store=self._store)).hexdigest()
+        return blake3(file_bytes(self._repo, entry.digest, store=self._store)).hexdigest()
 
     def modules_beside(self, path: str) -> list[str]:
         """The recorded modules and packages beside a recorded file: a stranger's neighbour is none of them."""
@@ -331,7 +332,7 @@ class RecordedFiles:
         )
 
     def _head(self, path: str) -> bytes:
-        return self._repo.file_bytes(self._entries[path].digest, store=self._store)[:8]
+        return file_bytes(self._repo, self._entries[path].digest, store=self._store)[:8]
 
     def below(self, path: str) -> list[str]:
         """The recorded files below a directory; those of the work tree where none is recorded."""

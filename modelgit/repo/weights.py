@@ -20,6 +20,7 @@ import msgspec
 from blake3 import blake3
 
 from modelgit.objects import CommitId, FileEntry, Manifest, ModelEntry, domain
+from modelgit.repo.contents import file_bytes, tensors_of, views_of
 from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.base import ObjectStore
 from modelgit.store.checked_files import read_checked, write_checked
@@ -53,11 +54,11 @@ def weights_tree(repo: Repository, manifest: Manifest, *, store: ObjectStore | N
 def _model(repo: Repository, manifest: Manifest, model: ModelEntry, store: ObjectStore | None) -> list[object]:
     tensors = [
         (name, entry.spec.dtype, list(entry.spec.shape), entry.id.hex)
-        for name, entry in repo.tensors_of(manifest, model, store=store).items()
+        for name, entry in tensors_of(repo, manifest, model, store=store).items()
     ]
     views = [
         (name, entry.id.hex, view.offset, list(view.strides), spec.dtype, list(spec.shape))
-        for name, (entry, view) in repo.views_of(manifest, model, store=store).items()
+        for name, (entry, view) in views_of(repo, manifest, model, store=store).items()
         for spec in (view.spec or entry.spec,)
     ]
     whole = [
@@ -99,7 +100,7 @@ def _is_faithful(
 ) -> bool:
     """Whether an index names each tensor of a model, and the shard that holds it."""
     try:
-        found = json.loads(repo.file_bytes(index.digest, store=store))["weight_map"]
+        found = json.loads(file_bytes(repo, index.digest, store=store))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
     folder = index.path.rpartition("/")[0]

@@ -24,6 +24,7 @@ from modelgit.objects import Mask
 from modelgit.patching.positions import is_maskable
 from modelgit.repo import Repository
 from modelgit.repo.commit import CommitResult
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.masks import keep_mask
 
 _DENSITY = 0.005
@@ -52,7 +53,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             names: tuple[str, ...] = ()
             if way == "under the mask":
                 before = _packs(repo)
-                tensors = repo.tensors_of(base.manifest, base.manifest.models[0])
+                tensors = tensors_of(repo, base.manifest, base.manifest.models[0])
                 made_mask = keep_mask(repo, _FILE, positions, tensors, origin="random")
                 mask, names = made_mask.record, (made_mask.id.hex,)
                 bits = 8 * (_packs(repo) - before) / count
@@ -116,7 +117,7 @@ def _packs(repo: Repository) -> int:
 
 def _own_positions(repo: Repository, made: CommitResult, mask: Mask) -> int:
     """How many records of a commit do not take their positions from the mask."""
-    tensors = repo.tensors_of(made.manifest, made.manifest.models[0])
+    tensors = tensors_of(repo, made.manifest, made.manifest.models[0])
     blobs = {region.positions.digest for region in mask.regions if region.positions is not None}
     found = (item for change in made.patch.tensors for item in repo.store.locate(tensors[change.name].id))
     return sum(item.positions not in blobs for item in found if not item.is_leaf_table)

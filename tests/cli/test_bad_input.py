@@ -25,6 +25,7 @@ from modelgit.environment import Environment
 from modelgit.numerics.streams import varint
 from modelgit.objects import TensorId, id_class
 from modelgit.repo import Repository
+from modelgit.repo.contents import tensors_of
 from modelgit.store.packs import read_index
 
 NAME = "layers.0.weight"
@@ -151,7 +152,7 @@ class Forger:
         environment = Environment.capture(mgit.values)
         self.repo = Repository.open(mgit.directory, environment=environment)
         [model] = self.repo.manifest_of(self.repo.head()).models
-        tensors = self.repo.tensors_of(self.repo.manifest_of(self.repo.head()), model)
+        tensors = tensors_of(self.repo, self.repo.manifest_of(self.repo.head()), model)
         self.id: TensorId = tensors[NAME].id
         self.other: TensorId = tensors["layers.1.weight"].id
         self.size = tensors[NAME].spec.size_bytes

@@ -18,6 +18,7 @@ from modelgit.cli.main import main  # noqa: E402
 from modelgit.errors import UsageError  # noqa: E402
 from modelgit.integrations.torch import freeze_outside  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.contents import tensors_of  # noqa: E402
 from modelgit.repo.mask_verify import MaskVerification, verify_mask  # noqa: E402
 from modelgit.repo.masks import keep_mask  # noqa: E402
 
@@ -39,7 +40,7 @@ class Lab:
         self.save(repo.worktree / "bot.safetensors")
         repo.track("bot.safetensors")
         self.base = repo.commit("base")
-        tensors = repo.tensors_of(self.base.manifest, self.base.manifest.models[0])
+        tensors = tensors_of(repo, self.base.manifest, self.base.manifest.models[0])
         stored = keep_mask(repo, "bot.safetensors", POSITIONS, tensors, origin="by hand")
         self.mask_id, self.mask = stored.id, stored.record
         self.journal = repo.worktree / "run.journal"
@@ -172,7 +173,7 @@ def test_a_journal_of_every_other_step(lab: Lab) -> None:
 
 def test_another_mask_is_no_proof(lab: Lab) -> None:
     lab.train(1)
-    tensors = lab.repo.tensors_of(lab.base.manifest, lab.base.manifest.models[0])
+    tensors = tensors_of(lab.repo, lab.base.manifest, lab.base.manifest.models[0])
     other = keep_mask(lab.repo, "bot.safetensors", {"0.bias": np.array([2])}, tensors, origin="other").id
     with pytest.raises(UsageError, match="another mask"):
         verify_mask(lab.repo, other.hex, runs=[lab.journal])

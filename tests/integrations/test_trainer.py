@@ -25,6 +25,7 @@ from transformers import (  # noqa: E402
 from modelgit.errors import CheckFailed, GateRefused, UsageError  # noqa: E402
 from modelgit.integrations.transformers import MgitCallback  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.contents import tensors_of  # noqa: E402
 from modelgit.repo.mask_verify import verify_mask  # noqa: E402
 from modelgit.repo.masks import keep_mask  # noqa: E402
 
@@ -49,7 +50,7 @@ class Lab:
         self.model.save_pretrained(repo.worktree / "bot")
         repo.track("bot")
         self.base = repo.commit("base")
-        self.tensors = repo.tensors_of(self.base.manifest, self.base.manifest.models[0])
+        self.tensors = tensors_of(repo, self.base.manifest, self.base.manifest.models[0])
         self.mask: dict[str, np.ndarray | None] = {TENSOR: np.arange(0, 512, 40), "classifier.weight": None}
         self.keep(self.mask)
         draw = torch.Generator().manual_seed(1)
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_the_body_alone(repo: Repository, tmp_path: Path) -> Non
     made = repo.commit("body")
     entry = next(model for model in made.manifest.models if model.path == "body")
     mask = {TENSOR.removeprefix("bert."): np.array([3])}
-    keep_mask(repo, "body", mask, repo.tensors_of(made.manifest, entry), origin="by hand")
+    keep_mask(repo, "body", mask, tensors_of(repo, made.manifest, entry), origin="by hand")
     lab.trainer(MgitCallback(repo=lab.repo), save_strategy="no").train()
     assert lab.changed() == {TENSOR}
 

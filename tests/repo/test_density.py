@@ -16,6 +16,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from modelgit.errors import GateRefused, MgitError, NothingToDo, RepositoryError, UsageError  # noqa: E402
 from modelgit.fisher.changes import IMPORTANCES  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.contents import file_bytes  # noqa: E402
 from modelgit.repo.density import commit_patch  # noqa: E402
 from modelgit.repo.fsck import fsck  # noqa: E402
 from modelgit.repo.gc import collect, tidy  # noqa: E402
@@ -209,7 +210,7 @@ def test_an_expired_rescue_leaves_an_ordinary_undo(bot: Repository) -> None:
 def bot_bytes(repo: Repository) -> bytes:
     entry = repo.manifest_of(repo.head()).file(WEIGHTS)
     assert entry is not None
-    return repo.file_bytes(entry.digest)
+    return file_bytes(repo, entry.digest)
 
 
 def test_the_patch_depends_on_the_seed_and_nothing_else(bot: Repository, write: Callable[..., None]) -> None:

@@ -20,6 +20,7 @@ from modelgit.errors import ExternalAbsentError, IntegrityError, MissingExtraErr
 from modelgit.objects import BlobId, External, TensorId, TensorSpec, check_external, encode, leaf_digests, parse_source
 from modelgit.repo import Repository
 from modelgit.repo.borrow import add, copy, remove
+from modelgit.repo.contents import file_bytes
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.hub import fetch_sources, pinned
@@ -315,7 +316,7 @@ def test_blobs_are_external_too(tmp_path: Path, cache: Path) -> None:
         repo.track("vocab.txt")
         repo.commit("words", base=SOURCE)
         assert fsck(repo).external == 1
-        assert repo.file_bytes(repo.manifest_of(repo.head()).files[-1].digest) == b"token " * 2000
+        assert file_bytes(repo, repo.manifest_of(repo.head()).files[-1].digest) == b"token " * 2000
         blobs = [item for item in repo.store.objects() if is_external(item)]
         assert [item.kind for item in blobs] == [BlobId.KIND]
 

@@ -17,6 +17,7 @@ from modelgit.patching.jobs import BlobSource, StoreJob
 from modelgit.patching.materialise import TensorReader
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_tag, delete_branch, delete_tag
+from modelgit.repo.contents import models_of
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.switch import restore
@@ -254,7 +255,7 @@ def test_collections_against_writers_lose_no_acknowledged_commit(bot: Repository
             try:
                 check = Repository.open(bot.worktree, environment=bot.environment)
                 if commit in set(check.view().refs.values()):
-                    check.models_of(check.manifest_of(commit))
+                    models_of(check, check.manifest_of(commit))
                 check.close()
             except MgitError as error:
                 if commit in set(bot.view().refs.values()):

@@ -17,6 +17,7 @@ from modelgit.errors import RepositoryError
 from modelgit.objects import BlobId, CommitId, Mask, MaskId, Patch, PatchId, TensorId, View
 from modelgit.repo import Repository
 from modelgit.repo.borrow import copy as copy_borrowed
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.encodings import encodings
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
@@ -68,7 +69,7 @@ def put(repo: Repository, files, arrays: Mapping[str, np.ndarray], message: str,
 def records(repo: Repository, result) -> dict[str, Located]:
     """The one record of every tensor that a commit changed."""
     found = {}
-    tensors = repo.tensors_of(result.manifest, result.manifest.models[0])
+    tensors = tensors_of(repo, result.manifest, result.manifest.models[0])
     for change in result.patch.tensors:
         items = repo.store.locate(tensors[change.name].id)
         (found[change.name],) = (item for item in items if not item.is_leaf_table)
@@ -86,7 +87,7 @@ class Line:
         self.results = [repo.commit("base")]
         self.positions = random_positions(self.arrays[0], density)
         before = self.pack_bytes()
-        tensors = repo.tensors_of(self.results[0].manifest, self.results[0].manifest.models[0])
+        tensors = tensors_of(repo, self.results[0].manifest, self.results[0].manifest.models[0])
         stored = keep_mask(repo, "bot.safetensors", self.positions, tensors, origin="random")
         self.mask_id, self.mask = stored.id, stored.record
         self.mask_bytes = self.pack_bytes() - before
@@ -192,9 +193,9 @@ def test_the_record_keeps_the_positions_alive_when_no_commit_and_no_mask_does(li
     blob = line.mask.regions[0].positions
     assert blob is not None
     assert line.repo.store.has(blob)
-    tensors = line.repo.tensors_of(line.results[-1].manifest, line.results[-1].manifest.models[0])
+    tensors = tensors_of(line.repo, line.results[-1].manifest, line.results[-1].manifest.models[0])
     (row,) = (row for row in line.repo.store.locate(tensors["embed.weight"].id) if not row.is_leaf_table)
-    before = line.repo.tensors_of(line.results[0].manifest, line.results[0].manifest.models[0])
+    before = tensors_of(line.repo, line.results[0].manifest, line.results[0].manifest.models[0])
     assert (row.positions, row.base) == (blob.digest, before["embed.weight"].id.digest)
     assert not line.repo.store.has(line.mask_id)
     kinds = {row.name: row.bytes for row in usage(line.repo).rows}
@@ -334,7 +335,7 @@ def test_a_merge_finds_the_mask_of_its_parents(line: Line) -> None:
     main = line.train(3)
     line.repo.merge("side", strategy="average")
     merged = line.repo.commit_at(line.repo.resolve("HEAD"))
-    tensors = line.repo.tensors_of(line.repo.manifest_at(merged.manifest), side.manifest.models[0])
+    tensors = tensors_of(line.repo, line.repo.manifest_at(merged.manifest), side.manifest.models[0])
     rows = [row for row in line.repo.store.locate(tensors["embed.weight"].id) if not row.is_leaf_table]
     assert {row.positions for row in rows} == {line.mask.regions[0].positions.digest}
     assert main.id in merged.parents

@@ -12,6 +12,7 @@ from modelgit.objects import TensorId
 from modelgit.patching.chain import MAX_COST, chain_cost
 from modelgit.progress import SilentProgress
 from modelgit.repo import Repository
+from modelgit.repo.contents import models_of
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.repack import repack
@@ -102,7 +103,7 @@ def test_chains_that_cost_too_much_are_flattened(bot: Repository, files, monkeyp
     for step in range(12):
         arrays = touched(arrays, step, share=0.02)
         put(bot, files, arrays, f"step {step}")
-    tip = [entry.id for model in bot.models_of(bot.manifest_of(bot.head())).values() for entry in model.values()]
+    tip = [entry.id for model in models_of(bot, bot.manifest_of(bot.head())).values() for entry in model.values()]
     deepest = max(chain_cost(bot.store, tensor) for tensor in tip)
     assert 1.7 < deepest < MAX_COST
     before = everything(bot)
@@ -244,7 +245,7 @@ def test_a_long_history_stays_quick_to_read_and_small(bot: Repository, files) ->
         else:
             arrays = touched(arrays, step, share=0.005)
         put(bot, files, arrays, f"step {step}")
-        ids = [entry.id for model in bot.models_of(bot.manifest_of(bot.head())).values() for entry in model.values()]
+        ids = [entry.id for model in models_of(bot, bot.manifest_of(bot.head())).values() for entry in model.values()]
         assert all(isinstance(tensor, TensorId) for tensor in ids)
         costs.append(max(chain_cost(bot.store, tensor) for tensor in ids))
     assert max(costs) <= MAX_COST
