@@ -121,7 +121,8 @@ def draw_until_decided(
         if "open" not in verdicts or (deadline is not None and deadline.passed()):
             break
         progress.check()
-        for index, share in enumerate(allocate(sizes, drawn, flipped, next_batch(sum(drawn)))):
+        sought = allowed[verdicts.index("open")]
+        for index, share in enumerate(allocate(sizes, drawn, flipped, next_batch(sum(drawn)), allowed=sought)):
             if share:
                 chosen = np.sort(strata[index][drawn[index] : drawn[index] + share])
                 flips = chosen[flips_at(chosen)]

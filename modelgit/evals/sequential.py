@@ -26,6 +26,11 @@ __all__ = ["FlipTest", "SequentialVerdict", "allocate", "decision_table"]
 SequentialVerdict = OneOf["pass", "fail", "open"]
 _Array = NDArray[np.float64]
 
+# Never 0 or 1: rates that look certain after few draws are not.
+_SHARES: _Array = np.linspace(0.02, 0.98, 25)
+# Flips supposed in a stratum before one example is seen, of one example: fragile examples may well flip, others hardly.
+_PRIOR_FLIPS = (0.5, 0.01)
+
 
 def _log_factorials(count: int) -> _Array:
     """log(k!) for k = 0..count."""
@@ -160,25 +165,53 @@ def decision_table(
     return tuple(rows)
 
 
-def allocate(sizes: Sequence[int], drawn: Sequence[int], flipped: Sequence[int], batch: int) -> tuple[int, ...]:
-    """How many of the next `batch` draws each stratum gets: Neyman's rule, size times standard deviation.
+def allocate(
+    sizes: Sequence[int], drawn: Sequence[int], flipped: Sequence[int], batch: int, *, allowed: int
+) -> tuple[int, ...]:
+    """How many of the next `batch` draws each stratum gets, to decide soonest on at most `allowed` flips.
+
+    The rule of Garivier and Kaufmann ("Optimal best arm identification with fixed confidence", COLT 2016) for two
+    strata: take the rates seen so far for true, and share the draws so that the least distinguishable population on the
+    other side of the limit is told apart fastest, by Kullback-Leibler divergence.  A regression that shows among the
+    fragile examples is thus proven there, and a pass where the flips could still hide.
 
     Depends on the past alone.  Every stratum with examples left gets at least one draw while the batch allows it;
     together they get `batch`, or all that is left.
     """
     left = [size - n for size, n in zip(sizes, drawn, strict=True)]
     batch = min(batch, sum(left))
-    rates = [(s + 0.5) / (n + 1) for n, s in zip(drawn, flipped, strict=True)]
-    scores = [
-        size * float(np.sqrt(p * (1 - p))) if rest else 0.0 for size, p, rest in zip(sizes, rates, left, strict=True)
-    ]
-    whole = sum(scores)
-    shares = (
-        [min(rest, max(int(batch * score / whole), 1 if rest else 0)) for score, rest in zip(scores, left, strict=True)]
-        if whole
-        else [0] * len(left)
-    )
-    for index in sorted(range(len(left)), key=lambda i: -scores[i]):
-        change = batch - sum(shares)
-        shares[index] = min(left[index], max(0, shares[index] + change))
+    if len(sizes) == 1 or 0 in left:
+        shares = [min(rest, batch) for rest in left]
+    else:
+        share = _first_share(sizes, drawn, flipped, allowed)
+        first = min(max(round(batch * share), 1), max(batch - 1, 1), left[0])
+        shares = [first, min(batch - first, left[1])]
+        shares[0] = min(batch - shares[1], left[0])
     return tuple(shares)
+
+
+def _first_share(sizes: Sequence[int], drawn: Sequence[int], flipped: Sequence[int], allowed: int) -> float:
+    """The share of draws, of `_SHARES`, for the first of two strata."""
+    size, other = sizes
+    rate, other_rate = ((s + prior) / (n + 1) for n, s, prior in zip(drawn, flipped, _PRIOR_FLIPS, strict=True))
+    failing = rate * size + other_rate * other > allowed
+    # The nearest populations of the other verdict lie on the limit: k flips here and the rest of it there.
+    flips = allowed if failing else allowed + 1
+    k = np.arange(max(0, flips - other), min(size, flips) + 1)
+    if not k.size:
+        return 0.5
+    here, there = k / size, (flips - k) / other
+    # A population may lie further inside than the limit where that brings it nearer to what was seen.
+    if failing:
+        here, there = np.minimum(here, rate), np.minimum(there, other_rate)
+    else:
+        here, there = np.maximum(here, rate), np.maximum(there, other_rate)
+    speeds = _SHARES[:, None] * _divergence(rate, here) + (1 - _SHARES[:, None]) * _divergence(other_rate, there)
+    return float(_SHARES[int(np.argmax(speeds.min(1)))])
+
+
+def _divergence(rate: float, others: _Array) -> _Array:
+    """Kullback-Leibler divergence of coins, nats: of one with `rate`, 0 < rate < 1, from each of `others`."""
+    with np.errstate(divide="ignore"):
+        result: _Array = rate * (np.log(rate) - np.log(others)) + (1 - rate) * (np.log1p(-rate) - np.log1p(-others))
+    return result
