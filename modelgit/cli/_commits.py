@@ -36,7 +36,13 @@ _MARKS: dict[str, tuple[Callable[[object], Painted], str]] = {
 }
 
 
-_PAINTS: dict[str, Callable[[object], Painted]] = {"pass": green, "fail": red, "error": red, "baseline": dim}
+_PAINTS: dict[str, Callable[[object], Painted]] = {
+    "pass": green,
+    "fail": red,
+    "error": red,
+    "baseline": dim,
+    "info": dim,
+}
 
 
 def gate_mark(verdict: str | None, signers: Sequence[str] = ()) -> Part:

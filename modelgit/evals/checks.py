@@ -52,14 +52,17 @@ def row(result: CheckResult, limit: Limit) -> Row:
 
 
 def at_level(line: Row, level: Level) -> Row:
-    """A broken or undecided limit only warns at level "warn", and changes nothing at level "info".
+    """A broken or undecided limit only warns at level "warn", and is "info" that changes nothing at level "info".
 
     What could not be measured stays an error.
     """
     if level == "block":
         return line
-    shown: Decision = "warn" if line.result.decision == "fail" else line.result.decision
-    decision = line.decision
+    shown, decision = line.result.decision, line.decision
+    if level == "info" and shown in ("fail", "warn", "inconclusive"):
+        shown = "info"
+    elif shown == "fail":
+        shown = "warn"
     if decision in ("fail", "warn", "inconclusive"):
         decision = "warn" if level == "warn" else "pass"
     return Row(msgspec.structs.replace(line.result, decision=shown), decision)

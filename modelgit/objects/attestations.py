@@ -43,6 +43,7 @@ SUITE_DIGEST = "mgitSuite"
 _RESULTS: dict[str, OneOf["PASSED", "WARNED", "FAILED"]] = {
     "pass": "PASSED",
     "baseline": "PASSED",
+    "info": "WARNED",
     "warn": "WARNED",
     "fail": "FAILED",
     "inconclusive": "FAILED",

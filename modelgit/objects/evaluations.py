@@ -10,16 +10,16 @@ from modelgit.objects.ids import CommitId, ManifestId
 
 __all__ = ["LETS_IN", "CheckResult", "ComparedWith", "Decision", "EvalRecord", "Flip", "worst_decision"]
 
-Decision = OneOf["pass", "warn", "fail", "inconclusive", "error", "baseline", "pending"]
+Decision = OneOf["pass", "info", "warn", "fail", "inconclusive", "error", "baseline", "pending"]
 """The last word on a suite or on one line of it.
 
-"baseline": nothing to compare with yet; "pending": recorded before the suite ran, by a machine that leaves it to
+"info": a line of a limit that is only told, and does not hold; "baseline": nothing to compare with yet; "pending": recorded before the suite ran, by a machine that leaves it to
 another.  Only those of `LETS_IN` let a change in.
 """
-LETS_IN: frozenset[Decision] = frozenset({"pass", "warn", "baseline"})
+LETS_IN: frozenset[Decision] = frozenset({"pass", "info", "warn", "baseline"})
 
 # The first that occurs decides.
-_WORST_FIRST: tuple[Decision, ...] = ("fail", "error", "inconclusive", "pending", "warn", "baseline", "pass")
+_WORST_FIRST: tuple[Decision, ...] = ("fail", "error", "inconclusive", "pending", "warn", "baseline", "info", "pass")
 
 
 def worst_decision(decisions: Iterable[Decision]) -> Decision:

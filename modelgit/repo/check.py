@@ -11,7 +11,17 @@ import msgspec
 
 from modelgit.amounts import counted
 from modelgit.errors import MgitError
-from modelgit.objects import CheckReport, CheckSection, Commit, CommitId, EvalRecord, Finding, Manifest, PatchFacts
+from modelgit.objects import (
+    LETS_IN,
+    CheckReport,
+    CheckSection,
+    Commit,
+    CommitId,
+    EvalRecord,
+    Finding,
+    Manifest,
+    PatchFacts,
+)
 from modelgit.objects.graph import ancestors, merge_bases
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.closure import new_commits
@@ -217,7 +227,7 @@ def _unknown(name: str, error: MgitError) -> CheckSection:
 
 
 def _verdict_section(record: EvalRecord) -> CheckSection:
-    broken = [result for result in record.results if result.decision not in ("pass", "baseline", "warn")]
+    broken = [result for result in record.results if result.decision not in LETS_IN]
     lines = len(record.results)
     summary = f"{lines - len(broken)} of {counted(lines, 'line')} pass"
     if record.examples:

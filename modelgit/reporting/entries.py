@@ -105,6 +105,8 @@ def _line(record: EvalRecord, result: CheckResult, file: str, *, lets_in: bool) 
         level = "warning" if lets_in else "error"
     elif result.decision == "warn":
         level = "warning"
+    elif result.decision == "info":
+        level = "note"
     named = result.test not in ("", result.name)
     return Entry(
         rule=printable(f"{result.test}: {result.name}" if named else result.name),

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelgit.reporting.entries import Entry, Group
+from modelgit.reporting.entries import Entry, Group, Level
 
 __all__ = ["annotation_lines"]
 
 # Of each kind GitHub shows ten for a step and drops the rest without a word.
 _SHOWN = 10
+_COMMANDS: dict[Level, str] = {"error": "error", "warning": "warning", "note": "notice"}
 _MAX_MESSAGE = 3000
 _MAX_TITLE = 200
 
 
 def annotation_lines(groups: Sequence[Group]) -> list[str]:
-    """`::error file=F,title=T::MESSAGE` for what keeps a change out, `::warning` for warnings, `::notice` if neither.
+    """`::error file=F,title=T::MESSAGE` for what keeps a change out, `::warning` for warnings, `::notice` for notes.
 
-    No more than GitHub shows; the last one says how many were left out.
+    No more than GitHub shows; the last one of each says how many were left out.
     """
     lines: list[str] = []
-    for level in ("error", "warning"):
+    for level, command in _COMMANDS.items():
         found = [(group, entry) for group in groups for entry in group.entries if entry.level == level]
         shown = found if len(found) <= _SHOWN else found[: _SHOWN - 1]
-        lines += [_annotation(level, group, entry) for group, entry in shown]
+        lines += [_annotation(command, group, entry) for group, entry in shown]
         if len(found) > len(shown):
-            lines.append(f"::{level} title=mgit::and {len(found) - len(shown):,} more; the summary lists them")
+            lines.append(f"::{command} title=mgit::and {len(found) - len(shown):,} more; the summary lists them")
     if not lines:
         checked = sum(len(group.entries) for group in groups)
         lines.append(f"::notice title=mgit::{checked:,} checks passed")

@@ -47,7 +47,8 @@ def _counts(entries: Sequence[Entry]) -> str:
 def _case(group: Group, entry: Entry) -> Iterator[str]:
     yield f"    <testcase classname={_attribute(group.name)} name={_attribute(entry.name)}>"
     if entry.level != "error":
-        yield f"      <system-out>{_text(entry.text)}</system-out>"
+        said = entry.text if entry.level == "ok" else f"{entry.kind}: {entry.text}"
+        yield f"      <system-out>{_text(said)}</system-out>"
     else:
         tag = "failure" if entry.kind == "fail" else "error"
         attributes = f"type={_attribute(entry.kind)} message={_attribute(entry.message)}"

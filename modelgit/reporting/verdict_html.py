@@ -28,6 +28,7 @@ _STYLE = (
 .mgit .good{color:#2b8a3e;color:light-dark(#2b8a3e,#69db7c)}.mgit .bad{color:#c92a2a;color:light-dark(#c92a2a,#ff8787)}
 .mgit .warn{color:#a65100;color:light-dark(#a65100,#ffc078)}.mgit td{overflow-wrap:anywhere}
 .mgit svg rect.good{fill:#2f9e44}.mgit svg rect.bad{fill:#e03131}.mgit svg rect.warn{fill:#f08c00}
+.mgit svg rect.note{fill:#868e96}
 """
 )
 _LABEL, _WIDTH, _STEP, _NUMBERS, _LABEL_CHARACTERS = 230, 320, 20, 260, 30
@@ -78,6 +79,8 @@ def _findings(section: CheckSection) -> Iterator[str]:
 def _kind(decision: Decision) -> str:
     if decision in ("pass", "baseline"):
         return "good"
+    if decision == "info":
+        return "note"
     return "warn" if decision in LETS_IN else "bad"
 
 

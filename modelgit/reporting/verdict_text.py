@@ -21,6 +21,7 @@ __all__ = [
 # Only what refuses is in capitals.
 DECISION_WORDS: dict[Decision, str] = {
     "pass": "pass",
+    "info": "info",
     "warn": "warn",
     "fail": "FAIL",
     "inconclusive": "OPEN",

@@ -18,6 +18,7 @@ from modelgit.reporting.junit import junit_xml
 from modelgit.reporting.markdown import check_markdown, verdict_markdown
 from modelgit.reporting.sarif import sarif_json
 from modelgit.reporting.verdict_html import check_html, verdict_html
+from modelgit.reporting.verdict_text import check_cells
 from modelgit.reporting.wording import printable
 
 FILES = {"compat": "evals/compat.toml"}
@@ -36,10 +37,10 @@ def errors(groups: list[Group]) -> list[str]:
 
 def test_a_group_has_an_error_exactly_when_its_verdict_lets_nothing_in(verdict: EvalRecord) -> None:
     line = CheckResult(name="a", decision="pass")
-    for decision in ("pass", "warn", "baseline", "fail", "error", "inconclusive", "pending"):
+    for decision in ("pass", "info", "warn", "baseline", "fail", "error", "inconclusive", "pending"):
         for results in ((), (line,), (replace(line, decision="inconclusive"),), (replace(line, decision="fail"),)):
             record = replace(verdict, decision=decision, results=results)
-            assert bool(errors(verdict_groups([record]))) == (decision not in ("pass", "warn", "baseline"))
+            assert bool(errors(verdict_groups([record]))) == (decision not in ("pass", "info", "warn", "baseline"))
 
 
 def test_a_part_of_a_check_has_an_error_exactly_when_it_does_not_pass(check: CheckReport) -> None:
@@ -139,6 +140,23 @@ def test_golden_annotations(verdict: EvalRecord) -> None:
 
 # As the runner reads a line: the command up to the first blank, properties up to the next "::", the rest is data.
 COMMAND = re.compile(r"::(error|warning|notice) ((?:file|title)=[^:,]*(?:,title=[^:,]*)?)::(.*)")
+
+
+def test_a_limit_that_is_only_told_reads_info_in_every_report(verdict: EvalRecord) -> None:
+    told = replace(verdict.results[2], decision="info")
+    parts = tuple(replace(verdict.results[3], decision="info", slice=f"lang={name}") for name in ("de", "fr"))
+    record = replace(verdict, decision="pass", results=(verdict.results[0], told, *parts))
+    groups = verdict_groups([record], files=FILES)
+    assert [entry.level for entry in groups[0].entries] == ["ok", "note", "note", "note"]
+    assert "<system-out>info: 2.2 %, limit 2.0 %: 9 of 412" in junit_xml(groups)
+    assert [line.partition(" ")[0] for line in annotation_lines(groups)] == ["::notice"] * 3
+    assert [result["level"] for result in json.loads(sarif_json(groups, version="1"))["runs"][0]["results"]] == (
+        ["note"] * 3
+    )
+    assert "| info | 9 of 412 |" in verdict_markdown([record])
+    page = verdict_html([record])
+    assert '<b class="note">info</b>' in page and '<rect class="note"' in page
+    assert check_cells(record, told).word == "info"
 
 
 def test_annotations_are_one_command_a_line(groups: list[Group]) -> None:
