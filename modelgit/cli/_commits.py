@@ -10,6 +10,7 @@ from modelgit.cli._format import ago, duration, plural
 from modelgit.cli._output import Painted, Part, blue, bold, columns, dim, green, red, yellow
 from modelgit.reporting.verdict_text import (
     DECISION_WORDS,
+    baseline_names,
     baseline_words,
     check_cells,
     check_label,
@@ -145,7 +146,8 @@ def verdict_lines(
         lines += [[pad, "  ", yellow(note)] for note in notes_of(record)]
         several = len(record.baselines) > 1
         for flip in record.flips[:flips]:
-            against = dim(f"  vs {printable(flip.against)}") if several and flip.against else ""
+            names = printable(", ".join(baseline_names(record, flip.against)))
+            against = dim(f"  vs {names}") if several and flip.against else ""
             lines.append([pad, "  ", red("↯ "), flip_words(flip), against])
         if flips and len(record.flips) > flips:
             lines.append([pad, dim("  and more: `mgit eval --show flips` lists them")])

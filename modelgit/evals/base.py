@@ -105,14 +105,15 @@ class Deadline(Protocol):
 class SuiteRun:
     """What a test is given.
 
-    `identity` is the id of the suite; `datasets` holds the data by the name that a test gives; `task` is the suite's
-    own and `tasks` are those that tests name.  `failing` counts the limits that a draw of examples may find broken:
-    each may do so wrongly with probability alpha / `failing`, so that the whole suite does with at most alpha.
-    `flips` collects the first negative flips for reports.  `root` is the repository's work tree, from which trusted
-    code runs; `trusted` says whether the code that the suite names may run, `code` is
-    that code (hashes by path), and `surroundings` are the environment variables that its programs are given.
-    `accepted` are the examples, by id, that each test lets break, with the acceptance that says so; `excused` collects
-    the acceptances that made a difference.
+    `baselines` are those of different weights; `names` has all names of each by its own: "parent" and "tag:v1" may have
+    the same weights.  `identity` is the id of the suite; `datasets` holds the data by the name that a test gives;
+    `task` is the suite's own and `tasks` are those that tests name.  `failing` counts the limits that a draw of
+    examples may find broken: each may do so wrongly with probability alpha / `failing`, so that the whole suite does
+    with at most alpha. `flips` collects the first negative flips for reports.  `root` is the repository's work tree,
+    from which trusted code runs; `trusted` says whether the code that the suite names may run, `code` is that code
+    (hashes by path), and `surroundings` are the environment variables that its programs are given. `accepted` are the
+    examples, by id, that each test lets break, with the acceptance that says so; `excused` collects the acceptances
+    that made a difference.
     """
 
     identity: str
@@ -127,6 +128,7 @@ class SuiteRun:
     trusted: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
     surroundings: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failing: int = 1
     show_flips: int = 20
     flips: list[Flip] = field(default_factory=list)
@@ -138,6 +140,10 @@ class SuiteRun:
     def alpha_fail(self) -> float:
         """The error that one limit may make when it fails early (Bonferroni over the limits)."""
         return self.settings.alpha / max(1, self.failing)
+
+    def names_of(self, side: Side) -> tuple[str, ...]:
+        """Every name that the suite has for a baseline, the one of its lines first."""
+        return self.names.get(side.name, (side.name,))
 
     def data_of(self, test: TestTable) -> Dataset:
         """The data of a test.  Raises UsageError when it has none, or none are in it."""

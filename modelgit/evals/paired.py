@@ -131,9 +131,11 @@ class Pair:
         )
 
     def note_flips(self, test: str, indices: NDArray[np.int64]) -> None:
-        """Keep the first negative flips for reports; all `indices` were evaluated, and flipped."""
+        """Keep the first negative flips for reports, each once; all `indices` were evaluated, and flipped."""
         room = self.run.show_flips - sum(flip.test == test for flip in self.run.flips)
-        chosen = indices[: max(0, room)]
+        known = {flip.example for flip in self.run.flips if (flip.test, flip.against) == (test, self.baseline.name)}
+        new = [index for index in indices.tolist() if self.data.examples[index].id not in known]
+        chosen = np.array(new[: max(0, room)], dtype=np.int64)
         if not chosen.size:
             return
         before = self.baseline.predictions(self.data, chosen).labels

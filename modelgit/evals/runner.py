@@ -65,14 +65,19 @@ def suite_id(suite: Suite, fingerprints: Mapping[str, str], code: Mapping[str, s
     return "b3:" + blake3(domain("suite") + content).hexdigest()
 
 
-def sampled_limits(tests: Iterable[TestTable], *, baselines: int) -> int:
-    """How many limits of `tests` a draw of examples may find broken, against so many baselines."""
+def sampled_limits(tests: Iterable[TestTable], *, baselines: int, names: int = 0) -> int:
+    """How many limits of `tests` a draw of examples may find broken, against so many baselines.
+
+    These have `names`, of which each may have a limit of its own on negative flips.
+    """
     count = 0
     for test in tests:
         if test.level != "block":
             continue
         if isinstance(test, NfrTest):
-            count += max(1, baselines) * (1 if test.slice_max is None else 2)
+            count += max(1, baselines, names if test.max_vs else 0) + (
+                0 if test.slice_max is None else max(1, baselines)
+            )
         elif isinstance(test, ClassificationTest) and "accuracy" in test.metrics:
             count += max(1, baselines)
         elif isinstance(test, CheckListTest):

@@ -13,8 +13,8 @@ __all__ = ["LETS_IN", "CheckResult", "ComparedWith", "Decision", "EvalRecord", "
 Decision = OneOf["pass", "info", "warn", "fail", "inconclusive", "error", "baseline", "pending"]
 """The last word on a suite or on one line of it.
 
-"info": a line of a limit that is only told, and does not hold; "baseline": nothing to compare with yet; "pending": recorded before the suite ran, by a machine that leaves it to
-another.  Only those of `LETS_IN` let a change in.
+"info": a limit that does not hold and is only told (lines alone); "baseline": nothing to compare with yet; "pending":
+recorded before the suite ran, by a machine that leaves it to another.  Only those of `LETS_IN` let a change in.
 """
 LETS_IN: frozenset[Decision] = frozenset({"pass", "info", "warn", "baseline"})
 

@@ -208,12 +208,15 @@ class _Candidate:
             )
 
         candidate = side("candidate", self.store, self.manifest)
-        baselines, compared, absent = [], [], list(missing)
+        baselines: dict[str, ManifestSide] = {}  # by their weights: names that mean the same are compared once
+        names: dict[str, tuple[str, ...]] = {}
+        compared, absent = [], list(missing)
         for baseline in found:
             manifest = self.repo.manifest_of(baseline.commit)
             other = side(baseline.name, self.repo.store, manifest)
             if all(other.has_model(task) for task in _tasks(suite)):
-                baselines.append(other)
+                first = baselines.setdefault(other.weights, other).name
+                names[first] = (*names.get(first, ()), baseline.name)
                 compared.append(
                     ComparedWith(
                         name=baseline.name, manifest=other.manifest, weights=other.weights, commit=baseline.commit
@@ -221,11 +224,13 @@ class _Candidate:
                 )
             else:
                 absent.append(baseline.name)
+        sides = list(baselines.values())
         run = SuiteRun(
             identity=identity,
             settings=settings,
             candidate=candidate,
-            baselines=baselines,
+            baselines=sides,
+            names=names,
             datasets=datasets,
             deadline=self._deadline(settings),
             root=self.repo.worktree,
@@ -234,17 +239,17 @@ class _Candidate:
             trusted=suite_is_trusted(self.repo, suite),
             code=suite_code(self.repo, suite),
             surroundings=self.repo.environment.surroundings,
-            failing=sampled_limits(suite.tests, baselines=len(baselines)),
+            failing=sampled_limits(suite.tests, baselines=len(sides), names=len(compared)),
             show_flips=_ALL if self.options.all_flips else suite.report.show_flips,
             accepted=accepted_examples(self.repo, suite.name, signers=allowed_signers(self.repo, self.law)),
             progress=self.progress,
         )
-        for one in baselines:
+        for one in sides:
             one.compare_with(candidate)
-        if baselines:
-            candidate.compare_with(baselines[0])
+        if sides:
+            candidate.compare_with(sides[0])
         if self.options.verify_cache:
-            self._verify([candidate, *baselines], datasets)
+            self._verify([candidate, *sides], datasets)
         return run_suite(suite, run, compared=compared, missing=absent, fail_fast=self.options.fail_fast)
 
     def _verify(self, sides: Sequence[ManifestSide], datasets: Mapping[str, Dataset]) -> None:

@@ -8,7 +8,7 @@ from typing import Literal as OneOf
 
 from modelgit.objects import LETS_IN, CheckReport, CheckResult, CheckSection, Decision, EvalRecord, Finding, Outcome
 from modelgit.objects.checks import HARMLESS
-from modelgit.reporting.verdict_text import DECISION_WORDS, check_label, check_notes, measurement
+from modelgit.reporting.verdict_text import DECISION_WORDS, baseline_names, check_label, check_notes, measurement
 from modelgit.reporting.wording import printable
 
 __all__ = ["Entry", "Group", "Level", "check_groups", "verdict_groups"]
@@ -123,7 +123,7 @@ def _flips(record: EvalRecord, result: CheckResult) -> Iterator[str]:
     if result.slice or not result.broken:
         return
     for flip in record.flips:
-        if flip.test == result.test and flip.against in ("", result.against):
+        if flip.test == result.test and flip.against in ("", *baseline_names(record, result.against)):
             yield printable(f"{flip.example}: {flip.before} → {flip.after} (right: {flip.gold})")
 
 

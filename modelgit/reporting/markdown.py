@@ -11,6 +11,7 @@ from modelgit.reporting.diff_text import diff_lines
 from modelgit.reporting.verdict_text import (
     DECISION_WORDS,
     OUTCOME_MARKS,
+    baseline_names,
     baseline_words,
     check_label,
     measurement,
@@ -129,7 +130,8 @@ def _flips(record: EvalRecord) -> Iterator[str]:
     yield "| test | against | example | right | before | now |"
     yield "|---|---|---|---|---|---|"
     for flip in record.flips:
-        cells = (flip.test, flip.against, flip.example, flip.gold, flip.before, flip.after)
+        against = ", ".join(baseline_names(record, flip.against))
+        cells = (flip.test, against, flip.example, flip.gold, flip.before, flip.after)
         yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
     yield ""
     yield "</details>"

@@ -12,6 +12,7 @@ from modelgit.reporting.markup import STYLE, document, text
 from modelgit.reporting.verdict_text import (
     DECISION_WORDS,
     OUTCOME_MARKS,
+    baseline_names,
     baseline_words,
     check_label,
     check_notes,
@@ -155,6 +156,7 @@ def _flips(record: EvalRecord) -> Iterator[str]:
     names = ("test", "against", "example", "right", "before", "now")
     yield f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
     for flip in record.flips:
-        cells = (flip.test, flip.against, flip.example, flip.gold, flip.before, flip.after)
+        against = ", ".join(baseline_names(record, flip.against))
+        cells = (flip.test, against, flip.example, flip.gold, flip.before, flip.after)
         yield f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
     yield "</table>"

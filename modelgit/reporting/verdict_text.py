@@ -10,6 +10,7 @@ from modelgit.reporting.wording import change, points, printable, rate
 __all__ = [
     "DECISION_WORDS",
     "OUTCOME_MARKS",
+    "baseline_names",
     "baseline_words",
     "check_label",
     "check_notes",
@@ -61,8 +62,17 @@ def check_label(record: EvalRecord, result: CheckResult) -> str:
     named = result.test and result.test != result.name
     label = printable(f"{result.test}: {result.name}" if named else result.name)
     if result.against and len(record.baselines) > 1:
-        label += f" vs {printable(result.against)}"
+        mine = (result.test, result.name)
+        apart = {line.against for line in record.results if (line.test, line.name) == mine} - {result.against}
+        names = [name for name in baseline_names(record, result.against) if name not in apart]
+        label += f" vs {printable(', '.join(names))}"
     return f"{label}, {printable(result.slice)}" if result.slice else label
+
+
+def baseline_names(record: EvalRecord, against: str) -> list[str]:
+    """Every name of the baseline that a line calls `against`: those with its weights were compared once."""
+    weights = next((side.weights for side in record.baselines if side.name == against), "")
+    return [side.name for side in record.baselines if side.weights == weights] if weights else [against]
 
 
 def check_notes(result: CheckResult) -> str:

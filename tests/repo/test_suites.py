@@ -22,11 +22,13 @@ from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import GateRefused, UsageError  # noqa: E402
 from modelgit.objects import EvalRecord  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.eval_sides import ManifestSide  # noqa: E402
 from modelgit.repo.evaluate import evaluate  # noqa: E402
 from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
 from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
 from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
 from modelgit.repo.trust import named_code, suite_code, suite_is_trusted, trust  # noqa: E402
+from modelgit.reporting.verdict_text import check_label  # noqa: E402
 
 SUITE = """
 task = "topic"
@@ -132,12 +134,35 @@ def test_each_baseline_has_its_lines_and_its_limits(bot: Repository) -> None:
         ("branch:main", bot.head()),
     ]
     flips = {line.against: line for line in record.results if line.name == "negative flips"}
-    assert flips["branch:main"].broken == 0
+    assert flips["branch:main"].broken == 0 and check_label(record, flips["parent"]).endswith(" vs parent")
     assert flips["parent"].decision == "pass" and flips["parent"].limit == "max 100.0 %"
     assert flips["tag:v1"].broken > 0 and flips["tag:v1"].decision == "fail" and record.decision == "fail"
     assert {line.against for line in record.results if line.name == "slices"} == {"parent", "tag:v1", "branch:main"}
     assert record.flips[0].gold in ("refund", "delivery", "account") and record.flips[0].test == "flips"
     assert record.weights and record.stage == "commit" and record.examples == 120
+
+
+def test_names_that_mean_the_same_weights_are_compared_once(bot: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = ManifestSide.load
+    monkeypatch.setattr(ManifestSide, "load", lambda self, task: loaded.append(self.name) or load(self, task))
+    write(bot, suite(baselines='["tag:v*", "v1"]', run='sampling = "random"'))
+    record = only(bot, "HEAD")
+    assert sorted(set(loaded)) == ["candidate", "tag:v1"] and len(loaded) == 2
+    assert [one.name for one in record.baselines] == ["tag:v1", "v1"]
+    assert len(record.results) == len({(line.test, line.name) for line in record.results}) == 6
+    assert {check_label(record, line).partition(" vs ")[2] for line in record.results} == {"tag:v1, v1"}
+    # Names with limits of their own have lines of their own; what flipped is listed once.
+    write(bot, suite(baselines='["tag:v*", "v1"]', run='sampling = "random"', flips='max_vs."tag:v*" = 0.0'))
+    record = only(bot, "HEAD")
+    flips = [(line.against, line.limit) for line in record.results if line.name == "negative flips"]
+    assert flips == [("tag:v1", "max 0.0 %"), ("v1", "max 100.0 %")]
+    assert len({flip.example for flip in record.flips}) == len(record.flips) > 0
+    assert [check_label(record, line) for line in record.results[:3]] == [
+        "flips: negative flips vs tag:v1",
+        "flips: negative flips vs v1",
+        "scores: accuracy vs tag:v1, v1",
+    ]
 
 
 def test_a_tag_that_does_not_exist_yet_is_told_and_one_that_is_named_is_an_error(bot: Repository) -> None:

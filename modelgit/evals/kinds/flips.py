@@ -25,6 +25,8 @@ _NAME = "negative flips"
 def run(test: NfrTest, run: SuiteRun) -> Iterator[Row]:
     """One line for each baseline, and one for each slice that is large enough where slices are limited.
 
+    A baseline with several names has one line, or one for each where they have different limits.
+
     Examples (whole clusters, where the data have some) are drawn until the limit is decided, unless the suite is run in
     full.  Then each slice that is limited is drawn from until it is decided, too.
     """
@@ -42,16 +44,19 @@ def run(test: NfrTest, run: SuiteRun) -> Iterator[Row]:
 def _against(test: NfrTest, run: SuiteRun, side: Side) -> Iterator[Row]:
     data = run.data_of(test)
     pair = Pair(run, data, side, test=test.name)
-    rate = limit_against(test, side.name)
+    limits = _limits(test, run.names_of(side))
     slices = list(_large_slices(test, pair)) if test.slice_max is not None else []
-    if run.in_full(data, run.candidate, side) or (rate is None and test.slice_max is None):
+    if run.in_full(data, run.candidate, side) or (test.slice_max is None and set(limits.values()) == {None}):
         flipped = pair.flips()
         pair.note_flips(test.name, pair.positions[flipped])
-        yield flips_row(int(np.count_nonzero(flipped)), pair.total, rate, against=side.name)
+        for name, rate in limits.items():
+            yield flips_row(int(np.count_nonzero(flipped)), pair.total, rate, against=name)
         yield from _slices_in_full(test, pair, flipped, slices)
         return
-    if rate is not None:
-        yield _by_drawing(test, pair, rate)
+    for name, rate in limits.items():
+        if rate is not None:
+            line = _by_drawing(test, pair, rate)
+            yield _row(msgspec.structs.replace(line.result, against=name))
     yield from _slices_by_drawing(test, pair, slices)
 
 
@@ -65,6 +70,12 @@ def _by_drawing(test: NfrTest, pair: Pair, rate: float) -> Row:
     draw = pair.draw([allowed], alpha_fail=run.alpha_fail)
     pair.note_flips(test.name, draw.flips)
     return _row(_drawn(pair, draw, allowed, rate_limit_text(rate), total=pair.total))
+
+
+def _limits(test: NfrTest, names: Sequence[str]) -> dict[str, float | None]:
+    """The limits of one baseline by its names; one that is the same for all by the first."""
+    limits = {name: limit_against(test, name) for name in names}
+    return limits if len(set(limits.values())) > 1 else {names[0]: limits[names[0]]}
 
 
 def limit_against(test: NfrTest, baseline: str) -> float | None:
