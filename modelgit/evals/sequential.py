@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 
-__all__ = ["FlipTest", "SequentialVerdict", "allocate", "decision_table"]
+__all__ = ["FlipTest", "SequentialVerdict", "allocate"]
 
 SequentialVerdict = OneOf["pass", "fail", "open"]
 _Array = NDArray[np.float64]
@@ -143,26 +143,6 @@ class FlipTest:
 def _harmonic(size: int) -> _Array:
     weights: _Array = 1.0 / np.arange(1, size + 2, dtype=np.float64)
     return weights
-
-
-def decision_table(
-    total: int, allowed: int, *, alpha: float = 0.05, step: int = 16
-) -> tuple[tuple[int, int, int], ...]:
-    """The one-stratum test as a table of (drawn, pass at most, fail at least) after every `step` examples.
-
-    -1 in the second column means that nothing passes yet, a value above `drawn` in the third that nothing fails.
-    """
-    test = FlipTest((total,), allowed, alpha_pass=alpha, alpha_fail=alpha)
-    rows = []
-    passing, failing = -1, 0
-    for drawn in sorted({*range(step, total, step), total}):
-        while passing + 1 <= drawn and test.decide((drawn,), (passing + 1,)) == "pass":
-            passing += 1
-        failing = max(failing, passing + 1)
-        while failing <= drawn and test.decide((drawn,), (failing,)) != "fail":
-            failing += 1
-        rows.append((drawn, passing, failing))
-    return tuple(rows)
 
 
 def allocate(

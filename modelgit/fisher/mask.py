@@ -20,7 +20,7 @@ from modelgit.errors import UsageError
 from modelgit.fisher.scores import Scores
 from modelgit.numerics.ranking import BINS, bin_of, histogram, order_bits
 
-__all__ = ["BUDGETS", "Positions", "bias_mask", "mask_size", "top_mask"]
+__all__ = ["BUDGETS", "Positions", "bias_mask", "top_mask"]
 
 BUDGETS = ("global", "layer", "tensor")
 
@@ -104,11 +104,6 @@ def _size(scores: Mapping[str, NDArray[np.floating]], name: str) -> int:
 def bias_mask(shapes: Mapping[str, tuple[int, ...]], *, head: Collection[str] = ()) -> Positions:
     """Every tensor whose name ends in `bias`, and the head, whole: the BitFit baseline (Ben Zaken et al. 2022)."""
     return {name: None for name in sorted(shapes) if name in head or name.rsplit(".", 1)[-1] == "bias"}
-
-
-def mask_size(mask: Mapping[str, NDArray[np.int64] | None], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The number of positions in `mask`, for tensors of `shapes`."""
-    return sum(int(np.prod(shapes[name], dtype=np.int64)) if at is None else len(at) for name, at in mask.items())
 
 
 def _shares(names: list[str], sizes: Mapping[str, int], count: int, budget: str) -> list[tuple[list[str], int]]:

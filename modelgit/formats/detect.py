@@ -167,7 +167,7 @@ def scan_reader(file: ReadAt, *, opaque: bool = False) -> ScannedFile:
     raise CheckpointFormatError(f"{file.shown} is of no known format")
 
 
-def scan_file(path: Path, *, shown: str) -> ScannedFile:
-    """Scan the file at `path`, which messages call `shown`.  Raises CheckpointFormatError."""
+def scan_file(path: Path, *, shown: str, opaque: bool = False) -> ScannedFile:
+    """Scan the file at `path`, which messages call `shown`, as `scan_reader` does.  Raises CheckpointFormatError."""
     with FileReader(path, shown=shown) as file:
-        return scan_reader(file)
+        return scan_reader(file, opaque=opaque)

@@ -12,7 +12,7 @@ import msgspec
 
 from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import ScannedFile
-from modelgit.formats.detect import FileReader, scan_reader
+from modelgit.formats.detect import FileReader, scan_file
 from modelgit.formats.listing import Listing, list_files, matching_pattern
 from modelgit.formats.lookalikes import is_weight_name
 from modelgit.objects import STORAGE_SUFFIX
@@ -116,8 +116,8 @@ def _scan_all(
         if path in known:
             scanned[path] = known[path]
             continue
-        with FileReader(root / path, shown=path) as file:
-            scanned[path] = scan_reader(file, opaque=matching_pattern(path, opaque, directory=False) is not None)
+        as_bytes = matching_pattern(path, opaque, directory=False) is not None
+        scanned[path] = scan_file(root / path, shown=path, opaque=as_bytes)
     return scanned
 
 

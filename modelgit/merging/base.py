@@ -40,7 +40,6 @@ __all__ = [
     "BoundStrategy",
     "Gram",
     "Material",
-    "MergeStrategy",
     "Part",
     "Prepared",
     "Scope",
@@ -129,19 +128,6 @@ class Material(Protocol):
 
     def diagonals(self) -> Iterator[tuple[Array | None, ...]]:
         """The Fisher diagonals of all sides over the body they share; None for a side without an estimate."""
-
-
-class MergeStrategy(Protocol):
-    """What merging asks of a strategy; `Strategy` is the implementation that the decorator makes."""
-
-    name: str
-    scope: Scope
-    needs: frozenset[str]
-    exact: bool
-    options: tuple[Option, ...]
-
-    def bind(self, options: Mapping[str, object]) -> BoundStrategy:
-        """The strategy with its options set."""
 
 
 @dataclass(frozen=True, kw_only=True)

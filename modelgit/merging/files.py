@@ -12,7 +12,7 @@ from modelgit.merging.json_merge import merge_json
 from modelgit.merging.text import merge_lines
 from modelgit.objects.merges import Conflict, Resolution
 
-__all__ = ["FileMerge", "merge_file", "resolve_key"]
+__all__ = ["FileMerge", "merge_file"]
 
 _SHOWN = 48
 
@@ -63,27 +63,6 @@ def merge_file(
         if merged is not None:
             return FileMerge(content=merged[0].encode(), conflicts=merged[1])
     return _merge_text(path, base, ours, theirs, labels)
-
-
-def resolve_key(
-    path: str,
-    base: bytes | None,
-    ours: bytes | None,
-    theirs: bytes | None,
-    conflict: Conflict,
-    resolution: Resolution,
-) -> FileMerge:
-    """The merge of a file with one of its conflicts decided; the others stay open.
-
-    Raises UsageError for a resolution that does not fit, or a conflict that the file does not have.
-    """
-    still = merge_file(path, base, ours, theirs).conflicts
-    if all(open_one.item != conflict.item for open_one in still):
-        raise UsageError(
-            f"{path} has no conflict at {conflict.item!r}" if conflict.item else f"{path} has no conflict",
-            hint="`mgit status` lists the conflicts",
-        )
-    return merge_file(path, base, ours, theirs, resolutions={conflict.item: resolution})
 
 
 def _whole(

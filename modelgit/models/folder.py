@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
 from modelgit.formats.base import ScannedFile
-from modelgit.formats.detect import FileReader, scan_reader
+from modelgit.formats.detect import FileReader, scan_file
 from modelgit.formats.layouts import describe
 from modelgit.numerics.floats import has_float_values, to_float32
 from modelgit.objects import STORAGE_SUFFIX, TensorSpec, TensorView, numpy_code
@@ -47,8 +47,7 @@ class FolderState:
         self._root = root
         self._places: dict[str, _Place] = {}
         for path in sorted(self.weights):
-            with FileReader(root / path, shown=path) as file:
-                self._add(path, scan_reader(file))
+            self._add(path, scan_file(root / path, shown=path))
 
     def _add(self, path: str, scanned: ScannedFile) -> None:
         offsets = {part.tensor: part.offset for part in reversed(scanned.ranges) if part.tensor is not None}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from modelgit.errors import UsageError
 from modelgit.numerics.bits import BytesLike, Words
 
-__all__ = ["INTEGERS", "from_float32", "from_float64", "has_float_values", "to_float32", "to_float64"]
+__all__ = ["INTEGERS", "from_float64", "has_float_values", "to_float32", "to_float64"]
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,11 @@ def to_float32(data: BytesLike, dtype: str) -> NDArray[np.float32]:
     return values
 
 
-def from_float32(values: NDArray[np.float32], dtype: str) -> Words:
-    """1-D float32 `values` as words of the float type `dtype`, rounded to nearest even; the buffer is the raw bytes.
+def from_float64(values: NDArray[np.float64], dtype: str) -> Words:
+    """1-D `values` as words of the float type `dtype`, rounded once, to nearest even; the buffer is the raw bytes.
 
     Signs are kept, NaNs stay NaNs.  Raises UsageError for a dtype that is not a float of 8 to 64 bits.
     """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if dtype in {"F16", "F32", "F64", "C64"}:
-            return _words(values.astype(_PLAIN[dtype]))
-        return _narrow(np.ascontiguousarray(values, np.float32).view(np.uint32), dtype)
-
-
-def from_float64(values: NDArray[np.float64], dtype: str) -> Words:
-    """As `from_float32`, from float64 and with a single rounding."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if dtype in {"F16", "F32", "F64", "C64"}:
             return _words(values.astype(_PLAIN[dtype]))

@@ -7,10 +7,11 @@ lose what lies below 6e-8) nor linear steps can hold them.  A code c stands for 
     255 … 31    (255 - c) / 8 octaves below the scale: 28 octaves (8 decades) in steps of an eighth
     30 … 1      28 + 3 (31 - c) octaves below it: 90 more octaves (27 decades) in steps of three
 
-so that within the first 28 octaves of a tensor's largest value a value is off by 2^(1/16), 4.4 %, at most, and what
-lies further down keeps its order of magnitude.  What lies below all codes gets code 1, never 0.  The scale is set after
-the codes, so that the decoded values add up to the sum of the original ones; where that would move values by more than
-half a per cent (few values, unevenly spread) `fit` says that this coding does not fit.
+so that within the first 28 octaves of a tensor's largest value a value is off by 2^(1/16), 4.4 %, at most (5 % with the
+correction of the sum), and what lies further down keeps its order of magnitude.  What lies below all codes gets code 1,
+never 0.  The scale is set after the codes, so that the decoded values add up to the sum of the original ones; where
+that would move values by more than half a per cent (few values, unevenly spread) `fit` says that this coding does not
+fit.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FINE_OCTAVES", "MAX_RELATIVE_ERROR", "STEPS_PER_OCTAVE", "LogScale", "decode", "encode", "fit"]
+__all__ = ["FINE_OCTAVES", "STEPS_PER_OCTAVE", "LogScale", "decode", "encode", "fit"]
 
 STEPS_PER_OCTAVE = 8
 FINE_OCTAVES = 28
-MAX_RELATIVE_ERROR = 0.05
-"""Of every value within `FINE_OCTAVES` - 1 octaves of the largest, the correction of the sum included."""
 
 _COARSE_STEP = 3
 _TOP = 255

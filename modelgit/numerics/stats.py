@@ -49,21 +49,9 @@ class PairStatistics:
         )
 
     @property
-    def changed_share(self) -> float:
-        """The share of words that changed, 0 for an empty tensor."""
-        return self.changed / self.words if self.words else 0.0
-
-    @property
     def difference_norm(self) -> float:
         """The Euclidean norm of the difference."""
         return math.sqrt(self.squared_difference)
-
-    @property
-    def relative_difference(self) -> float:
-        """`difference_norm` over the norm of the old values; infinite when those are all zero and any changed."""
-        if self.squared_old == 0:
-            return math.inf if self.squared_difference else 0.0
-        return math.sqrt(self.squared_difference / self.squared_old)
 
 
 def count_changed(old: Words, new: Words) -> int:

@@ -1,6 +1,6 @@
 """Frozen records, typed ids and canonical bytes: everything that is persisted or passed between layers."""
 
-from modelgit.objects.canonical import Record, decode, encode, to_builtins, to_json
+from modelgit.objects.canonical import Record, decode, encode, to_builtins
 from modelgit.objects.checks import CheckReport, CheckSection, Finding, Outcome, PatchFacts
 from modelgit.objects.commits import Commit, MergeRecipe, Signature, UsedFisher, Verdict
 from modelgit.objects.dtypes import BLOCK_DTYPES, DTYPES, DType, dtype_named, numpy_code
@@ -141,7 +141,6 @@ __all__ = [
     "row_major",
     "tensor_id",
     "to_builtins",
-    "to_json",
     "triangle_side",
     "worst_decision",
 ]

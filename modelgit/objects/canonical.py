@@ -9,7 +9,7 @@ import msgspec
 from modelgit.errors import IntegrityError
 from modelgit.objects.ids import ObjectId
 
-__all__ = ["Record", "decode", "encode", "to_builtins", "to_json"]
+__all__ = ["Record", "decode", "encode", "to_builtins"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,8 +81,3 @@ def decode(kind: type[R], data: bytes | memoryview, *, what: str = "record") -> 
 def to_builtins(record: object) -> Any:
     """Plain dicts, lists and strings, ids as text: for `--json` output."""
     return msgspec.to_builtins(record, enc_hook=_to_text)
-
-
-def to_json(record: object) -> bytes:
-    """The JSON form of a record, ids as text, for people and other programs."""
-    return msgspec.json.encode(record, enc_hook=_to_text)

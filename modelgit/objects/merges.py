@@ -200,16 +200,6 @@ class MergePlan(Record, frozen=True, kw_only=True):
             found[decision.action] = found.get(decision.action, 0) + 1
         return found
 
-    def with_action(self, action: Action, *, model: str | None = None) -> tuple[TensorDecision, ...]:
-        """The tensors decided as `action`, of one model or of all."""
-        return tuple(d for d in self.tensors if d.action == action and model in (None, d.model))
-
-    @property
-    def trivial(self) -> bool:
-        """True when nothing has to be computed or asked."""
-        actions = {d.action for d in self.tensors} | {d.action for d in self.files}
-        return not self.conflicts and "combine" not in actions
-
 
 Verb = OneOf["merge", "cherry-pick", "revert", "rebase"]
 

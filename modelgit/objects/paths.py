@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from modelgit.errors import IntegrityError
 
-__all__ = ["check_tree", "check_tree_path", "find_twins", "is_safe_path", "is_within", "join_path", "path_problem"]
+__all__ = ["check_tree", "check_tree_path", "find_twins", "is_within", "join_path", "path_problem"]
 
 MAX_PATH_BYTES = 4096
 MAX_COMPONENT_BYTES = 255
@@ -87,11 +87,6 @@ def path_problem(path: str) -> str | None:
     if len(path.encode()) > MAX_PATH_BYTES:
         return f"more than {MAX_PATH_BYTES} bytes"
     return None
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether `path` may be the path of a file in a tree."""
-    return path_problem(path) is None
 
 
 def is_within(path: str, place: str) -> bool:

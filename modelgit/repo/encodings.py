@@ -17,7 +17,7 @@ from modelgit.patching.planner import Planner, Weighed
 from modelgit.patching.records import sections_of
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import models_of
-from modelgit.repo.origins import Origin, commits_in_order, masks_by_positions, origins_of
+from modelgit.repo.origins import MaskNames, Origin, commits_in_order, origins_of
 from modelgit.repo.usage import codec_of
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def encodings(repo: Repository, commit_id: CommitId, *, progress: Progress = SIL
 class _Explainer:
     def __init__(self, repo: Repository, commits: list[CommitId], origins: dict[tuple[str, bytes], Origin]) -> None:
         self._repo = repo
-        self._commits = commits
-        self._masks: dict[bytes, MaskId] | None = None
+        self._masks = MaskNames(repo, commits)
         self._origins = origins
         self._reader: TensorReader = repo.reader()
         self._planner = Planner(repo.store, self._reader, effort=repo.settings.storage.effort)
@@ -125,13 +124,8 @@ class _Explainer:
                 for item in weighed
             ),
             reason=_reason(codec, base, weighed, bits),
-            mask=next((self._mask(row.positions) for row in rows if row.positions is not None), None),
+            mask=next((self._masks.of(row.positions) for row in rows if row.positions is not None), None),
         )
-
-    def _mask(self, positions: bytes) -> MaskId | BlobId:
-        if self._masks is None:
-            self._masks = masks_by_positions(self._repo, self._commits)
-        return self._masks.get(positions) or BlobId(positions)
 
     def _weigh(self, name: str, entry: TensorEntry, previous: TensorEntry | None) -> list[Weighed]:
         usable = previous is not None and previous.spec.dtype == entry.spec.dtype

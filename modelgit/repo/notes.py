@@ -45,7 +45,6 @@ __all__ = [
     "check_signing_key",
     "keep_notes",
     "kept_notes",
-    "notes_about",
     "signing_key",
     "travelling_notes",
 ]
@@ -168,13 +167,6 @@ def check_kept(
     if kept.kind != note.kind:
         checked = checked._replace(problem=f"it is listed as a {kept.kind} and is a {note.kind}")
     return KnownNote(kept, note, checked, record)
-
-
-def notes_about(
-    repo: Repository, weights: str, *, signers: AllowedSigners | None, at_s: float | None = None
-) -> list[KnownNote]:
-    """The test results about a weights tree, the newest first, each checked."""
-    return [check_kept(repo, kept, signers, at_s=at_s) for kept in kept_notes(repo, kind="test-result", about=weights)]
 
 
 def signing_key(repo: Repository, given: str | None = None) -> Path | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.objects import (
+    BlobId,
     CommitId,
     ContentId,
     FisherEstimate,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from modelgit.repo.collection import Key
     from modelgit.repo.repository import Repository
 
-__all__ = ["Origin", "commits_in_order", "masks_by_positions", "origins_of"]
+__all__ = ["MaskNames", "Origin", "commits_in_order", "origins_of"]
 
 
 class Origin(NamedTuple):
@@ -77,17 +79,28 @@ def origins_of(repo: Repository, needed: set[Key], commits: list[CommitId]) -> d
     return found
 
 
-def masks_by_positions(repo: Repository, commits: Iterable[CommitId]) -> dict[bytes, MaskId]:
-    """By the digest of the blob with its positions, every mask that this clone keeps or a patch of `commits` names."""
-    masks = {mask for mask in kept_objects(repo) if isinstance(mask, MaskId)}
-    for commit in commits:
-        masks.update(repo.patch_of(commit).masks)
-    found: dict[bytes, MaskId] = {}
-    for mask in sorted(masks):
-        for region in read_record(repo.store, mask, Mask).regions:
-            if region.positions is not None:
-                found.setdefault(region.positions.digest, mask)
-    return found
+class MaskNames:
+    """The masks that this clone keeps or a patch of `commits` names, by their positions; read when first asked for."""
+
+    def __init__(self, repo: Repository, commits: Iterable[CommitId]) -> None:
+        self._repo = repo
+        self._commits = commits
+
+    def of(self, positions: bytes) -> MaskId | BlobId:
+        """The mask whose positions lie in the blob of this digest, or the blob where no mask is known any more."""
+        return self._masks.get(positions) or BlobId(positions)
+
+    @cached_property
+    def _masks(self) -> dict[bytes, MaskId]:
+        masks = {mask for mask in kept_objects(self._repo) if isinstance(mask, MaskId)}
+        for commit in self._commits:
+            masks.update(self._repo.patch_of(commit).masks)
+        found: dict[bytes, MaskId] = {}
+        for mask in sorted(masks):
+            for region in read_record(self._repo.store, mask, Mask).regions:
+                if region.positions is not None:
+                    found.setdefault(region.positions.digest, mask)
+        return found
 
 
 def _files(

@@ -12,7 +12,7 @@ from modelgit.objects import BlobId, CommitId, MaskId, Record, TensorId, View
 from modelgit.objects.graph import ancestors
 from modelgit.patching.chain import chain_cost
 from modelgit.repo.collection import Key, Marking, place_of
-from modelgit.repo.origins import Origin, commits_in_order, masks_by_positions, origins_of
+from modelgit.repo.origins import MaskNames, Origin, commits_in_order, origins_of
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
@@ -20,10 +20,9 @@ from modelgit.store.base import Located, is_external
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["GROUPINGS", "Grouping", "TensorUse", "Usage", "UsageRow", "codec_of", "usage"]
+__all__ = ["Grouping", "TensorUse", "Usage", "UsageRow", "codec_of", "usage"]
 
 Grouping = Literal["kind", "tensor", "file", "commit", "pack", "ref"]
-GROUPINGS: tuple[Grouping, ...] = ("kind", "tensor", "file", "commit", "pack", "ref")
 GARBAGE, BASES, UNDO, INDEX, REST = (
     "garbage (`mgit gc`)",
     "only as bases (`mgit repack`)",
@@ -104,7 +103,7 @@ class _Account:
             self._only = set()
             for commit in wanted:
                 self._only |= self._keys_of(commit)
-        self._masks: dict[bytes, MaskId] | None = None
+        self._masks = MaskNames(repo, self._commits)
         self._positions = {(BlobId.KIND, item.positions) for item in marking.chosen.values() if item.positions}
         self._sizes: dict[Key, int] = {}
         for rows in marking.packs.values():
@@ -272,13 +271,8 @@ class _Account:
             base_commit=None if origin is None else origin.commit,
             cost=round(chain_cost(self._repo.store, object_id), 3),
             raw_bytes=sum(row.stop - row.start for row in rows),
-            mask=next((self._mask(row.positions) for row in rows if row.positions is not None), None),
+            mask=next((self._masks.of(row.positions) for row in rows if row.positions is not None), None),
         )
-
-    def _mask(self, positions: bytes) -> MaskId | BlobId:
-        if self._masks is None:
-            self._masks = masks_by_positions(self._repo, self._commits)
-        return self._masks.get(positions) or BlobId(positions)
 
     def _live_size(self, tips: Collection[CommitId]) -> int:
         """Bytes of what `tips` need, bases included."""

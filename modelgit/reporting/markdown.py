@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from modelgit.objects import LETS_IN, CheckReport, EvalRecord, Finding
-from modelgit.objects.diffs import ModelDiff
-from modelgit.reporting.diff_text import diff_lines
 from modelgit.reporting.verdict_text import (
     DECISION_WORDS,
     OUTCOME_MARKS,
@@ -19,7 +17,7 @@ from modelgit.reporting.verdict_text import (
 )
 from modelgit.reporting.wording import printable, shortened
 
-__all__ = ["STEP_SUMMARY_BYTES", "check_markdown", "diff_markdown", "escape_markdown", "verdict_markdown"]
+__all__ = ["STEP_SUMMARY_BYTES", "check_markdown", "escape_markdown", "verdict_markdown"]
 
 STEP_SUMMARY_BYTES = 1 << 20
 """What GitHub takes as the summary of a step; it shows nothing of a longer one."""
@@ -152,16 +150,3 @@ def _cut(lines: Sequence[str], max_bytes: int) -> str:
             break
         kept.append(line)
     return "\n".join([*kept, _CUT.format(len(lines) - len(kept))])
-
-
-def diff_markdown(diff: ModelDiff, *, width: int = 100) -> str:
-    """The text of a diff as a code block, which keeps the heat map aligned."""
-    lines = diff_lines(diff, width=width)
-    longest = max((len(run) for line in lines for run in _backticks(line)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return "\n".join([f"{fence}text", *lines, fence]) + "\n"
-
-
-def _backticks(line: str) -> list[str]:
-    """The runs of backticks in a line."""
-    return "".join(c if c == "`" else " " for c in line).split()

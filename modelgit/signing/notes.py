@@ -47,11 +47,6 @@ class CheckedNote(NamedTuple):
     problem: str = ""
 
     @property
-    def is_signed(self) -> bool:
-        """Whether it can be read and an allowed signer vouches for it."""
-        return not self.problem and bool(self.signature.principals)
-
-    @property
     def reasons(self) -> tuple[str, ...]:
         """Everything that speaks against it, a sentence each; empty for a note that counts."""
         return tuple(filter(None, (self.problem, self.signature.problem)))

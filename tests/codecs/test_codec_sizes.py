@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modelgit.codecs.base import CODECS, Effort, Layout
-from modelgit.numerics.floats import from_float32
+from modelgit.numerics.floats import from_float64
 from modelgit.numerics.sparse import encode_positions
 
 COUNT = 1 << 20
@@ -17,7 +17,7 @@ TUNED = (WEIGHTS + RNG.normal(size=COUNT) * 2e-4).astype(np.float32)
 
 
 def words_as(values: np.ndarray, dtype: str) -> tuple[np.ndarray, Layout]:
-    words = from_float32(values, dtype)
+    words = from_float64(values, dtype)
     return words, Layout(words.dtype.itemsize, True)
 
 
@@ -80,7 +80,7 @@ def test_pruned_weights_cost_their_positions_only():
 
 
 def test_float32_that_holds_bfloat16():
-    held = (from_float32(WEIGHTS, "BF16").astype("<u4") << 16).view(np.float32)
+    held = (from_float64(WEIGHTS, "BF16").astype("<u4") << 16).view(np.float32)
     assert ratio("planes", "F32", held) >= 2.7
 
 

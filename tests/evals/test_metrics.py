@@ -52,7 +52,6 @@ def test_compatibility_scores_on_a_known_table() -> None:
     assert flips.negative_rate == 0.10
     assert flips.trust_compatibility == 70 / 80
     assert flips.error_compatibility == 8 / 18
-    assert flips.error_overlap_old == 8 / 20
     assert math.isclose(flips.negative_impact, 1 - flips.error_compatibility)
     assert math.isclose(flips.relative_negative_rate, 0.10 / (0.80 * 0.18))
 
@@ -174,24 +173,14 @@ def test_negative_log_likelihood_of_known_probabilities() -> None:
         metrics.mean_negative_log_likelihood(log_probs, [0, -1])
 
 
-def test_multiclass_rate_counts_wrong_to_other_wrong() -> None:
-    gold, old, new = [0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 2, 1, 0]
-    assert metrics.multiclass_negative_rate(old, new, gold) == 2 / 5
-    right = np.equal(old, gold), np.equal(new, gold)
-    assert metrics.count_flips(*right).negative_rate == 1 / 5
-
-
-def test_graded_flips_with_and_without_a_dead_band() -> None:
+def test_changes_of_scores_with_and_without_a_dead_band() -> None:
     old, new = [0.5, 0.5, 0.5, 0.5, np.inf], [0.25, 0.49, 0.5, 0.75, np.inf]
-    plain = metrics.grade_flips(old, new)
-    assert (plain.negative, plain.positive, plain.total) == (2, 1, 5)
-    assert math.isclose(plain.mean_loss, (0.25 + 0.01) / 2)
-    banded = metrics.grade_flips(old, new, dead_band=0.05)
-    assert (banded.negative_rate, banded.positive_rate, banded.mean_loss) == (1 / 5, 1 / 5, 0.25)
+    assert metrics.score_changes(old, new).tolist() == [-1, -1, 0, 1, 0]
+    assert metrics.score_changes(old, new, dead_band=0.05).tolist() == [-1, 0, 0, 1, 0]
     # 0.45 is 0.05 less than 0.5, whatever binary fractions make of it.
     assert metrics.score_changes([0.5, 0.5, 0.5], [0.45, 0.449, 0.6], dead_band=0.05).tolist() == [0, -1, 1]
     with pytest.raises(UsageError, match="1 of 2 scores are NaN"):
-        metrics.grade_flips([0.0, np.nan], [0.0, 0.0])
+        metrics.score_changes([0.0, np.nan], [0.0, 0.0])
 
 
 def test_recall_and_cosines_of_a_known_plane() -> None:

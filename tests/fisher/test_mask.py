@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from modelgit.errors import UsageError
-from modelgit.fisher.mask import bias_mask, mask_size, top_mask
+from modelgit.fisher.mask import bias_mask, top_mask
 from modelgit.fisher.scores import (
     Scores,
     among_changed,
@@ -40,6 +42,10 @@ def naive_top(scores: dict[str, np.ndarray], count: int) -> dict[str, list[int]]
         for name, low, high in zip(names, starts, starts[1:], strict=False)
     }
     return {name: sorted(at.tolist()) for name, at in places.items() if at.size}
+
+
+def mask_size(mask: dict[str, np.ndarray | None], shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shapes[name]) if at is None else len(at) for name, at in mask.items())
 
 
 def as_lists(mask: dict[str, np.ndarray | None]) -> dict[str, list[int] | None]:

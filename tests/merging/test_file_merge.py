@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
-from modelgit.merging.files import merge_file, resolve_key
+from modelgit.merging.files import merge_file
 from modelgit.objects.merges import Resolution
 
 BASE = b"""{
@@ -43,7 +43,7 @@ def test_one_key_changed_on_both_sides_is_one_conflict_with_its_values():
         "0.9",
     )
     for text, value in (("take ours", b"0.2"), ("take theirs", b"0.9"), ("take base", b"0.7"), ("with 0.5", b"0.5")):
-        decided = resolve_key("config.json", BASE, ours, theirs, conflict, Resolution.parse(text))
+        decided = merge_file("config.json", BASE, ours, theirs, resolutions={conflict.item: Resolution.parse(text)})
         assert not decided.conflicts
         assert decided.content == BASE.replace(b"0.7", value).replace(b"[1, 2]", b"[2]")
 
@@ -214,10 +214,3 @@ def test_text_shows_both_sides_and_toml_is_not_broken_by_clean_lines():
     assert merged(base, ours, theirs, path="mgit.toml").content == ours + b"[b]\n"
     doubled = merged(base, ours, base.replace(b"y = 2\n", b"y = 2\nz = 9\n"), path="mgit.toml")
     assert doubled.conflicts[0].kind == "text"
-
-
-def test_a_conflict_that_is_not_there_cannot_be_resolved():
-    base, ours, theirs = b'{"a": 0}', b'{"a": 1}', b'{"a": 2}'
-    (conflict,) = merged(base, ours, theirs).conflicts
-    with pytest.raises(UsageError, match="no conflict at"):
-        resolve_key("config.json", base, ours, b'{"a": 0, "b": 1}', conflict, Resolution(take="ours"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modelgit.errors import UsageError
-from modelgit.numerics.floats import from_float32, from_float64, has_float_values, to_float32, to_float64
+from modelgit.numerics.floats import from_float64, has_float_values, to_float32, to_float64
 from modelgit.objects import DTYPES
 
 TORCH = {
@@ -64,9 +64,9 @@ def test_writing_what_was_read_changes_nothing(name):
     codes = every_code(name)
     values = to_float32(codes.data, name)
     number = ~np.isnan(values)
-    for back in (from_float32(values, name), from_float64(widened(values), name)):
-        assert np.array_equal(back[number], codes[number])
-        assert np.all(np.isnan(to_float32(back[~number].data, name)))
+    back = from_float64(widened(values), name)
+    assert np.array_equal(back[number], codes[number])
+    assert np.all(np.isnan(to_float32(back[~number].data, name)))
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -74,13 +74,12 @@ def test_rounding_agrees_with_torch(name):
     values = awkward_floats()
     # What overflow gives has changed between releases of torch; it is tested below.
     values = values[np.isnan(values) | (np.abs(values) <= LARGEST[name])]
-    codes = from_float32(values, name)
+    codes = from_float64(widened(values), name)
     expected = torch.from_numpy(values).to(TORCH[name]).view(torch.uint8 if codes.itemsize == 1 else torch.int16)
     same = codes == expected.numpy().view(codes.dtype)
     nan = np.isnan(values)
     assert np.all(same[~nan])
     assert np.all(np.isnan(to_float32(codes[nan].data, name)))
-    assert np.array_equal(from_float64(widened(values), name)[~nan], codes[~nan])
 
 
 @pytest.mark.parametrize(
@@ -96,14 +95,9 @@ def test_rounding_agrees_with_torch(name):
 def test_overflow(name, border, below, beyond):
     cases = np.array([np.nextafter(border, 0), np.nextafter(border, 1e9), 1e30, np.inf])
     for sign in (1, -1):
-        for values in (
-            to_float64(from_float64(sign * cases, name).data, name),
-            to_float64(
-                from_float32((sign * np.array([border - 1, border + 1, 1e30, np.inf])).astype("f4"), name).data, name
-            ),
-        ):
-            assert values[0] == sign * below
-            assert np.array_equal(values[1:], [sign * beyond] * 3, equal_nan=True)
+        values = to_float64(from_float64(sign * cases, name).data, name)
+        assert values[0] == sign * below
+        assert np.array_equal(values[1:], [sign * beyond] * 3, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +137,4 @@ def test_every_dtype_is_read_or_refused():
                 to_float32(bytes(8), name)
     for name in ("I32", "BOOL", "F8_E8M0", "F4"):
         with pytest.raises(UsageError):
-            from_float32(np.zeros(1, np.float32), name)
+            from_float64(np.zeros(1), name)

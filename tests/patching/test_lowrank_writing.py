@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modelgit.numerics.floats import from_float32, to_float32
+from modelgit.numerics.floats import from_float64, to_float32
 from modelgit.objects import TensorId, TensorSpec
 from modelgit.patching.correct import Product
 from modelgit.patching.encode import BlobSource, TensorWriter
@@ -41,12 +41,12 @@ def merged(dtype: str, *, how: str = "peft", shape=SHAPE, rank: int = RANK, seed
     weights = (rng.standard_normal((shape[0], columns)) * 0.05).astype(np.float32)
     left = (rng.standard_normal((shape[0], rank)) * 0.02).astype(np.float32)
     right = (rng.standard_normal((columns, rank)) * 0.03).astype(np.float32)
-    base = from_float32(weights.ravel(), dtype)
+    base = from_float64(weights.ravel(), dtype)
     delta = (left @ right.T).ravel()
     if how == "cast":
-        new = from_float32(weights.ravel() + delta, dtype)
+        new = from_float64(weights.ravel() + delta, dtype)
     else:
-        new = from_float32(to_float32(base, dtype) + to_float32(from_float32(delta, dtype), dtype), dtype)
+        new = from_float64(to_float32(base, dtype) + to_float32(from_float64(delta, dtype), dtype), dtype)
     return base.tobytes(), new.tobytes(), Product(left.astype(np.float64), right.astype(np.float64))
 
 

@@ -420,13 +420,13 @@ def test_archives_of_torch_keep_their_checksums(repo: Repository) -> None:
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_half_precision_models_stay_half_precision(repo: Repository, files, dtype: str) -> None:
-    from modelgit.numerics.floats import from_float32
+    from modelgit.numerics.floats import from_float64
 
     random = np.random.default_rng(0)
     old = random.standard_normal((50, 40)).astype(np.float32)
     new = old + 0.05 * random.standard_normal((50, 40)).astype(np.float32)
     for message, array in (("base", old), ("", new)):
-        raw = from_float32(array.reshape(-1), dtype).tobytes()
+        raw = from_float64(array.reshape(-1), dtype).tobytes()
         (repo.worktree / "bot.safetensors").write_bytes(
             files.safetensors({"w": (dtype, (50, 40), raw), "copy": (dtype, (50, 40), raw)})
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
@@ -433,10 +432,10 @@ def test_a_gate_that_refuses_records_nothing(bot: Repository, files) -> None:
     assert bot.status().models[0].tensors == ("layers.0.weight",)
 
 
-def test_json_of_an_operation_log_names_every_step(bot: Repository) -> None:
-    from modelgit.objects import to_json
+def test_the_plain_form_of_an_operation_log_names_every_step(bot: Repository) -> None:
+    from modelgit.objects import to_builtins
 
-    assert [json.loads(to_json(operation))["description"] for _, operation in operation_log(bot)] == [
+    assert [to_builtins(operation)["description"] for _, operation in operation_log(bot)] == [
         "commit: base",
         "initialise",
     ]

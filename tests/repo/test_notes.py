@@ -21,7 +21,15 @@ from modelgit.repo import Repository
 from modelgit.repo.evaluate import evaluate
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
-from modelgit.repo.notes import add_acceptance, allowed_signers, attach_verdicts, kept_notes, notes_about, signing_key
+from modelgit.repo.notes import (
+    KnownNote,
+    add_acceptance,
+    allowed_signers,
+    attach_verdicts,
+    check_kept,
+    kept_notes,
+    signing_key,
+)
 from modelgit.repo.sync import add_remote, clone, fetch, push
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.store.metadata import read_record, write_record
@@ -47,6 +55,11 @@ def allow(repo: Repository, key: Path) -> None:
 
 def tree(repo: Repository, revision: str = "HEAD") -> str:
     return weights_tree(repo, repo.manifest_of(repo.resolve(revision)))
+
+
+def notes_about(repo: Repository, weights: str) -> list[KnownNote]:
+    kept = kept_notes(repo, kind="test-result", about=weights)
+    return [check_kept(repo, item, allowed_signers(repo)) for item in kept]
 
 
 def test_the_weights_tree_covers_what_a_model_does_and_nothing_else(repo: Repository, files) -> None:
@@ -102,7 +115,7 @@ def test_a_verdict_is_attached_to_the_weights_and_survives_collection(bot: Repos
     assert known.counts
     assert known.checked.reasons == ("it is not signed",)
     bot.commit("the same weights, other words", allow_empty=True)
-    [found] = notes_about(bot, tree(bot), signers=None)
+    [found] = notes_about(bot, tree(bot))
     assert found.kept.id == known.kept.id
     assert found.record is not None
     assert found.record.weights == tree(bot)
@@ -142,7 +155,7 @@ def test_verdicts_of_other_weights_are_not_attached(bot: Repository, files: Call
     assert known.record is not None
     with pytest.raises(UsageError, match="is of other weights"):
         attach_verdicts(bot, bot.resolve("HEAD"), [known.record])
-    assert notes_about(bot, tree(bot), signers=None) == []
+    assert notes_about(bot, tree(bot)) == []
 
 
 @needs_ssh
@@ -197,13 +210,13 @@ def test_notes_travel_with_the_weights_that_they_are_about(
         assert [item.origin for item in fetched.notes.notes] == ["origin", "origin"]
         assert fetched.notes.refused == ()
         assert fetch(clone_).notes == MovedNotes()
-        [known] = notes_about(clone_, tree(clone_), signers=allowed_signers(clone_))
+        [known] = notes_about(clone_, tree(clone_))
         assert known.counts
         assert known.checked.signature.principals == ("ci@example.org",)
         # An unsigned note of somebody else is kept, shown, and believed by nobody.
         push(bot, branches=["side"])
         fetch(clone_)
-        [other] = notes_about(clone_, tree(clone_, "origin/side"), signers=allowed_signers(clone_))
+        [other] = notes_about(clone_, tree(clone_, "origin/side"))
         assert not other.counts
         assert fsck(clone_).is_sound
     finally:

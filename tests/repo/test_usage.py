@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from modelgit.repo.branches import create_tag, delete_branch
 from modelgit.repo.encodings import encodings
 from modelgit.repo.gc import collect
 from modelgit.repo.undo import undo
-from modelgit.repo.usage import BASES, GARBAGE, GROUPINGS, UNDO, usage
+from modelgit.repo.usage import BASES, GARBAGE, UNDO, Grouping, usage
 
 
 def on_disk(repo: Repository) -> int:
@@ -45,7 +47,7 @@ def busy(bot: Repository, files) -> Repository:
     return bot
 
 
-@pytest.mark.parametrize("by", [by for by in GROUPINGS if by != "ref"])
+@pytest.mark.parametrize("by", [by for by in get_args(Grouping) if by != "ref"])
 @pytest.mark.parametrize("revisions", [(), ("main",), ("side", "v1")])
 def test_rows_add_up_to_the_packs(busy: Repository, by: str, revisions: tuple[str, ...]) -> None:
     report = usage(busy, revisions, by=by)

@@ -22,7 +22,6 @@ from modelgit.objects.diffs import (
 from modelgit.reporting.behaviour_text import mass_line
 from modelgit.reporting.diff_text import diff_lines
 from modelgit.reporting.html import diff_fragment, diff_html
-from modelgit.reporting.markdown import diff_markdown
 
 NASTY = "</title><script>alert(\"x\")</script><img src=x onerror='y'>&amp;"
 
@@ -304,19 +303,6 @@ def test_html_is_self_contained_and_tells_the_numbers() -> None:
     for text in ("0.0031 nats", "temperature", "v_proj", "[49152, 960]", "<rect", "3.10 %"):
         assert text in document
     assert diff_fragment(example()) in document
-
-
-def test_markdown_keeps_the_block_closed() -> None:
-    spec = TensorSpec(dtype="F32", shape=(1,))
-    name = "a\n```\n# injected ````"
-    diff = ModelDiff(
-        old="a",
-        new="b",
-        tensors=(TensorDiff(model="m", name=name, kind="added", spec_old=None, spec_new=spec, elements=1),),
-    )
-    lines = diff_markdown(diff).splitlines()
-    assert (lines[0], lines[-1]) == ("`````text", "`````")
-    assert not any(line.startswith(("```\n", "# ")) for line in lines[1:-1])
 
 
 def test_key_changes() -> None:

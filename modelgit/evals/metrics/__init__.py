@@ -12,11 +12,8 @@ from modelgit.evals.metrics.classes import (
 )
 from modelgit.evals.metrics.flips import (
     Flips,
-    GradedFlips,
     churn,
     count_flips,
-    grade_flips,
-    multiclass_negative_rate,
     score_changes,
 )
 from modelgit.evals.metrics.intervals import clopper_pearson, mcnemar_exact
@@ -24,21 +21,18 @@ from modelgit.evals.metrics.retrieval import cosines, recall_at_k
 
 __all__ = [
     "Flips",
-    "GradedFlips",
     "accuracy",
     "churn",
     "clopper_pearson",
     "cosines",
     "count_flips",
     "expected_calibration_error",
-    "grade_flips",
     "kl_divergences",
     "log_softmax",
     "macro_f1",
     "margins",
     "mcnemar_exact",
     "mean_negative_log_likelihood",
-    "multiclass_negative_rate",
     "recall_at_k",
     "score_changes",
     "top_labels",

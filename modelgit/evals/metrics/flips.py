@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modelgit.errors import UsageError
 
-__all__ = ["Flips", "GradedFlips", "churn", "count_flips", "grade_flips", "multiclass_negative_rate", "score_changes"]
+__all__ = ["Flips", "churn", "count_flips", "score_changes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,6 @@ class Flips:
         return _ratio(self.neither, self.negative + self.neither)
 
     @property
-    def error_overlap_old(self) -> float:
-        """d/(c + d): old mistakes that remain.  Some libraries call this the error compatibility; it is not BEC."""
-        return _ratio(self.neither, self.positive + self.neither)
-
-    @property
     def negative_impact(self) -> float:
         """NFI = b/(b + d) = 1 - BEC: the share of new mistakes among mistakes (Cai et al. 2022)."""
         return _ratio(self.negative, self.negative + self.neither)
@@ -106,34 +101,6 @@ def churn(old: ArrayLike, new: ArrayLike) -> float:
     return float(np.count_nonzero(before != after) / before.size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradedFlips:
-    """Examples whose score fell or rose by more than the dead band, of `total`; `lost` is the sum of what fell.
-
-    MUSCLE (Echterhoff et al. 2024, arXiv 2407.09435) for scores such as ROUGE or a judge's.
-    """
-
-    total: int
-    negative: int
-    positive: int
-    lost: float
-
-    @property
-    def negative_rate(self) -> float:
-        """Examples that got worse, of all."""
-        return _ratio(self.negative, self.total)
-
-    @property
-    def positive_rate(self) -> float:
-        """Examples that got better, of all."""
-        return _ratio(self.positive, self.total)
-
-    @property
-    def mean_loss(self) -> float:
-        """How much an example that got worse lost, on average; NaN when none did."""
-        return _ratio(self.lost, self.negative)
-
-
 def score_changes(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> NDArray[np.int8]:
     """-1 where a score fell by more than `dead_band`, 1 where it rose by more, else 0; int8 `[N]`.
 
@@ -153,32 +120,6 @@ def score_changes(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> 
         largest = np.maximum(np.abs(before), np.abs(after))
         edge += 4 * np.finfo(np.float64).eps * np.where(np.isfinite(largest), largest, 0.0)
     return (change > edge).astype(np.int8) - (change < -edge).astype(np.int8)
-
-
-def grade_flips(old: ArrayLike, new: ArrayLike, *, dead_band: float = 0.0) -> GradedFlips:
-    """Compare two arrays of scores `[N]`; a change of at most `dead_band` is none.  Raises as `score_changes` does."""
-    changes = score_changes(old, new, dead_band=dead_band)
-    fell = changes < 0
-    lost = np.asarray(old, dtype=np.float64)[fell] - np.asarray(new, dtype=np.float64)[fell]
-    return GradedFlips(
-        total=changes.size,
-        negative=int(np.count_nonzero(fell)),
-        positive=int(np.count_nonzero(changes > 0)),
-        lost=float(lost.sum()),
-    )
-
-
-def multiclass_negative_rate(old: ArrayLike, new: ArrayLike, gold: ArrayLike) -> float:
-    """NFR_mc: wrong now, and another label than before; a wrong label that turns into another wrong one counts, too.
-
-    All are integer arrays `[N]` (MUSCLE, arXiv 2407.09435).  Raises UsageError for no examples or other lengths.
-    """
-    before, after, truth = np.asarray(old), np.asarray(new), np.asarray(gold)
-    _same_length(before, after)
-    _same_length(before, truth)
-    if not before.size:
-        raise UsageError("a rate of flips needs at least one example")
-    return float(np.count_nonzero((after != truth) & (before != after)) / before.size)
 
 
 def _same_length(before: NDArray[np.generic], after: NDArray[np.generic]) -> None:
