@@ -15,7 +15,7 @@ import click
 from modelgit.cli._errors import Quit
 from modelgit.cli._options import Group
 
-__all__ = ["Entry", "LazyGroup", "find_external"]
+__all__ = ["Entry", "LazyGroup"]
 
 _EXTERNAL_NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 
@@ -42,7 +42,7 @@ class LazyGroup(Group):
         super().__init__(*arguments, **more)
         self.entries = entries
         self.foreign = foreign or {}
-        self._external = external or find_external
+        self._external = external or _find_external
 
     def list_commands(self, context: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """The names of built-in commands, in the order of the table."""
@@ -79,7 +79,7 @@ class LazyGroup(Group):
         return names + click.Command.shell_complete(self, context, incomplete)
 
 
-def find_external(name: str) -> str | None:
+def _find_external(name: str) -> str | None:
     """The executable `mgit-NAME` on PATH, if there is one."""
     if not _EXTERNAL_NAME.match(name):
         return None

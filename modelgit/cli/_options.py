@@ -18,11 +18,9 @@ __all__ = [
     "Command",
     "Group",
     "command",
-    "common_options",
     "fisher_option",
     "group",
     "json_option",
-    "no_such_command",
     "pass_session",
     "prune_option",
 ]
@@ -73,7 +71,7 @@ def _set_no_progress(context: click.Context, _: click.Parameter, value: bool) ->
         context.obj.no_progress = True
 
 
-def common_options() -> list[click.Option]:
+def _common_options() -> list[click.Option]:
     """Options that may stand before the command or after it."""
 
     def option(
@@ -110,7 +108,7 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, example: str = "", **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.example = example
-        self.common = common_options()
+        self.common = _common_options()
         self.params.extend(self.common)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -152,7 +150,7 @@ class Group(click.Group):
         self.default = default
         self.implied = implied
         self.foreign = foreign or {}
-        self.common = common_options()
+        self.common = _common_options()
         self.params.extend(self.common)
 
     def resolve_command(
@@ -162,7 +160,7 @@ class Group(click.Group):
         name = arguments[0]
         found = self.get_command(context, name)
         if found is None and not context.resilient_parsing:
-            raise no_such_command(name, self.list_commands(context), context, hint=self.foreign.get(name))
+            raise _no_such_command(name, self.list_commands(context), context, hint=self.foreign.get(name))
         return (name if found else None), found, arguments[1:]
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -213,7 +211,7 @@ def _format_options(self: Command | Group, context: click.Context, formatter: cl
         formatter.write_dl(shared)
 
 
-def no_such_command(
+def _no_such_command(
     name: str, known: Iterable[str], context: click.Context, *, hint: str | None = None
 ) -> click.UsageError:
     """The error for an unknown command, with `hint` or else the nearest known name."""

@@ -27,7 +27,6 @@ __all__ = [
     "limit_text",
     "metric_row",
     "needed_count",
-    "percent",
     "rate_limit_text",
     "row",
 ]
@@ -254,7 +253,7 @@ def limit_text(name: str, limit: Limit, *, unit: str = "") -> str:
     )
     suffix = "" if unit in ("number", "count") else f" {unit}"
     parts = [
-        f"{word}{value:.10g}{suffix}" if unit else f"{word}{percent(value)} {short}"
+        f"{word}{value:.10g}{suffix}" if unit else f"{word}{_percent(value)} {short}"
         for word, value, short in bounds
         if value is not None
     ]
@@ -265,10 +264,10 @@ def limit_text(name: str, limit: Limit, *, unit: str = "") -> str:
 
 def rate_limit_text(rate: float | None) -> str:
     """A limit on a rate as it is shown, `max 1.0 %`; "" without one."""
-    return "" if rate is None else f"max {percent(rate)} %"
+    return "" if rate is None else f"max {_percent(rate)} %"
 
 
-def percent(rate: float) -> str:
+def _percent(rate: float) -> str:
     """A rate in per cent with one decimal, or as many as it needs."""
     short = f"{100 * rate:.1f}"
     return short if math.isclose(float(short), 100 * rate, abs_tol=1e-9) else f"{100 * rate:.4g}"

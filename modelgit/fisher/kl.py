@@ -37,7 +37,6 @@ __all__ = [
     "Flip",
     "Mass",
     "Measured",
-    "diagonal_kl",
     "fisher_mass",
     "measure",
 ]
@@ -255,31 +254,12 @@ def _lead(p: torch.Tensor) -> torch.Tensor:
     return two[:, 0] - two[:, 1]
 
 
-def diagonal_kl(
-    diagonal: Mapping[str, NDArray[np.float32]],
-    old: TensorState,
-    new: TensorState,
-) -> float:
-    """1/2 sum F_i (new_i - old_i)^2 in nats: a forecast for incoherent changes only (see the module's text).
-
-    One tensor is held at a time where the mappings read lazily.  Raises UsageError when a tensor of the diagonal is
-    missing or has another shape.
-    """
-    total = 0.0
-    for name in diagonal:
-        fisher = diagonal[name]
-        if name not in old or name not in new or not fisher.shape == old[name].shape == new[name].shape:
-            raise UsageError(f"tensor `{name}` of the Fisher estimate is not in both models with its shape")
-        total += sum(part.divergence for part in _pieces(fisher, old[name], new[name]))
-    return total
-
-
 @dataclass(frozen=True, kw_only=True)
 class Mass:
     """The diagonal Fisher information on what changed.
 
     `share` is the part of sum F that lies on changed values, `by_tensor` the same part by tensor.  `divergence` is
-    1/2 sum F d^2 in nats over the tensors that compare.
+    1/2 sum F d^2 in nats over the tensors that compare: a forecast for incoherent changes only (see the text above).
     """
 
     share: float

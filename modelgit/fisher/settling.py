@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["SETTLED", "TOP_SHARE", "Settling", "SettlingState"]
+__all__ = ["TOP_SHARE", "Settling", "SettlingState"]
 
 TOP_SHARE = 0.005
-SETTLED = 0.8
-"""The overlap at which a ranking counts as settled when the caller names none."""
 
 _TWICE = 2
 # Of a larger model every n-th weight is watched: 20,000 in the top give the overlap to less than half a percent.

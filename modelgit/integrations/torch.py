@@ -20,7 +20,7 @@ from modelgit.errors import UsageError
 from modelgit.integrations.torch_steps import ELEMENTWISE, Part, Steps, put_values, take_values
 from modelgit.integrations.torch_watch import Journal, Place, Violation, Watch, places_of
 
-__all__ = ["Frozen", "MaskSource", "Violation", "freeze_outside", "unwrapped_optimizer"]
+__all__ = ["Frozen", "MaskSource", "Violation", "freeze_outside"]
 
 Positions = NDArray[np.integer] | torch.Tensor | None
 Regions = dict[str, tuple[torch.nn.Parameter, torch.Tensor | None]]
@@ -182,7 +182,7 @@ def freeze_outside(
     ZeRO-3).
     """
     given = mask.positions() if isinstance(mask, MaskSource) else mask
-    optimizer = unwrapped_optimizer(optimizer)
+    optimizer = _unwrapped_optimizer(optimizer)
     model, keep_graph = _unwrapped(model)
     if journal_every < 1:
         raise UsageError(f"a journal of every {journal_every} steps", hint="`journal_every=1` checks every step")
@@ -229,7 +229,7 @@ def freeze_outside(
     return Frozen(places, optimizer, regions, masters=held, keep_graph=keep_graph, watch=watch, journal=notes)
 
 
-def unwrapped_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+def _unwrapped_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer whose steps can be watched: a wrapper (accelerate's) has it as `optimizer`."""
     found = optimizer
     while not hasattr(found, "_optimizer_step_post_hooks") and hasattr(found, "optimizer"):

@@ -14,7 +14,7 @@ from modelgit.fisher.journal import JournalEnd, JournalStart, JournalStep, Journ
 from modelgit.fisher.outside import fingerprint, mask_fingerprint, model_fingerprint
 from modelgit.integrations.torch_steps import put_values, take_values
 
-__all__ = ["Journal", "Place", "Violation", "Watch", "dtype_name", "places_of"]
+__all__ = ["Journal", "Place", "Violation", "Watch", "places_of"]
 
 _PIECE = 1 << 24  # bytes that come over from an accelerator at a time
 _NAMES = {
@@ -101,7 +101,7 @@ class Watch:
             if place.name in regions and positions is None:
                 continue
             more = tuple(name for name in dict.fromkeys(aliases) if name != first)
-            watched = Watched(dtype_name(tensor), tuple(tensor.shape), _live_fingerprint(tensor, positions), more)
+            watched = Watched(_dtype_name(tensor), tuple(tensor.shape), _live_fingerprint(tensor, positions), more)
             self._items[first] = _Item(place, positions, watched)
 
     @property
@@ -206,7 +206,7 @@ class Journal:
         self._writer.close()
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
+def _dtype_name(tensor: torch.Tensor) -> str:
     """The name of the element type in safetensors' vocabulary, torch's own where that has none."""
     name = str(tensor.dtype).removeprefix("torch.")
     return _NAMES.get(name, name)

@@ -26,7 +26,6 @@ __all__ = [
     "combine_window",
     "compare_window",
     "element_bytes",
-    "value_words",
 ]
 
 SPARSE_FRACTION = 0.25
@@ -78,15 +77,15 @@ def element_bytes(dtype: str) -> int:
     return max(1, dtype_named(dtype).bits // 8)
 
 
-def value_words(raw: Buffer, dtype: str) -> Words:
+def _value_words(raw: Buffer, dtype: str) -> Words:
     """`raw` as unsigned little-endian integers, one an element."""
     return np.frombuffer(raw, dtype=_WORDS[element_bytes(dtype)])
 
 
 def compare_window(base: Buffer, sides: Sequence[Buffer], dtype: str) -> Comparison:
     """Count how `sides` differ from `base`, all being raw bytes of one length and of type `dtype`."""
-    before = value_words(base, dtype)
-    after = [value_words(side, dtype) for side in sides]
+    before = _value_words(base, dtype)
+    after = [_value_words(side, dtype) for side in sides]
     total = Comparison(changed=(0,) * len(after))
     for start in range(0, before.size, RUN_ELEMENTS):
         run = slice(start, start + RUN_ELEMENTS)
@@ -153,8 +152,8 @@ def combine_window(
 
     Raises UsageError when values that are not floats would have to be computed.
     """
-    words = [value_words(side, dtype) for side in sides]
-    before = value_words(base, dtype) if base is not None else None
+    words = [_value_words(side, dtype) for side in sides]
+    before = _value_words(base, dtype) if base is not None else None
     if strategy.strategy.scope == "tensor":
         return _combine_run(
             before, words, dtype, strategy, where, shape, fisher, grams, statistics or {}, split, keep_equal

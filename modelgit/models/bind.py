@@ -12,7 +12,7 @@ import torch
 from modelgit.errors import UsageError
 from modelgit.models.base import Likelihood, TensorState
 
-__all__ = ["BoundModel", "bind", "floats"]
+__all__ = ["BoundModel", "bind"]
 
 _PRECISE_BYTES = 8
 
@@ -28,7 +28,7 @@ class BoundModel:
     likelihood: Likelihood = "categorical"
 
 
-def floats(
+def _floats(
     state: TensorState, name: str, *, hint: str | None = None
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Tensor `name` of `state` as a new, writable float32 array of its own shape.
@@ -64,7 +64,7 @@ def bind(
     values: dict[str, torch.Tensor] = {}
     for parameter, tensor in tensor_of.items():
         hint = (hints or {}).get(tensor)
-        array = floats(state, tensor, hint=hint)
+        array = _floats(state, tensor, hint=hint)
         _check_shape(tensor, array.shape, parameters[parameter].shape, hint)
         kind = parameters[parameter].dtype
         values[parameter] = torch.from_numpy(array).to(kind if kind.itemsize == _PRECISE_BYTES else torch.float32)
@@ -72,7 +72,7 @@ def bind(
     for buffer, tensor in buffers.items():
         array_of = np.array(state[tensor], order="C") if tensor in state else None
         if array_of is None or array_of.dtype.kind not in "biu":
-            array_of = floats(state, tensor, hint=(hints or {}).get(tensor))
+            array_of = _floats(state, tensor, hint=(hints or {}).get(tensor))
         _check_shape(tensor, array_of.shape, known[buffer].shape, (hints or {}).get(tensor))
         values[buffer] = torch.from_numpy(array_of)
     module.load_state_dict(values, strict=False, assign=True)

@@ -26,7 +26,6 @@ __all__ = [
     "Words",
     "difference",
     "join_planes",
-    "order",
     "pack_bits",
     "restore",
     "rotate_sign",
@@ -74,16 +73,6 @@ def unrotate_sign(words: Words, out: Words) -> None:
     np.left_shift(words, _top_bit(words), out=high)
     np.right_shift(words, 1, out=out)
     np.bitwise_or(out, high, out=out)
-
-
-def order(words: Words, out: Words) -> None:
-    """Map the bits of IEEE floats to two's complement integers that ascend with the float; its own inverse.
-
-    -0.0 maps to -1 and 0.0 to 0; NaNs lie beyond the infinities.  `out` may be `words`.
-    """
-    low = scratch("bits.temporary", words.size, words.dtype)
-    _flip_mask(words, low)
-    np.bitwise_xor(low, words, out=out)
 
 
 def difference(words: Words, base: Words, out: Words, *, is_float: bool) -> None:

@@ -40,8 +40,9 @@ HIGH_MEAN_BITS = 5
 
 
 def encode_positions(positions: NDArray[np.integer], n: int) -> bytes:
-    """Code 1-D strictly ascending `positions`, all in [0, n), n <= 2^40.
+    """Code 1-D strictly ascending `positions`, all in [0, n), n <= 2^40: all blocks, one after the other.
 
+    Masks were stored so before their tensors shared a blob; fixtures and test vectors of that form are made with it.
     Raises UsageError when they are not that.
     """
     check_positions(positions, n)

@@ -25,7 +25,7 @@ from modelgit.store.base import ObjectStore
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record
 
-__all__ = ["MovedNotes", "advertised_notes", "fetch_notes", "needed_by_notes", "read_note"]
+__all__ = ["MovedNotes", "advertised_notes", "fetch_notes", "needed_by_notes"]
 
 _WEIGHTS = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -58,7 +58,7 @@ def needed_by_notes(store: ObjectStore, notes: Iterable[KeptNote]) -> Iterator[N
         yield Needed(kept.id, f"note about {kept.about[:12]!a}")
 
 
-def read_note(store: ObjectStore, kept: KeptNote) -> Note:
+def _read_note(store: ObjectStore, kept: KeptNote) -> Note:
     """A note that is what the list says: of that kind, about these weights or this suite, and true to its verdict.
 
     Raises IntegrityError for one that is not.
@@ -101,7 +101,7 @@ def fetch_notes(
     for item in wanted:
         progress.check()
         try:
-            read_note(store, item)
+            _read_note(store, item)
         except (IntegrityError, RemoteError) as error:
             refused.append(f"refuses note {item.id.short} from {remote}: {error.message}")
         else:

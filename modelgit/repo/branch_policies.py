@@ -32,7 +32,7 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["BranchDecision", "PushGuard", "PushRefused", "decide_branch", "policies_at"]
+__all__ = ["BranchDecision", "PushGuard", "PushRefused", "decide_branch"]
 
 
 class BranchDecision(NamedTuple):
@@ -55,7 +55,7 @@ class PushRefused(CheckFailed):
         self.refused = tuple(refused)
 
 
-def policies_at(tree: Tree) -> dict[str, BranchPolicy]:
+def _policies_at(tree: Tree) -> dict[str, BranchPolicy]:
     """The policies that a tree's mgit.toml holds, by name; settings of this clone or its user have no say.
 
     Raises UsageError for a file, or a table of policies, that cannot be read.
@@ -91,7 +91,7 @@ def decide_branch(
     the tip that cannot be read.
     """
     tip = Tree(repo, repo.manifest_at(_commit(store, against).manifest, store=store), store)
-    policies = policies_of(policies_at(tip), branch)
+    policies = policies_of(_policies_at(tip), branch)
     if not policies:
         return None
     update = BranchUpdate(branch, remote, old, new, against)
@@ -217,7 +217,7 @@ def _suites(tip: Tree, pushed: Tree, names: Collection[str]) -> tuple[dict[str, 
     """The versions of the suites called `names` on both sides, and why the pushed settings cannot be read."""
     old, new, unreadable = _suite_ids(tip, names), {}, ""
     try:
-        policies_at(pushed)
+        _policies_at(pushed)
         new = _suite_ids(pushed, names)
     except UsageError as error:
         unreadable = error.message

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.store.base import ObjectStore
 
-__all__ = ["Changes", "compare_manifests", "compare_tensors"]
+__all__ = ["Changes", "compare_manifests"]
 
 
 class Changes(NamedTuple):
@@ -26,7 +26,7 @@ class Changes(NamedTuple):
         return bool(self.tensors or self.files)
 
 
-def compare_tensors(
+def _compare_tensors(
     model: str,
     old: Mapping[str, TensorEntry],
     new: Mapping[str, TensorEntry],
@@ -75,7 +75,7 @@ def compare_manifests(
         touched = {*(left.weights if left else ()), *(right.weights if right else ())}
         if left and right and all(before.get(name) == after.get(name) for name in touched):
             continue
-        found = compare_tensors(
+        found = _compare_tensors(
             path,
             tensors_of(repo, old, left) if left else {},
             tensors_of(repo, new, right, store=new_store) if right else {},

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bring_back_dense",
-    "dense_folder",
     "dense_in_tree",
     "digest_of_copy",
     "keep_dense",
@@ -38,7 +37,7 @@ __all__ = [
 ]
 
 
-def dense_folder(repo: Repository, commit: CommitId) -> Path:
+def _dense_folder(repo: Repository, commit: CommitId) -> Path:
     """Where the dense weights of a lossy commit are kept, if they still are."""
     return repo.paths.rescue / f"dense-{commit.hex[:16]}"
 
@@ -48,7 +47,7 @@ def keep_dense(repo: Repository, commit: CommitId, files: Mapping[str, ContentId
 
     Raises SourceChangedError when one is something else by now, RepositoryError when the disk refuses.
     """
-    folder = dense_folder(repo, commit)
+    folder = _dense_folder(repo, commit)
     if folder.exists():  # of an attempt at the very same commit that was killed before it was made
         shutil.rmtree(folder)
     for path, digest in files.items():
@@ -70,7 +69,7 @@ def kept_dense(repo: Repository, undone: Operation) -> dict[str, Path]:
     commit = undone.view.head
     if commit is None or not undone.moves_files or repo.patch_of(commit).exact:
         return {}
-    folder = dense_folder(repo, commit)
+    folder = _dense_folder(repo, commit)
     if not folder.is_dir():
         return {}
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -36,7 +36,6 @@ __all__ = [
     "StoredFisher",
     "diagonal_of",
     "estimate_fisher",
-    "fisher_for",
     "fisher_for_merge",
     "list_estimates",
     "shown_fisher",
@@ -45,7 +44,7 @@ __all__ = [
 
 DEFAULT_EXAMPLES = 512
 DEFAULT_SETTLE = 0.8
-"""`fisher.settling.SETTLED`, which is not imported here: it would bring torch."""
+"""The overlap of two halves at which a ranking counts as settled (see `fisher.settling`)."""
 
 FisherOrigin = Literal["kept", "received", "made", "none"]
 
@@ -294,7 +293,7 @@ def list_estimates(repo: Repository, *, weights: str = "") -> list[StoredFisher]
     return [stored for stored in found if stored is not None]
 
 
-def fisher_for(
+def _fisher_for(
     repo: Repository,
     manifest: Manifest,
     settings: TaskSettings,
@@ -351,7 +350,7 @@ def fisher_for_merge(
         return _found(fitting[0])
     if chosen is not None:
         options = _USUAL._replace(grams=grams)
-        made = fisher_for(repo, manifest, tasks[chosen], chosen, options=options, progress=progress)
+        made = _fisher_for(repo, manifest, tasks[chosen], chosen, options=options, progress=progress)
         if made.stored is not None:
             return made
     if kept:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = ["Planned", "has_one_vocabulary", "plan_sides", "vocabulary_of"]
+__all__ = ["Planned", "has_one_vocabulary", "plan_sides"]
 
 _SHOWN = 24
 
@@ -102,7 +102,7 @@ def plan_sides(repo: Repository, sides: Sides, resolutions: Mapping[str, str]) -
     return Planned(plan, contents, {model: item.tables for model, item in aligned.items()})
 
 
-def vocabulary_of(repo: Repository, manifest: Manifest, model: str) -> Vocabulary | None:
+def _vocabulary_of(repo: Repository, manifest: Manifest, model: str) -> Vocabulary | None:
     """The vocabulary of a model, by the files beside its weights."""
     folder = _folder(manifest, model)
     found = {name: _bytes(repo, manifest, join_path(folder, name)) for name in VOCABULARY_FILES}
@@ -114,7 +114,7 @@ def has_one_vocabulary(repo: Repository, manifests: Sequence[Manifest], model: s
     paths = [join_path(_folder(manifests[0], model), name) for name in VOCABULARY_FILES]
     if all(len({entry and entry.digest for entry in (m.file(path) for m in manifests)}) == 1 for path in paths):
         return True
-    known = [vocabulary_of(repo, manifest, model) for manifest in manifests]
+    known = [_vocabulary_of(repo, manifest, model) for manifest in manifests]
     return len({None if item is None else frozenset(item.ids.items()) for item in known}) == 1
 
 
@@ -134,7 +134,7 @@ def _align(
     if not any(file.action != "keep" and file.path in paths for file in plan.files):
         return None
     manifests = [side.manifest for side in (sides.base, sides.ours, sides.theirs)]
-    base, ours, theirs = (vocabulary_of(repo, manifest, model) for manifest in manifests)
+    base, ours, theirs = (_vocabulary_of(repo, manifest, model) for manifest in manifests)
     if ours is None or theirs is None or (ours.ids == theirs.ids and (base is None or base.ids == ours.ids)):
         return None
     if base is None and sides.base.side.models.get(model):

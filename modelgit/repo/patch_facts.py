@@ -19,7 +19,7 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Tree", "added_bytes", "code_paths", "gather_facts"]
+__all__ = ["Tree", "code_paths", "gather_facts"]
 
 _CODE = frozenset(
     {".py", ".pyc", ".pyx", ".ipynb", ".so", ".pyd", ".dll", ".dylib", ".sh", ".bat", ".ps1", ".js", ".wasm"}
@@ -76,7 +76,7 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
     gone = sorted({entry.path for entry in old.manifest.files} - {entry.path for entry in new.manifest.files})
     return PatchFacts(
         commits=len(commits),
-        bytes_added=added_bytes(store, dict(commits), pruned=pruned_commits(new.repo)),
+        bytes_added=_added_bytes(store, dict(commits), pruned=pruned_commits(new.repo)),
         raw_bytes=sum(entry.size for entry in new.manifest.files),
         tensors=len(after),
         tensors_changed=len(changed),
@@ -93,7 +93,7 @@ def gather_facts(old: Tree, new: Tree, commits: Mapping[CommitId, Commit], *, st
     )
 
 
-def added_bytes(store: ObjectStore, commits: dict[CommitId, Commit], *, pruned: Collection[CommitId] = ()) -> int:
+def _added_bytes(store: ObjectStore, commits: dict[CommitId, Commit], *, pruned: Collection[CommitId] = ()) -> int:
     """What somebody who has the parents of `commits` would have to receive, as it is coded in `store`.
 
     Commits that are `pruned` come without their weights.

@@ -12,7 +12,7 @@ from modelgit.objects import BlobId, CommitId, Literal, Manifest, ObjectId, Prun
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["explain", "pruned_commits", "pruned_on", "refuse_missing", "refuse_pruned", "weights_of"]
+__all__ = ["explain", "pruned_commits", "pruned_on", "refuse_missing", "refuse_pruned"]
 
 
 def pruned_commits(repo: Repository) -> dict[CommitId, Pruning]:
@@ -33,7 +33,7 @@ def pruned_on(pruning: Pruning) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(pruning.time_ms / 1000))
 
 
-def weights_of(repo: Repository, manifest: Manifest, *, paths: Collection[str] | None = None) -> Iterator[ObjectId]:
+def _weights_of(repo: Repository, manifest: Manifest, *, paths: Collection[str] | None = None) -> Iterator[ObjectId]:
     """The tensors and literals of the files that a model of `manifest` calls weights (those of `paths`)."""
     weights = {path for model in manifest.models for path in model.weights}
     for entry in manifest.files:
@@ -48,7 +48,7 @@ def explain(repo: Repository, object_id: ObjectId) -> WeightsPruned | None:
     if not isinstance(object_id, (TensorId, BlobId)):
         return None
     for commit, pruning in pruned_commits(repo).items():
-        if any(item == object_id for item in weights_of(repo, repo.manifest_of(commit))):
+        if any(item == object_id for item in _weights_of(repo, repo.manifest_of(commit))):
             return _error(commit, pruning)
     return None
 
@@ -60,7 +60,7 @@ def refuse_pruned(repo: Repository, commits: Iterable[CommitId]) -> None:
     """
     pruned = pruned_commits(repo)
     for commit in commits if pruned else ():
-        if commit in pruned and not all(map(repo.store.has, weights_of(repo, repo.manifest_of(commit)))):
+        if commit in pruned and not all(map(repo.store.has, _weights_of(repo, repo.manifest_of(commit)))):
             raise _error(commit, pruned[commit])
 
 
@@ -68,7 +68,7 @@ def refuse_missing(repo: Repository, manifest: Manifest, paths: Collection[str])
     """Raise WeightsPruned before files of `manifest` at `paths` are written whose weights were pruned."""
     if not pruned_commits(repo):
         return
-    for item in weights_of(repo, manifest, paths=paths):
+    for item in _weights_of(repo, manifest, paths=paths):
         error = None if repo.store.has(item) else explain(repo, item)
         if error is not None:
             raise error

@@ -31,7 +31,7 @@ from modelgit.worktree.journal import Intent
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["apply_intent", "check_clean", "finish_pending", "move_worktree", "rescue"]
+__all__ = ["check_clean", "finish_pending", "move_worktree", "rescue"]
 
 
 def check_clean(
@@ -165,7 +165,7 @@ def move_worktree(
         rescue=rescued,
     )
     repo.journal.write(intent)
-    apply_intent(repo, intent, source, target, session=session, progress=progress)
+    _apply_intent(repo, intent, source, target, session=session, progress=progress)
 
 
 def finish_pending(repo: Repository, *, locked: bool = False) -> None:
@@ -181,7 +181,7 @@ def finish_pending(repo: Repository, *, locked: bool = False) -> None:
     source = joined(source, Manifest(files=intent.source_training))
     target = joined(repo.manifest_at(intent.target), Manifest(files=intent.target_training))
     _rescue_strangers(repo, intent, source, target)
-    apply_intent(repo, intent, source, target)
+    _apply_intent(repo, intent, source, target)
     repo.index.save()
 
 
@@ -189,7 +189,7 @@ def _manifest_or_empty(repo: Repository, source: ManifestId) -> Manifest:
     return repo.manifest_at(source) if repo.store.has(source) else Manifest()
 
 
-def apply_intent(
+def _apply_intent(
     repo: Repository,
     intent: Intent,
     source: Manifest,

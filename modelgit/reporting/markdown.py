@@ -17,7 +17,7 @@ from modelgit.reporting.verdict_text import (
 )
 from modelgit.reporting.wording import printable, shortened
 
-__all__ = ["STEP_SUMMARY_BYTES", "check_markdown", "escape_markdown", "verdict_markdown"]
+__all__ = ["STEP_SUMMARY_BYTES", "check_markdown", "verdict_markdown"]
 
 STEP_SUMMARY_BYTES = 1 << 20
 """What GitHub takes as the summary of a step; it shows nothing of a longer one."""
@@ -27,7 +27,7 @@ _CUT = "\n{:,} more lines did not fit.\n"
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]()#+!|~$@:"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 
 
-def escape_markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """`text` as Markdown that shows it and does nothing else: no markup, HTML, link or mention."""
     # Addresses become links without any markup, at "://" and at "www.".
     return printable(text).translate(_SPECIAL).replace("www.", "www\\.")
@@ -137,7 +137,7 @@ def _flips(record: EvalRecord) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return escape_markdown(shortened(text, _MAX_CELL))
+    return _escape_markdown(shortened(text, _MAX_CELL))
 
 
 def _cut(lines: Sequence[str], max_bytes: int) -> str:

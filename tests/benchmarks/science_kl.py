@@ -29,7 +29,7 @@ from table import Row
 from modelgit.fisher.behaviour import LOCAL_KL, behaviour, diagonal_note
 from modelgit.fisher.directional import Directional, directional, take_change
 from modelgit.fisher.estimate import estimate
-from modelgit.fisher.kl import diagonal_kl, measure
+from modelgit.fisher.kl import fisher_mass, measure
 from modelgit.models.base import TaskModel
 
 __all__ = ["rows"]
@@ -83,7 +83,7 @@ class _Case:
     def diagonal(self, weights: Weights) -> float:
         tensor_of = self.model.tensor_of
         old, new = ({tensor_of[n]: v.numpy() for n, v in side.items()} for side in (self.old, weights))
-        return diagonal_kl(self.fisher, old, new)
+        return fisher_mass(self.fisher, old, new, self.fisher).divergence
 
     def coherent(self) -> Iterator[Row]:
         group = f"Back along the fine-tune: {self.task.name}, {len(self.texts)} texts"

@@ -25,11 +25,9 @@ def test_change_in_accuracy_is_positive_minus_negative_flips(outcomes: tuple[lis
     old, new, _ = outcomes
     flips = metrics.count_flips(old, new)
     assert flips.total == len(old)
-    assert math.isclose(flips.new_accuracy, metrics.accuracy(new))
-    assert math.isclose(flips.old_accuracy, metrics.accuracy(old))
-    assert math.isclose(
-        metrics.accuracy(new) - metrics.accuracy(old), flips.positive_rate - flips.negative_rate, abs_tol=1e-12
-    )
+    assert math.isclose(flips.new_accuracy, np.mean(new))
+    assert math.isclose(flips.old_accuracy, np.mean(old))
+    assert math.isclose(np.mean(new) - np.mean(old), flips.positive_rate - flips.negative_rate, abs_tol=1e-12)
 
 
 @given(OUTCOMES)
@@ -92,10 +90,9 @@ def test_margins_are_gaps_between_the_two_best(logits: np.ndarray) -> None:
     assert np.allclose(metrics.margins(metrics.log_softmax(logits)), probabilities[:, -1] - probabilities[:, -2])
 
 
-@pytest.mark.parametrize("call", [lambda: metrics.accuracy([]), lambda: metrics.churn([], [])])
-def test_no_examples_is_an_error_and_not_a_score(call: object) -> None:
+def test_no_examples_is_an_error_and_not_a_score() -> None:
     with pytest.raises(UsageError, match="at least one"):
-        call()  # type: ignore[operator]
+        metrics.churn([], [])
 
 
 def test_unequal_lengths_are_refused() -> None:

@@ -45,19 +45,6 @@ def test_difference_is_undone_in_place_of_its_base(left, right, size, is_float):
     assert np.array_equal(base, x)
 
 
-@given(st.binary(min_size=16, max_size=400), st.sampled_from((2, 4, 8)))
-def test_order_follows_the_float(data, size):
-    x = words(data, size)
-    x = x[~np.isnan(x.view(FLOATS[size]))]
-    ordered = np.empty_like(x)
-    bits.order(x, ordered)
-    by_integer = np.argsort(ordered.view(f"<i{size}"), kind="stable")
-    ascending = x.view(FLOATS[size])[by_integer]
-    assert np.all(ascending[1:] >= ascending[:-1])
-    bits.order(ordered, ordered)
-    assert np.array_equal(ordered, x)
-
-
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_neighbouring_floats_differ_by_one_code_across_zero(kind):
     size = np.dtype(kind).itemsize

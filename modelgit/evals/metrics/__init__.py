@@ -1,7 +1,6 @@
 """Measures of models on examples: pure functions over arrays, one module per topic."""
 
 from modelgit.evals.metrics.classes import (
-    accuracy,
     expected_calibration_error,
     kl_divergences,
     log_softmax,
@@ -21,7 +20,6 @@ from modelgit.evals.metrics.retrieval import cosines, recall_at_k
 
 __all__ = [
     "Flips",
-    "accuracy",
     "churn",
     "clopper_pearson",
     "cosines",

@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 from modelgit.errors import UsageError
 
 __all__ = [
-    "accuracy",
     "expected_calibration_error",
     "kl_divergences",
     "log_softmax",
@@ -17,14 +16,6 @@ __all__ = [
     "mean_negative_log_likelihood",
     "top_labels",
 ]
-
-
-def accuracy(right: ArrayLike) -> float:
-    """The share of True in `right`, a bool array `[N]`.  Raises UsageError without examples."""
-    flags = np.asarray(right, dtype=bool)
-    if not flags.size:
-        raise UsageError("an accuracy needs at least one labelled example")
-    return float(np.count_nonzero(flags) / flags.size)
 
 
 def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
