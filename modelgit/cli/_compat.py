@@ -28,14 +28,19 @@ def show_compat(session: Session, revision: str, as_json: bool) -> None:
     if not report.lines:
         output.say("no verdict on the way says anything of negative flips or churn")
         return
-    output.lines(columns([_row(line) for line in report.lines], indent=2))
+    changed = {change.suite for change in report.changes}
+    output.lines(columns([_row(line, changed=line.suite in changed) for line in report.lines], indent=2))
+    for change in report.changes:
+        words = ": what was recorded before answers another question"
+        output.line(f"  suite {change.suite} changed at ", yellow(change.commit.short), words)
 
 
-def _row(line: CompatLine) -> list[Part]:
+def _row(line: CompatLine, *, changed: bool) -> list[Part]:
     name = " ".join(filter(None, (line.suite, line.test if line.test != line.metric else "")))
     if line.bound is None:
         gaps = [step.commit.short for step in line.steps if step.bound is None]
-        total: Part = dim(f"not known: nothing recorded for {', '.join(gaps[:3])}{', …' if len(gaps) > 3 else ''}")
+        by = " by the suite as it is now" if changed else ""
+        total: Part = dim(f"not known: nothing recorded{by} for {', '.join(gaps[:3])}{', …' if len(gaps) > 3 else ''}")
     else:
         terms = [_percent(step.bound) for step in line.steps if step.bound]
         total = f"at most {_percent(line.bound)} %" + (f" = {' + '.join(terms)}" if len(terms) > 1 else "")

@@ -9,7 +9,7 @@ evaluation, where there is one, is named beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import IntegrityError, NothingToDo
@@ -21,7 +21,7 @@ from modelgit.store.metadata import read_record
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["CompatLine", "CompatReport", "CompatStep", "compatibility"]
+__all__ = ["CompatLine", "CompatReport", "CompatStep", "SuiteChange", "compatibility"]
 
 _METRICS = ("negative flips", "churn")
 _PROVEN = re.compile(r"max ([0-9.]+) %\Z")
@@ -59,14 +59,25 @@ class CompatLine(NamedTuple):
     alpha: float = 0.0
 
 
+class SuiteChange(NamedTuple):
+    """A suite that was another one before `commit` (another id: its file, its data or its code).
+
+    What was recorded before is of another question, and is not added to what was recorded since.
+    """
+
+    suite: str
+    commit: CommitId
+
+
 class CompatReport(NamedTuple):
-    """The way from the last tag to a commit."""
+    """The way from the last tag to a commit, and the last change of each suite on it."""
 
     tag: str
     tagged: CommitId
     tip: CommitId
     commits: int
     lines: tuple[CompatLine, ...]
+    changes: tuple[SuiteChange, ...] = ()
 
 
 class _Found(NamedTuple):
@@ -99,17 +110,42 @@ def compatibility(repo: Repository, revision: str = "HEAD") -> CompatReport:
     with Attestations(repo) as attestations:
         measured: dict[CommitId, dict[_Key, _Found]] = {}
         direct: dict[_Key, _Found] = {}
+        asked: dict[CommitId, dict[str, set[str]]] = {}
         same: set[CommitId] = set()
         before = commit
         for step in reversed(way):
             if attestations.weights_of(step) == attestations.weights_of(before):
                 same.add(step)
-            measured[step] = dict(_findings(repo, attestations, step, before))
+            records = _records(repo, attestations, step)
+            measured[step] = dict(_findings(repo, attestations, records, before))
+            asked[step] = {}
+            for record in records:
+                asked[step].setdefault(record.suite, set()).add(record.suite_id)
             before = step
         if way:
-            direct = dict(_findings(repo, attestations, tip, commit))
+            direct = dict(_findings(repo, attestations, _records(repo, attestations, tip), commit))
     lines = [_line(key, list(reversed(way)), measured, direct.get(key), same) for key in _current(way, measured)]
-    return CompatReport(tags[commit], commit, tip, len(way), tuple(lines))
+    changes = tuple(_changes(way, measured, asked))
+    return CompatReport(tags[commit], commit, tip, len(way), tuple(lines), changes)
+
+
+def _changes(
+    way: list[CommitId], measured: dict[CommitId, dict[_Key, _Found]], asked: dict[CommitId, dict[str, set[str]]]
+) -> Iterator[SuiteChange]:
+    """Where each suite last became another one; commits that say nothing of it are passed over."""
+    now: dict[str, str] = {}
+    for commit in way:  # the newest first
+        for suite, identity, *_ in measured[commit]:
+            now.setdefault(suite, identity)
+    for suite, identity in sorted(now.items()):
+        since = None
+        for commit in way:
+            found = asked[commit].get(suite, set())
+            if identity in found:
+                since = commit
+            elif found and since is not None:
+                yield SuiteChange(suite, since)
+                break
 
 
 def _current(way: list[CommitId], measured: dict[CommitId, dict[_Key, _Found]]) -> list[_Key]:
@@ -152,16 +188,14 @@ def _line(
 
 
 def _findings(
-    repo: Repository, attestations: Attestations, commit: CommitId, before: CommitId
+    repo: Repository, attestations: Attestations, records: Sequence[EvalRecord], before: CommitId
 ) -> Iterator[tuple[_Key, _Found]]:
-    """What is recorded of `commit` against `before`: told by the weights, not by what the suite called the baseline."""
+    """What the records of a commit say of it against `before`: told by the weights, not by a baseline's name."""
     best: dict[_Key, _Found] = {}
-    for record in _records(repo, attestations, commit):
+    for record in records:
         names = {item.name for item in record.baselines if item.weights == attestations.weights_of(before)}
         if not record.baselines and record.baseline == _manifest(repo, before):
             names = {"", "parent"}
-        if record.weights not in ("", attestations.weights_of(commit)):
-            continue
         for check in record.results:
             if check.name not in _METRICS or check.slice or check.against not in names:
                 continue
@@ -185,7 +219,13 @@ def _manifest(repo: Repository, commit: CommitId) -> ManifestId:
     return repo.commit_at(commit).manifest
 
 
-def _records(repo: Repository, attestations: Attestations, commit: CommitId) -> Iterator[EvalRecord]:
+def _records(repo: Repository, attestations: Attestations, commit: CommitId) -> list[EvalRecord]:
+    """The verdicts about the weights of a commit: what it was recorded with, and notes that count."""
+    weights = attestations.weights_of(commit)
+    return [found for found in _read(repo, attestations, commit) if found.weights in ("", weights)]
+
+
+def _read(repo: Repository, attestations: Attestations, commit: CommitId) -> Iterator[EvalRecord]:
     for verdict in repo.commit_at(commit).verdicts:
         try:
             yield read_record(repo.store, verdict.record, EvalRecord)

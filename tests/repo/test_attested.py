@@ -14,7 +14,7 @@ from modelgit.errors import NothingToDo
 from modelgit.objects import CheckResult, CommitId, ComparedWith, Decision, EvalRecord, KeptNote, NoteId
 from modelgit.repo import Repository
 from modelgit.repo.attested import Attestations
-from modelgit.repo.compat import CompatReport, compatibility
+from modelgit.repo.compat import CompatReport, SuiteChange, compatibility
 from modelgit.repo.last_words import last_word
 from modelgit.repo.log import log
 from modelgit.repo.notes import attach_verdicts, keep_notes
@@ -171,9 +171,15 @@ def test_figures_against_other_weights_or_of_another_suite_are_not_added(bot: Re
     attach_verdicts(bot, commits[2], [verdict(bot, commits[2], commits[1], broken, decision="fail")])
     [line] = compatibility(bot).lines
     assert [step.bound for step in line.steps] == [0.004, None]
+    assert not compatibility(bot).changes
     attach_verdicts(bot, commits[2], [verdict(bot, commits[2], commits[1], flips(0.001), suite_id="2")])
     [line] = compatibility(bot).lines
     assert [step.bound for step in line.steps] == [None, 0.001]
+    assert compatibility(bot).changes == (SuiteChange("compat", commits[2]),)
+    # Asked again by the suite as it is now, the older step counts, and nothing is missing.
+    attach_verdicts(bot, commits[1], [verdict(bot, commits[1], commits[0], flips(0.002), suite_id="2")])
+    report = compatibility(bot)
+    assert [step.bound for step in report.lines[0].steps] == [0.002, 0.001] and not report.changes
 
 
 def test_the_bound_holds_on_a_chain_of_random_models(bot: Repository, files) -> None:
