@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from modelgit.objects import EvalRecord, Manifest
     from modelgit.repo.last_words import Attested
 
-__all__ = ["attach", "check_record_options", "record_options", "say_attached", "sign_option", "signing_key_of"]
+__all__ = [
+    "attach",
+    "budgets_of",
+    "check_record_options",
+    "record_options",
+    "say_attached",
+    "sign_option",
+    "signing_key_of",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +85,6 @@ def attach(
     """
     from modelgit.repo.attested import attested_of
     from modelgit.repo.notes import attach_verdicts
-    from modelgit.repo.suites import recorded_suites, worktree_suites
 
     repo = session.repository
     ran = [record for record in records if record.decision != "error"]
@@ -86,12 +93,21 @@ def attach(
             session.output.warn(f"suite {record.suite} could not run here: no verdict of it is attached")
     if not ran:
         return ()
-    texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
-    budgets = {suite.name: suite.run.budget or "" for suite in texts.suites()}
-    if budget is not None:
-        budgets = dict.fromkeys((record.suite for record in ran), f"{budget:g}s")
+    budgets = budgets_of(session, ran, budget=budget, law=law)
     known = attach_verdicts(repo, repo.resolve(revision), ran, key=key, budgets=budgets)
     return tuple(attested_of(item) for item in known)
+
+
+def budgets_of(
+    session: Session, records: Sequence[EvalRecord], *, budget: float | None, law: Manifest | None
+) -> dict[str, str]:
+    """The wall time that each suite had ("5m", "" for no limit); arguments as for `attach`."""
+    from modelgit.repo.suites import recorded_suites, worktree_suites
+
+    if budget is not None:
+        return dict.fromkeys((record.suite for record in records), f"{budget:g}s")
+    texts = worktree_suites(session.repository) if law is None else recorded_suites(session.repository, law)
+    return {suite.name: suite.run.budget or "" for suite in texts.suites()}
 
 
 def say_attached(session: Session, attached: Sequence[Attested]) -> None:

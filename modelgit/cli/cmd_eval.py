@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -13,13 +15,14 @@ from modelgit.cli._errors import Quit
 from modelgit.cli._format import plural
 from modelgit.cli._options import command, group, json_option, pass_session
 from modelgit.cli._output import plain_data, yellow
-from modelgit.cli._record import attach, check_record_options, record_options, say_attached, signing_key_of
+from modelgit.cli._record import attach, budgets_of, check_record_options, record_options, say_attached, signing_key_of
 from modelgit.cli._reports import Reports, no_commands, report_options, write_verdicts
 from modelgit.cli._session import Session
 from modelgit.cli.cmd_eval_accept import accept
 from modelgit.cli.cmd_eval_suites import lint, noise_lines, selftest
 from modelgit.config.suite_files import duration_s
 from modelgit.errors import UsageError
+from modelgit.objects import LETS_IN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +33,7 @@ __all__ = ["evaluate", "exit_code_of"]
 
 FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
 _SHOWN_FLIPS = 3
+_MORE_TIME = 4
 
 
 @group("eval", default="run", implied=True, example="mgit eval main --suite smoke --baseline v1.0")
@@ -65,7 +69,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 @click.option("--full", is_flag=True, help="Look at every example.")
 @click.option("--fail-fast", is_flag=True, help="Leave a suite at its first broken limit.")
 @click.option(
-    "--budget", metavar="TIME", callback=_seconds, help="Wall time for all suites (60s, 5m); what is left is undecided."
+    "--budget", metavar="TIME", callback=_seconds, help="Wall time for all suites in place of their own (60s, 5m)."
 )
 @click.option(
     "--verify-cache",
@@ -152,6 +156,17 @@ def run(
             session.output.lines(verdict_lines(records, baseline=against, flips=flips))
         if verify_cache:
             session.output.say(_verified_words(sum(verified)))
+        undecided = [record for record in records if _is_open(record)]
+        if undecided:
+            had = budgets_of(session, undecided, budget=budget, law=law)
+            options = {"--suite": [one.suite for one in undecided], "--baseline": baselines}
+            options |= {"--suites-from": [suites_from] if suites_from else []}
+            flags = {"--staged": staged, "--full": full, "--fail-fast": fail_fast, "--record": record}
+            typed = [revision] if revision else []
+            typed += [word for name, values in options.items() for value in values for word in (name, value)]
+            typed += [name for name, given in flags.items() if given]
+            times = [had.get(one.suite, "") for one in undecided]
+            session.output.say(f"hint: `{_longer(times, typed)}` goes on from what was computed")
         if shadow and code:
             session.output.say(yellow(f"Shadow: without --shadow this ends with {code}."))
     write_verdicts(session, records, reports)
@@ -159,6 +174,20 @@ def run(
         say_attached(session, attached)
     if code and not shadow:
         raise Quit(code)
+
+
+def _is_open(record: EvalRecord) -> bool:
+    """Whether the time of a suite was over before all of it was decided, and nothing worse is known of it."""
+    open_lines = any(result.decision == "inconclusive" for result in record.results)
+    return record.decision == "inconclusive" or (open_lines and record.decision in LETS_IN)
+
+
+def _longer(had: Iterable[str], typed: Iterable[str]) -> str:
+    """The command that was typed, with four times the time that suites had."""
+    spent = max((duration_s(text, where="the budget") for text in had if text), default=1.0)
+    seconds = max(1, math.ceil(_MORE_TIME * spent))
+    time = f"{seconds}s" if seconds < 120 else f"{math.ceil(seconds / 60)}m"
+    return shlex.join(["mgit", "eval", *typed, "--budget", time])
 
 
 def _show_noise(

@@ -42,12 +42,12 @@ class EvalOptions:
     """What stands for what the suites say.
 
     `baselines` replace theirs, with `keep_baselines` the parent only.  `full` looks at every example, `fail_fast` ends
-    a suite at its first broken limit, `budget_s` is wall time for all suites together, and also bounds those that have
-    none.  `stages` leaves out suites
-    that are due at others.  With `reuse`, a suite is not run again for the weights, data and baselines that the parent
-    was passed with: a change of a message or of documentation costs nothing; with `defer`, what would have to run is
-    "pending".  `verify_cache` random predictions of each cache are first computed again and compared; `verified` is
-    told how many there were, cache by cache.  `all_flips` keeps every example that broke, not the first few.
+    a suite at its first broken limit, `budget_s` is wall time for all suites together, in place of their own.  `stages`
+    leaves out suites that are due at others.  With `reuse`, a suite is not run again for the weights, data and
+    baselines that the parent was passed with: a change of a message or of documentation costs nothing; with `defer`,
+    what would have to run is "pending".  `verify_cache` random predictions of each cache are first computed again and
+    compared; `verified` is told how many there were, cache by cache.  `all_flips` keeps every example that broke, not
+    the first few.
     """
 
     baselines: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class _Candidate:
             baselines=self.options.baselines,
             keep=self.options.keep_baselines,
         )
-        if settings.budget is None and self.options.budget_s is not None:
+        if self.options.budget_s is not None:
             settings = msgspec.structs.replace(settings, budget=f"{max(self.options.budget_s, 0.001):.3f}s")
         try:
             found, missing = find_baselines(self.repo, settings.baselines, self.parent)

@@ -65,6 +65,13 @@ def test_suites_from_the_command_line(mgit: Any) -> None:
     (root / "evals/strict.toml").write_text(SUITE.replace("0.0", "1.0"))
     verified = mgit("eval", "main", "--full", "--verify-cache", "8")
     assert verified.code == 0 and "Computed again: 16 cached predictions, all as" in verified.err
+    again = "hint: `mgit eval main --suite strict --baseline 'main~1' --budget 1s` goes on from what was computed"
+    assert again in mgit("eval", "main", "--baseline", "main~1", "--budget", "1ms", code=8).err
+    short = SUITE.replace("0.0", "1.0").replace("[data", '[run]\nbudget = "1ms"\n[data', 1)
+    (root / "evals/strict.toml").write_text(short)
+    assert "--budget 1s` goes on" in mgit("eval", "main", code=8).err
+    mgit("eval", "main", "--budget", "10m")
+    (root / "evals/strict.toml").write_text(SUITE.replace("0.0", "1.0"))
     assert "FAIL" in mgit("eval", "main", "--suites-from", "main", code=1).out
     [record] = json.loads(mgit("eval", "run", "main", "--suite", "strict", "--json").out)["evaluations"]
     assert record["decision"] == "pass" and record["baselines"][0]["name"] == "parent"
