@@ -25,7 +25,7 @@ from modelgit.errors import UsageError
 from modelgit.objects import LETS_IN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from modelgit.objects import EvalRecord
 
@@ -159,11 +159,11 @@ def run(
         undecided = [record for record in records if _is_open(record)]
         if undecided:
             had = budgets_of(session, undecided, budget=budget, law=law)
-            options = {"--suite": [one.suite for one in undecided], "--baseline": baselines}
-            options |= {"--suites-from": [suites_from] if suites_from else []}
+            valued: dict[str, Sequence[str]] = {"--suite": [one.suite for one in undecided], "--baseline": baselines}
+            valued |= {"--suites-from": [suites_from] if suites_from else []}
             flags = {"--staged": staged, "--full": full, "--fail-fast": fail_fast, "--record": record}
             typed = [revision] if revision else []
-            typed += [word for name, values in options.items() for value in values for word in (name, value)]
+            typed += [word for name, values in valued.items() for value in values for word in (name, value)]
             typed += [name for name, given in flags.items() if given]
             times = [had.get(one.suite, "") for one in undecided]
             session.output.say(f"hint: `{_longer(times, typed)}` goes on from what was computed")

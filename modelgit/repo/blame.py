@@ -3,13 +3,13 @@
 A tensor belongs to the newest commit after which it was never another one: walking back from a revision, it is passed
 on to the first parent that has the same id, and stays with a commit that no parent agrees with.  That needs metadata
 alone.  Rows are passed on in the same way when their bytes are those of a parent; only commits that changed the tensor
-are looked into, a window of rows at a time.
+are looked into, a window of rows at a time.  A model that a commit moved to another path is followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from modelgit.objects.graph import topological
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.cat import find_tensor
 from modelgit.repo.load import LazyTensor, find_model, model_state
+from modelgit.repo.moves import path_elsewhere
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["BlamedRows", "BlamedTensor", "blame_rows", "blame_tensors"]
 
 _WINDOW_BYTES = 4 << 20
-
-K = TypeVar("K", bound=Hashable)
 
 
 class BlamedTensor(NamedTuple):
@@ -51,7 +50,8 @@ class BlamedRows(NamedTuple):
 def blame_tensors(repo: Repository, revision: str = "HEAD", *, model: str | None = None) -> list[BlamedTensor]:
     """Every tensor of a revision (or of one of its models) with the commit that last changed it; reads no weights.
 
-    A tensor that a commit moved to another model or gave another name belongs to that commit.
+    A model that was moved is followed; a tensor that a commit moved to another model or gave another name belongs to
+    that commit.
     """
     tip = repo.resolve(revision)
     manifest = repo.manifest_of(tip)
@@ -62,17 +62,7 @@ def blame_tensors(repo: Repository, revision: str = "HEAD", *, model: str | None
         for name, tensor in model_state(repo, manifest, entry).entries.items()
     }
 
-    def same(commit: CommitId, keys: set[tuple[str, str]]) -> set[tuple[str, str]]:
-        before = repo.manifest_of(commit)
-        found = set()
-        for entry in before.models:
-            names = {name for path, name in keys if path == entry.path}
-            if names:
-                tensors = model_state(repo, before, entry).entries
-                found |= {(entry.path, n) for n in names if n in tensors and _same(tensors[n], wanted[entry.path, n])}
-        return found
-
-    owners = _owners(repo, tip, set(wanted), same)
+    owners = _owners(repo, tip, wanted)
     return [BlamedTensor(path, name, wanted[path, name], owners[path, name]) for path, name in sorted(wanted)]
 
 
@@ -81,24 +71,48 @@ def _same(one: TensorEntry, other: TensorEntry) -> bool:
 
 
 def _owners(
-    repo: Repository, tip: CommitId, keys: set[K], same: Callable[[CommitId, set[K]], set[K]]
-) -> Mapping[K, CommitId]:
-    """The commit that each of `keys` stays with; `same(parent, keys)` are those that a parent has as the tip has."""
-    held: dict[CommitId, set[K]] = {tip: keys}
-    owners: dict[K, CommitId] = {}
+    repo: Repository, tip: CommitId, wanted: Mapping[tuple[str, str], TensorEntry]
+) -> Mapping[tuple[str, str], CommitId]:
+    """The commit that each tensor stays with; they are named by model and name as at the tip."""
+    held: dict[CommitId, dict[tuple[str, str], str]] = {tip: {key: key[0] for key in wanted}}
+    owners: dict[tuple[str, str], CommitId] = {}
     for commit in topological((tip,), repo.parents_of, lambda c: repo.commit_at(c).committer.time_s):
-        mine = held.pop(commit, set())
+        mine = held.pop(commit, {})
         for parent in repo.parents_of(commit):
             if not mine:
                 break
-            passed = same(parent, mine)
-            mine -= passed
+            passed = _passed_on(repo, commit, parent, mine, wanted)
+            mine = {key: path for key, path in mine.items() if key not in passed}
             if passed:
-                held.setdefault(parent, set()).update(passed)
+                held[parent] = {**passed, **held.get(parent, {})}
         owners |= dict.fromkeys(mine, commit)
         if not held:
             break
     return owners
+
+
+def _passed_on(
+    repo: Repository,
+    commit: CommitId,
+    parent: CommitId,
+    mine: Mapping[tuple[str, str], str],
+    wanted: Mapping[tuple[str, str], TensorEntry],
+) -> dict[tuple[str, str], str]:
+    """What the parent has as the tip has it, of tensors that are in models at these paths of the commit.
+
+    The paths given back are those of the parent.
+    """
+    here, there = repo.manifest_of(commit), repo.manifest_of(parent)
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted(set(mine.values())):
+        was = path_elsewhere(repo, path, here, there)
+        if was is None:
+            continue
+        tensors = model_state(repo, there, find_model(there, was)).entries
+        for key, where in mine.items():
+            if where == path and key[1] in tensors and _same(tensors[key[1]], wanted[key]):
+                found[key] = was
+    return found
 
 
 def blame_rows(
@@ -138,6 +152,7 @@ def _row_owners(
     repo: Repository, tip: CommitId, path: str, tensor: LazyTensor, first: int, stop: int, progress: Progress
 ) -> list[CommitId]:
     held: dict[CommitId, NDArray[np.bool_]] = {tip: np.ones(stop - first, dtype=bool)}
+    places = {tip: path}
     owners: list[CommitId] = [tip] * (stop - first)
     order = list(topological((tip,), repo.parents_of, lambda c: repo.commit_at(c).committer.time_s))
     progress.start("compare", len(order), unit="commits")
@@ -150,9 +165,13 @@ def _row_owners(
         for parent in repo.parents_of(commit):
             if not mine.any():
                 break
-            passed = _same_rows(repo, parent, path, tensor, mine, first)
+            was = path_elsewhere(repo, places[commit], repo.manifest_of(commit), repo.manifest_of(parent))
+            if was is None:
+                continue
+            passed = _same_rows(repo, parent, was, tensor, mine, first)
             mine &= ~passed
             if passed.any():
+                places.setdefault(parent, was)
                 held[parent] = held[parent] | passed if parent in held else passed
         for row in np.flatnonzero(mine):
             owners[int(row)] = commit
@@ -168,9 +187,8 @@ def _same_rows(
     """Which of the `wanted` rows have the same bytes in `commit` as in `tensor`."""
     nothing = np.zeros_like(wanted)
     manifest = repo.manifest_of(commit)
-    entry = next((model for model in manifest.models if model.path == path), None)
-    state = None if entry is None else model_state(repo, manifest, entry)
-    if state is None or tensor.name not in state:
+    state = model_state(repo, manifest, find_model(manifest, path))
+    if tensor.name not in state:
         return nothing
     before = state[tensor.name]
     if _same(before.entry, tensor.entry):

@@ -29,8 +29,9 @@ from modelgit.models.kinds import UNLABELLED_KINDS
 from modelgit.objects import Manifest, ManifestId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import file_bytes, models_of, tensors_of, views_of
+from modelgit.repo.contents import file_bytes, tensors_of, views_of
 from modelgit.repo.load import find_model, model_files, view_entries
+from modelgit.repo.moves import path_elsewhere
 from modelgit.repo.tasks import check_data_path, code_version, encoded, library_versions, open_task, task_examples
 from modelgit.repo.weights import weights_tree
 from modelgit.store.base import ObjectStore
@@ -44,8 +45,6 @@ _MODELS_HELD = 2
 _EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative rounding of outputs; those of float64 models are kept as float32."""
 _ROUNDING = 512
-_MOVED = 0.5
-"""The share of tensors' names that a model and one that was moved have in common, at least."""
 
 
 @dataclass(frozen=True)
@@ -259,23 +258,13 @@ class ManifestSide:
         """Where the task's model is: at its path, or where the one was that was moved there, by its tensors' names.
 
         Moving a model to another directory must not be a way around limits against the parent, and neither is one more
-        tensor: of the models that went away the most alike counts, if half of the names agree.  Raises UsageError when
-        there is no such model.
+        tensor (see `moves.path_elsewhere`).  Raises UsageError when there is no such model.
         """
-        if self._path_from is None or any(model.path == task.model for model in self._content.models):
-            return find_model(self._content, task.model).path
-        store, manifest = self._path_from
-        names = set(models_of(self._repo, manifest, store=store).get(task.model, ()))
-        here = {model.path for model in manifest.models}
-        alike = {}
-        for model in self._content.models:
-            if model.path not in here:
-                before = set(tensors_of(self._repo, self._content, model, store=self._store))
-                alike[model.path] = len(names & before) / max(1, len(names | before))
-        nearest = max(sorted(alike), key=alike.__getitem__, default=None)
-        if nearest is not None and alike[nearest] >= _MOVED:
-            return nearest
-        return find_model(self._content, task.model).path
+        path: str | None = task.model
+        if self._path_from is not None:
+            store, manifest = self._path_from
+            path = path_elsewhere(self._repo, task.model, manifest, self._content, store=store, other_store=self._store)
+        return find_model(self._content, path or task.model).path
 
     def has_model(self, task: TaskSettings) -> bool:
         """Whether the task's model is there, under its name or another."""

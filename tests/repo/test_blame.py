@@ -70,6 +70,28 @@ def test_what_a_merge_took_from_a_side_belongs_to_that_side(bot: Repository, fil
     assert {line.commit for line in blame_rows(bot, NAME, rows=(12, 24))} == {base}
 
 
+def test_a_model_that_was_moved_is_followed(bot: Repository, files) -> None:
+    base = bot.head()
+    first = change(bot, files, "first", layer0=(2, 6))
+    # Moved, and in the same commit one tensor is another.
+    state = bot.load()
+    arrays = {name: np.array(state[name].numpy()) for name in state}
+    arrays["layers.1.weight"][0:3] += np.float32(0.5)
+    (bot.worktree / FILE).unlink()
+    (bot.worktree / "new").mkdir()
+    (bot.worktree / "new" / FILE).write_bytes(files.of_arrays(arrays))
+    bot.track(f"new/{FILE}")
+    moved = bot.commit("moved").id
+    assert owners(bot) == {NAME: first, "layers.1.weight": moved, "layers.2.weight": base}
+    assert blame_rows(bot, NAME) == [BlamedRows(0, 2, base), BlamedRows(2, 6, first), BlamedRows(6, 24, base)]
+    assert blame_rows(bot, "layers.1.weight") == [BlamedRows(0, 3, moved), BlamedRows(3, 24, base)]
+    # What lies beside the model that it is like was copied, and not moved.
+    (bot.worktree / "copy.safetensors").write_bytes(files.of_arrays(arrays))
+    bot.track("copy.safetensors")
+    copied = bot.commit("copied").id
+    assert {line.commit for line in blame_tensors(bot, model="copy.safetensors")} == {copied}
+
+
 def test_rows_of_a_grown_tensor_and_bad_ranges(bot: Repository, files) -> None:
     base = bot.head()
     state = bot.load()
