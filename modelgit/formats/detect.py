@@ -14,7 +14,7 @@ from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import FORMATS, CheckpointFormat, ReadAt, ScannedFile
 from modelgit.formats.lookalikes import is_weight_name, refuse_page
 
-__all__ = ["FileReader", "scan_file", "scan_reader"]
+__all__ = ["FileReader", "is_same_stat", "scan_file", "scan_reader"]
 
 _HEAD_BYTES = 4096
 _TEXT_SUFFIXES = frozenset({".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"})
@@ -25,6 +25,16 @@ _FLAGS = (
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)  # so that opening a FIFO that somebody put there does not wait for ever
 )
+
+
+def is_same_stat(before: os.stat_result, now: os.stat_result) -> bool:
+    """Whether size, times and inode are the same: nobody has written to the file between the two, nor replaced it."""
+    return (before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (
+        now.st_size,
+        now.st_mtime_ns,
+        now.st_ctime_ns,
+        now.st_ino,
+    )
 
 
 class FileReader:
@@ -107,13 +117,7 @@ class FileReader:
 
     def is_unchanged(self) -> bool:
         """Whether size, times and inode are still those of the opening; False says that the bytes read may be mixed."""
-        now = os.fstat(self._descriptor)
-        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (
-            self.stat.st_size,
-            self.stat.st_mtime_ns,
-            self.stat.st_ctime_ns,
-            self.stat.st_ino,
-        )
+        return is_same_stat(self.stat, os.fstat(self._descriptor))
 
     def _read_some(self, offset: int, length: int) -> bytes:
         length = min(length, 1 << 30)  # one system call moves less than 2 GiB

@@ -19,6 +19,7 @@ import msgspec
 
 from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import ReadAt, ScannedFile, ScannedRange, ScannedTensor
+from modelgit.formats.cursor import quoted
 from modelgit.formats.lookalikes import refuse_lookalike
 from modelgit.objects import DTYPES, TensorSpec
 
@@ -70,11 +71,6 @@ class _Found:
         self.end = end
 
 
-def _quote(name: str) -> str:
-    """`name` as it may be shown: control characters escaped, cut to 60 characters."""
-    return ascii(name if len(name) <= 60 else name[:57] + "...")
-
-
 def _refuse(shown: str, reason: str) -> NoReturn:
     raise CheckpointFormatError(
         f"{shown} has an invalid header: {reason}",
@@ -110,7 +106,7 @@ def _check_metadata(raw: bytes, shown: str) -> None:
         key = _text(match[1], shown)
         _text(match[2], shown)
         if key in seen:
-            _refuse(shown, f"duplicate key {_quote(key)} in `__metadata__`")
+            _refuse(shown, f"duplicate key {quoted(key)} in `__metadata__`")
         seen.add(key)
         if len(seen) > MAX_METADATA:
             _refuse(shown, f"more than {MAX_METADATA:,} entries in `__metadata__`")
@@ -126,36 +122,36 @@ def _check_name(name: str, shown: str) -> None:
     if not name:
         _refuse(shown, "a tensor with an empty name")
     if _CONTROL.search(name):
-        _refuse(shown, f"control characters in the tensor name {_quote(name)}")
+        _refuse(shown, f"control characters in the tensor name {quoted(name)}")
     if len(name) > MAX_NAME_BYTES // 4 and len(name.encode()) > MAX_NAME_BYTES:
         _refuse(shown, f"a tensor name of {len(name.encode()):,} bytes (at most {MAX_NAME_BYTES:,})")
 
 
 def _read_entry(name: str, raw: bytes, shown: str) -> _Found:
     if len(raw) > MAX_ENTRY_BYTES:
-        _refuse(shown, f"the entry of tensor {_quote(name)} is {len(raw):,} bytes long")
+        _refuse(shown, f"the entry of tensor {quoted(name)} is {len(raw):,} bytes long")
     try:
         entry = _decode_entry(raw)
     except ValueError as error:
         # The decoder quotes the header's own words, so they are escaped and cut like a name.
         reason = ascii(str(error).split(" - at ")[0])[1:-1]
-        _refuse(shown, f"tensor {_quote(name)}: {reason[:100]}")
+        _refuse(shown, f"tensor {quoted(name)}: {reason[:100]}")
     # Three keys and one string without escapes have eight quotes; more means that a key came twice.
     if raw.count(b'"') != 8:
-        _refuse(shown, f"tensor {_quote(name)} has a duplicate key")
+        _refuse(shown, f"tensor {quoted(name)} has a duplicate key")
     kind = DTYPES.get(entry.dtype)
     if kind is None:
-        _refuse(shown, f"tensor {_quote(name)} has the unknown dtype {_quote(entry.dtype)}")
+        _refuse(shown, f"tensor {quoted(name)} has the unknown dtype {quoted(entry.dtype)}")
     start, end = entry.data_offsets
     bits = math.prod(entry.shape) * kind.bits
     if bits % 8:
-        _refuse(shown, f"tensor {_quote(name)} ({entry.dtype}) does not fill whole bytes")
+        _refuse(shown, f"tensor {quoted(name)} ({entry.dtype}) does not fill whole bytes")
     if bits != (end - start) * 8:
         dims = "x".join(map(str, entry.shape[:6])) + ("x..." if len(entry.shape) > 6 else "")
         need = bits // 8 if bits < 1 << 66 else "far too many"
         _refuse(
             shown,
-            f"tensor {_quote(name)} ({entry.dtype} {dims or 'scalar'}) needs {need} bytes"
+            f"tensor {quoted(name)} ({entry.dtype} {dims or 'scalar'}) needs {need} bytes"
             f" and its offsets [{start}, {end}] span {end - start}",
         )
     return _Found(name, TensorSpec(dtype=entry.dtype, shape=entry.shape), start, end)
@@ -175,7 +171,7 @@ def _read_header(header: bytes, shown: str) -> list[_Found]:
             _refuse(shown, f"not a JSON object of tensors at byte {_LENGTH_BYTES + position}")
         name = _text(match[1], shown)
         if name in seen:
-            _refuse(shown, f"duplicate key {_quote(name)}")
+            _refuse(shown, f"duplicate key {quoted(name)}")
         seen.add(name)
         if name == _METADATA:
             _check_metadata(match[2], shown)
@@ -199,9 +195,9 @@ def _check_layout(found: list[_Found], data_bytes: int, shown: str) -> None:
     previous = ""
     for tensor in found:
         if tensor.start < position:
-            _refuse(shown, f"tensors {_quote(previous)} and {_quote(tensor.name)} overlap")
+            _refuse(shown, f"tensors {quoted(previous)} and {quoted(tensor.name)} overlap")
         if tensor.start > position:
-            _refuse(shown, f"a hole of {tensor.start - position} bytes before tensor {_quote(tensor.name)}")
+            _refuse(shown, f"a hole of {tensor.start - position} bytes before tensor {quoted(tensor.name)}")
         position = tensor.end
         previous = tensor.name
     if position > data_bytes:

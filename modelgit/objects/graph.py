@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
 
 from modelgit.errors import IntegrityError
 from modelgit.objects.ids import CommitId
@@ -61,29 +62,17 @@ def merge_bases(a: CommitId, b: CommitId, parents: Parents) -> list[CommitId]:
     """
     if a == b:
         return [a]
-    known: dict[CommitId, Sequence[CommitId]] = {}
-
-    def remember(commit: CommitId) -> Sequence[CommitId]:
-        if commit not in known:
-            known[commit] = parents(commit)
-        return known[commit]
-
-    common = set(ancestors((a,), remember)) & set(ancestors((b,), remember))
-    return sorted(common.difference(*(known[commit] for commit in common)))
+    known = cache(parents)
+    common = set(ancestors((a,), known)) & set(ancestors((b,), known))
+    return sorted(common.difference(*map(known, common)))
 
 
 def ahead_behind(ours: CommitId, theirs: CommitId, parents: Parents) -> tuple[int, int]:
     """(how many commits only `ours` has, how many only `theirs` has)."""
     if ours == theirs:
         return 0, 0
-    known: dict[CommitId, Sequence[CommitId]] = {}
-
-    def remember(commit: CommitId) -> Sequence[CommitId]:
-        if commit not in known:
-            known[commit] = parents(commit)
-        return known[commit]
-
-    mine, yours = set(ancestors((ours,), remember)), set(ancestors((theirs,), remember))
+    known = cache(parents)
+    mine, yours = set(ancestors((ours,), known)), set(ancestors((theirs,), known))
     return len(mine - yours), len(yours - mine)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from modelgit.objects.canonical import Record
 from modelgit.objects.ids import CommitId, OperationId, RetentionId, StatisticsId
 
@@ -25,6 +27,15 @@ class View(Record, frozen=True, kw_only=True):
         if self.branch is None:
             return self.detached
         return self.refs.get(f"heads/{self.branch}")
+
+    @property
+    def tips(self) -> set[CommitId]:
+        """The commits that it names."""
+        return {*self.refs.values(), *filter(None, (self.detached,))}
+
+    def with_refs(self, refs: Mapping[str, CommitId]) -> View:
+        """The view with other refs; the current branch, or the detached head, stays."""
+        return View(refs=dict(refs), branch=self.branch, detached=self.detached)
 
     def with_head(self, commit: CommitId) -> View:
         """The view after the current branch, or the detached head, moved to `commit`."""

@@ -19,7 +19,7 @@ from modelgit.patching.chain import MAX_CHAIN
 from modelgit.patching.foreign import ForeignReader
 from modelgit.patching.leaves import REPAIR, LeafChecks, VerifiedReads, check_leaf_tables, stored_leaves
 from modelgit.patching.positions import PositionReads, bind
-from modelgit.patching.records import UnitTable, checksum, parse_header
+from modelgit.patching.records import UnitTable, checksum, read_header
 from modelgit.store.base import Located, ObjectStore, is_external, is_foreign
 from modelgit.store.fs import PackGoneError
 
@@ -213,8 +213,7 @@ class TensorReader:
         with self._lock:
             table = self._tables.get(key)
         if table is None:
-            cut = item.length - item.header
-            table = parse_header(self._store.read_part(item, cut, item.length), item)
+            table = read_header(self._store, item)
             if not item.pack.startswith("+"):  # the numbers of unsealed packs are used again by the next session
                 with self._lock:
                     self._tables[key] = table

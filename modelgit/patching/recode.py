@@ -77,8 +77,8 @@ class RecodingStore:
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """A part of a record that is there already, or of the header of one that was planned."""
         if located.pack == _PENDING:
-            cut = located.length - located.header
-            return self._headers[located.offset][start - cut : stop - cut]
+            before = located.payload_bytes
+            return self._headers[located.offset][start - before : stop - before]
         return self._store.read_part(located, start, stop)
 
     def foreign(self, located: Located) -> Foreign:

@@ -155,10 +155,15 @@ def parse_header(data: bytes, located: Located) -> UnitTable:
         position += length
         offsets.append(position)
         checksums.append(digest)
-    if position != located.length - located.header:
+    if position != located.payload_bytes:
         raise IntegrityError(f"{what} has units that do not fill its record")
     layout = Layout(header.word_bytes, header.is_float)
     return UnitTable(codec, layout, size, offsets, checksums, prelude_check=header.prelude_check, section=section)
+
+
+def read_header(store: ObjectStore, located: Located) -> UnitTable:
+    """The table of the units of a record.  Raises as `parse_header` does."""
+    return parse_header(store.read_part(located, located.payload_bytes, located.length), located)
 
 
 def sections_of(store: ObjectStore, object_id: ObjectId) -> list[Section]:
@@ -166,8 +171,7 @@ def sections_of(store: ObjectStore, object_id: ObjectId) -> list[Section]:
     found = []
     for item in store.locate(object_id):
         if item.positions is not None and not is_foreign(item):
-            cut = item.length - item.header
-            section = parse_header(store.read_part(item, cut, item.length), item).section
+            section = read_header(store, item).section
             if section is not None and section not in found:
                 found.append(section)
     return found

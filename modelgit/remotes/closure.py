@@ -25,7 +25,7 @@ from modelgit.remotes.base import Needed
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
 
-__all__ = ["check_content", "closure", "new_commits", "weights_of"]
+__all__ = ["check_content", "closure", "new_commits", "shown_name", "weights_of"]
 
 
 def new_commits(
@@ -121,7 +121,7 @@ def _content(store: ObjectStore, content_id: ContentId, path: str, size: int, se
     for tensor in content.tensors:
         if tensor.id not in seen:
             seen.add(tensor.id)
-            yield Needed(tensor.id, f"{_shown(tensor.name)} of {path}", tensor.spec, tensor.spec.size_bytes)
+            yield Needed(tensor.id, f"{shown_name(tensor.name)} of {path}", tensor.spec, tensor.spec.size_bytes)
     blobs: dict[BlobId, int] = {}
     for segment in content.segments:
         if isinstance(segment, Literal):
@@ -139,12 +139,12 @@ def _mask(store: ObjectStore, mask_id: MaskId, seen: set[ObjectId]) -> Iterator[
     for region in mask.regions:
         if region.positions is not None and region.positions not in seen:
             seen.add(region.positions)
-            yield Needed(region.positions, f"positions of {_shown(region.name)}")
+            yield Needed(region.positions, f"positions of {shown_name(region.name)}")
     seen.add(mask_id)
-    yield Needed(mask_id, f"mask of {_shown(mask.model)}")
+    yield Needed(mask_id, f"mask of {shown_name(mask.model)}")
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A name that a stranger chose, fit for a message."""
     return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])
 

@@ -50,9 +50,7 @@ class CombinedStore:
         """(header, payload) of a record."""
         if located.length > MAX_METADATA_BYTES:
             raise IntegrityError(f"{located.kind} b3:{located.digest.hex()} claims {located.length} bytes")
-        data = self.read_part(located, 0, located.length)
-        cut = located.length - located.header
-        return data[cut:], memoryview(data)[:cut]
+        return located.split(self.read_part(located, 0, located.length))
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """A range of a record."""

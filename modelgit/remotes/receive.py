@@ -34,7 +34,7 @@ def copy_records(
     for record in records:
         progress.check()
         kind = id_class(record.kind)
-        body = record.length - record.header
+        body = record.payload_bytes
         writer.append(
             kind(record.digest),
             start=record.start,

@@ -46,7 +46,7 @@ def _create(repo: Repository, ref: str, start: str | None, kind: str, *, force: 
             raise RepositoryError(
                 f"{kind} {name} exists already (at {view.refs[ref].short})", hint=f"`mgit {kind} -d {name}` removes it"
             )
-        return View(refs={**view.refs, ref: commit}, branch=view.branch, detached=view.detached)
+        return view.with_refs({**view.refs, ref: commit})
 
     repo.publish(change, f"{kind}: {name}")
     return commit
@@ -78,8 +78,7 @@ def _delete(repo: Repository, ref: str, kind: str, *, force: bool) -> CommitId:
             )
 
     def change(now: View) -> View:
-        refs = {other: commit for other, commit in now.refs.items() if other != ref}
-        return View(refs=refs, branch=now.branch, detached=now.detached)
+        return now.with_refs({other: commit for other, commit in now.refs.items() if other != ref})
 
     repo.publish(change, f"{kind} -d: {name}")
     return tip

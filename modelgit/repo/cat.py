@@ -13,7 +13,7 @@ from modelgit.errors import RepositoryError, UsageError, did_you_mean
 from modelgit.objects import TensorEntry, numpy_code
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.load import LazyTensor, find_model, model_state
-from modelgit.store.durable import temporary_name, write_all
+from modelgit.store.durable import create, temporary_name, write_all
 
 if TYPE_CHECKING:
     from modelgit.numerics.summary import TensorSummary
@@ -139,7 +139,7 @@ def save(tensor: LazyTensor, path: Path, *, progress: Progress = SILENT) -> None
     temporary = path.with_name(temporary_name())
     progress.start("write", tensor.size_bytes)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = create(temporary)
         try:
             write_all(descriptor, head)
             for chunk in tensor.chunks():

@@ -29,7 +29,7 @@ from modelgit.parallel import Workers
 from modelgit.patching.files import StoredFile
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed
-from modelgit.remotes.closure import closure
+from modelgit.remotes.closure import closure, shown_name
 from modelgit.remotes.receive import verify_objects
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.patch_facts import Tree, code_paths
@@ -163,7 +163,7 @@ def _misstated(repo: Repository, commit: Commit, patch: Patch) -> str:
         differ = sorted({*said.items()} ^ {*true.items()})
         (_, name), kind = differ[0]
         more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
-        return f"{_shown(name)} ({kind}){more}"
+        return f"{shown_name(name)} ({kind}){more}"
     if {change.path for change in patch.files} != {change.path for change in found.files}:
         return "it lists other files than those that differ"
     return ""
@@ -180,13 +180,13 @@ def schema_section(old: Tree, new: Tree) -> CheckSection:
     for (model, name), entry in before.items():
         fresh = after.get((model, name))
         if fresh is None:
-            findings.append(_schema("removed", model, name, f"{_shown(name)} {_form(entry.spec)} is gone"))
+            findings.append(_schema("removed", model, name, f"{shown_name(name)} {_form(entry.spec)} is gone"))
         elif fresh.spec != entry.spec:
-            message = f"{_shown(name)} was {_form(entry.spec)} and is {_form(fresh.spec)}"
+            message = f"{shown_name(name)} was {_form(entry.spec)} and is {_form(fresh.spec)}"
             findings.append(_schema("respecified", model, name, message))
     for (model, name), entry in after.items():
         if (model, name) not in before:
-            findings.append(_schema("added", model, name, f"{_shown(name)} {_form(entry.spec)} is new"))
+            findings.append(_schema("added", model, name, f"{shown_name(name)} {_form(entry.spec)} is new"))
     if not findings:
         return section("schema", "names, dtypes and shapes unchanged")
     kinds = [finding.rule.rpartition("/")[2] for finding in findings]
@@ -196,7 +196,7 @@ def schema_section(old: Tree, new: Tree) -> CheckSection:
 
 
 def _schema(kind: str, model: str, name: str, message: str) -> Finding:
-    return Finding(rule=f"schema/{kind}", level="warning", message=message, path=model, tensor=_shown(name))
+    return Finding(rule=f"schema/{kind}", level="warning", message=message, path=model, tensor=shown_name(name))
 
 
 def _form(spec: TensorSpec) -> str:
@@ -229,7 +229,7 @@ def safety_section(new: Tree, facts: PatchFacts, changed: Sequence[FileEntry]) -
     ):
         for path in paths:
             file, _, name = path.partition(": ")
-            message = f"{file} {words}{f': {_shown(name)}' if name else ''}"
+            message = f"{file} {words}{f': {shown_name(name)}' if name else ''}"
             findings.append(Finding(rule=rule, level="warning", message=message, hint=hint, path=file))
     if not findings:
         return section("safety", "no pickle with foreign names, no code, tokenizer and chat template as before")
@@ -275,7 +275,3 @@ def _first(findings: Sequence[Finding]) -> list[Finding]:
     last = ordered[_SHOWN]
     rest = Finding(rule=last.rule, level=last.level, message=f"and {more:,} more of this kind and others")
     return [*ordered[:_SHOWN], rest]
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])

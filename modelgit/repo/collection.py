@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec, View
+from modelgit.objects import CommitId, ObjectId, Operation, OperationId, TensorSpec
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.receive import copy_records
 from modelgit.repo.borrowers import lent_objects
@@ -138,7 +138,7 @@ class Marking:
                 kept.add(current)
                 if current not in self._views:
                     self._views.add(current)
-                    roots |= named_by(operation.view)
+                    roots |= operation.view.tips
             number += 1
             current = operation.parent
         self.kept_operations = kept
@@ -202,11 +202,6 @@ class Marking:
     def size_of(self, packs: Iterable[str]) -> int:
         """Bytes of pack files."""
         return sum(self.sizes[name] for name in packs)
-
-
-def named_by(view: View) -> set[CommitId]:
-    """The commits that a view names."""
-    return {*view.refs.values(), *([] if view.detached is None else [view.detached])}
 
 
 def _preference(item: Located) -> tuple[bool, int, str]:

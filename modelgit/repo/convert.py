@@ -9,7 +9,6 @@ import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +22,7 @@ from modelgit.patching.base import windows
 from modelgit.patching.views import ViewBytes
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of, views_of
-from modelgit.store.durable import publish, temporary_name, write_all
+from modelgit.store.durable import new_file, publish, temporary_name, write_all
 from modelgit.worktree.content import FileRange
 
 if TYPE_CHECKING:
@@ -217,14 +216,11 @@ def _write(
     progress.start("write", sum(tensor.spec.size_bytes for tensor in single))
     temporary = target.with_name(f".{target.name[:80]}.{temporary_name()}")
     try:
-        with ExitStack() as stack:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            stack.callback(os.close, descriptor)
+        with new_file(temporary) as descriptor:
             if suffix in _SAFETENSORS:
                 _write_safetensors(descriptor, single, tied, progress)
             else:
                 _write_torch(descriptor, chosen, single, progress)
-            os.fsync(descriptor)
             size = os.fstat(descriptor).st_size
         publish(temporary, target)
     except OSError as error:

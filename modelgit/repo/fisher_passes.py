@@ -8,7 +8,6 @@ of that.  A file that is damaged or of another pass is ignored: then the pass be
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from modelgit.errors import RepositoryError, UsageError
-from modelgit.store.durable import make_directory, publish, temporary_name, write_all
+from modelgit.store.durable import make_directory, replacing, write_all
 
 if TYPE_CHECKING:
     from modelgit.fisher.estimate import Accumulator, PartialFisher
@@ -91,27 +90,16 @@ def _write(file: Path, state: PartialFisher) -> None:
         )
     )
     make_directory(file.parent)
-    temporary = file.parent / temporary_name()
     digest = blake3()
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            head = _MAGIC + _LENGTH.pack(len(header)) + header
-            digest.update(head)
-            write_all(descriptor, head)
-            for array in _arrays(state):
-                part = np.ascontiguousarray(array, "<f8").reshape(-1).view(np.uint8).data
-                digest.update(part)
-                write_all(descriptor, part)
-            write_all(descriptor, digest.digest())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        publish(temporary, file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RepositoryError(f"cannot write {file}: {error.strerror or error}") from error
+    with replacing(file) as descriptor:
+        head = _MAGIC + _LENGTH.pack(len(header)) + header
+        digest.update(head)
+        write_all(descriptor, head)
+        for array in _arrays(state):
+            part = np.ascontiguousarray(array, "<f8").reshape(-1).view(np.uint8).data
+            digest.update(part)
+            write_all(descriptor, part)
+        write_all(descriptor, digest.digest())
 
 
 def _read(file: Path) -> PartialFisher | None:

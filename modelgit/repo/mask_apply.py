@@ -15,12 +15,12 @@ from modelgit.formats.detect import FileReader
 from modelgit.formats.layouts import describe
 from modelgit.objects import FileContent, FileEntry, Literal, Manifest, ManifestId, ModelEntry, TensorEntry, encode
 from modelgit.objects.paths import is_within
-from modelgit.patching.base import TensorReads, TensorSource, windows
+from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of, views_of
 from modelgit.repo.load import find_model
-from modelgit.repo.masks import StoredMask, find_mask, mask_sections, over_stored, strayed_values
+from modelgit.repo.masks import StoredMask, count_strayed, find_mask, mask_sections, over_stored, strayed_values
 from modelgit.repo.merge_files import with_checksums
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.record import previous_tensors, record_file, write_content_record
@@ -79,16 +79,7 @@ class _Masked:
 
     def count(self) -> int:
         """How many values differ outside of the mask."""
-        return sum(
-            strayed_values(
-                self._reader.read(self._entry.id, start, stop),
-                self._now.read(start, stop),
-                start,
-                self._entry,
-                self._allowed,
-            )[0]
-            for start, stop in windows(self.spec.size_bytes)
-        )
+        return count_strayed(self._reader, self._entry, self._now.read, self._allowed)
 
 
 class _Found(NamedTuple):

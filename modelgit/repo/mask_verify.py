@@ -21,13 +21,13 @@ from modelgit.fisher.outside import fingerprint, mask_fingerprint, model_fingerp
 from modelgit.formats.detect import FileReader, scan_reader
 from modelgit.formats.layouts import describe
 from modelgit.numerics.floats import has_float_values, to_float32
-from modelgit.objects import CommitId, MaskId, TensorEntry
+from modelgit.objects import CommitId, MaskId
 from modelgit.objects.graph import ancestors, topological
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.load import find_model
-from modelgit.repo.masks import find_mask, outside_mask, strayed_values
+from modelgit.repo.masks import count_strayed, find_mask, outside_mask
 from modelgit.worktree.content import FileRange
 
 if TYPE_CHECKING:
@@ -217,18 +217,11 @@ def _check_checkpoint(work: _Work, shown: str) -> None:
                     work.violations.append(Strayed(shown, name, source.spec.elements, "new"))
             elif allowed is not None and entry.spec != source.spec:
                 work.violations.append(Strayed(shown, name, source.spec.elements, "shape"))
-            elif allowed is not None and (count := _differences(work.reader, entry, source, allowed)):
+            elif allowed is not None and (count := count_strayed(work.reader, entry, source.read, allowed)):
                 work.violations.append(Strayed(shown, name, count))
             work.progress.advance(_TASK, 1)
         _note_missing(work, shown, tensors)
     work.checkpoints += 1
-
-
-def _differences(reader: TensorReads, old: TensorEntry, new: TensorSource, allowed: NDArray[np.int64]) -> int:
-    return sum(
-        strayed_values(reader.read(old.id, start, stop), new.read(start, stop), start, old, allowed)[0]
-        for start, stop in windows(old.spec.size_bytes)
-    )
 
 
 # -- journals

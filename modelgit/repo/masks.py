@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ __all__ = [
     "check_name",
     "commits_under",
     "compare_masks",
+    "count_strayed",
     "find_mask",
     "keep_mask",
     "list_masks",
@@ -209,10 +211,9 @@ def commits_under(repo: Repository) -> dict[MaskId, tuple[CommitId, ...]]:
 
     Reads the metadata of the whole history.
     """
-    view = repo.view()
-    tips = {*view.refs.values(), *([view.detached] if view.detached is not None else [])}
     found: dict[MaskId, list[CommitId]] = {}
-    for commit in topological(sorted(tips), repo.parents_of, lambda at: repo.commit_at(at).committer.time_s):
+    tips = sorted(repo.view().tips)
+    for commit in topological(tips, repo.parents_of, lambda at: repo.commit_at(at).committer.time_s):
         for mask in repo.patch_of(commit).masks:
             found.setdefault(mask, []).append(commit)
     return {mask: tuple(commits) for mask, commits in found.items()}
@@ -351,7 +352,7 @@ def outside_mask(
         if name not in old or old[name].spec != entry.spec:
             strayed[name] = entry.spec.elements
             continue
-        count = _count_outside(reader, old[name], entry, positions.get(name))
+        count = count_strayed(reader, old[name], partial(reader.read, entry.id), positions.get(name))
         if count:
             strayed[name] = count
     return strayed
@@ -410,10 +411,19 @@ def _through(
     return moved
 
 
-def _count_outside(reader: TensorReads, old: TensorEntry, new: TensorEntry, allowed: NDArray[np.int64] | None) -> int:
+def count_strayed(
+    reader: TensorReads,
+    old: TensorEntry,
+    new: Callable[[int, int], Bytes],
+    allowed: NDArray[np.int64] | None,
+) -> int:
+    """How many values have other bits in `new`, which reads a tensor of the spec of `old`, and are not `allowed` to.
+
+    Holds two windows.
+    """
     return sum(
-        strayed_values(reader.read(old.id, start, stop), reader.read(new.id, start, stop), start, new, allowed)[0]
-        for start, stop in windows(new.spec.size_bytes)
+        strayed_values(reader.read(old.id, start, stop), new(start, stop), start, old, allowed)[0]
+        for start, stop in windows(old.spec.size_bytes)
     )
 
 

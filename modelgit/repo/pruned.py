@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from modelgit.errors import IntegrityError, WeightsPruned
+from modelgit.errors import WeightsPruned
 from modelgit.objects import BlobId, CommitId, Literal, Manifest, ObjectId, Pruning, TensorId
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ __all__ = ["explain", "pruned_commits", "pruned_on", "refuse_missing", "refuse_p
 
 def pruned_commits(repo: Repository) -> dict[CommitId, Pruning]:
     """The commits whose weights were pruned, each with the pruning that took them."""
-    current = repo.roots.read().root.retention
-    try:
-        retention = repo.retention_records.read(current)
-    except IntegrityError:
-        newer = repo.roots.read().root.retention  # a pruning may have put another list in its place meanwhile
-        if newer == current:
-            raise
-        retention = repo.retention_records.read(newer)
+    retention = repo.retention_records.read_current(lambda: repo.roots.read().root.retention)
     return {commit: pruning for pruning in retention.prunings for commit in pruning.commits}
 
 

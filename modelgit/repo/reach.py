@@ -46,10 +46,7 @@ def commit_roots(repo: Repository, *, operations: int | None = None) -> set[Comm
     for number, (_, operation) in enumerate(repo.operations.history(newest)):
         if operations is not None and number >= operations:
             break
-        view = operation.view
-        roots |= set(view.refs.values())
-        if view.detached is not None:
-            roots.add(view.detached)
+        roots |= operation.view.tips
     return roots | merge_roots(repo)
 
 

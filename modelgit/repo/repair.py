@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from modelgit.errors import IntegrityError, MgitError, RepositoryError
-from modelgit.objects import BlobId, CommitId, ObjectId, Record, TensorId, TensorSpec, id_class
+from modelgit.objects import BlobId, ObjectId, Record, TensorId, TensorSpec, id_class
 from modelgit.patching.base import TensorReads
 from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoredObject, StoreJob
@@ -48,7 +48,8 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
     with repo.writing(finish=False):
         damaged = _damaged_packs(repo, progress)
         findings: list[Finding] = []
-        roots: set[ObjectId] = set(_commits(repo))
+        tips = repo.view().tips  # what only `undo` could reach is salvaged, not fetched
+        roots: set[ObjectId] = set(tips)
         walk = reachable_objects(repo, roots, findings)
         salvaged = _salvage(repo, damaged, _with_needed(repo, walk), progress)
         transport = open_remote(repo, remote)
@@ -58,7 +59,7 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
             result = fetch_objects(
                 session,
                 transport,
-                _commits(repo),
+                tips,
                 have=(),
                 pruned=pruned_commits(repo),
                 remote=remote,
@@ -75,12 +76,6 @@ def repair(repo: Repository, remote: str, *, progress: Progress = SILENT) -> Rep
             fetched=result.objects,
             bytes_received=result.bytes_received,
         )
-
-
-def _commits(repo: Repository) -> set[CommitId]:
-    """What must be whole: everything that a ref names.  (What only `undo` could reach is salvaged, not fetched.)"""
-    view = repo.view()
-    return {*view.refs.values(), *([view.detached] if view.detached is not None else [])}
 
 
 def _damaged_packs(repo: Repository, progress: Progress) -> set[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from modelgit.environment import Environment
 from modelgit.errors import MgitError, UsageError
+from modelgit.formats.detect import is_same_stat
 from modelgit.objects import Commit, CommitId, ContentId, FileContent, Manifest, ModelEntry, View
 from modelgit.objects.paths import is_within
 from modelgit.patching.materialise import TensorReader
@@ -184,9 +185,7 @@ def _copy_unchanged(repo: Repository, path: str, digest: ContentId, target: Path
         with contextlib.suppress(OSError):
             target.unlink()
         return False
-    same = all(
-        getattr(before, field) == getattr(after, field) for field in ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
-    )
+    same = is_same_stat(before, after)
     if not same:  # it was written while it was copied
         target.unlink()
     return same

@@ -89,14 +89,7 @@ def shapes_of(repo: Repository, manifest: Manifest, model: str) -> dict[str, tup
 
 def kept_statistics(repo: Repository) -> Statistics:
     """What is kept beside the commits.  Raises IntegrityError when the list is missing or damaged."""
-    current = repo.roots.read().root.statistics
-    try:
-        return repo.statistics_records.read(current)
-    except IntegrityError:
-        newer = repo.roots.read().root.statistics  # another list may have taken its place meanwhile
-        if newer == current:
-            raise
-        return repo.statistics_records.read(newer)
+    return repo.statistics_records.read_current(lambda: repo.roots.read().root.statistics)
 
 
 def kept_estimates(repo: Repository, *, weights: str = "") -> list[KeptEstimate]:

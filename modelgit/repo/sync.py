@@ -130,11 +130,7 @@ def remove_remote(repo: Repository, name: str) -> None:
     _edit(repo, lambda text: unset_value(text, f"remote.{name}.url", name=".mgit/config.toml"))
     prefix = f"remotes/{name}/"
     repo.publish(
-        lambda view: View(
-            refs={ref: commit for ref, commit in view.refs.items() if not ref.startswith(prefix)},
-            branch=view.branch,
-            detached=view.detached,
-        ),
+        lambda view: view.with_refs({ref: tip for ref, tip in view.refs.items() if not ref.startswith(prefix)}),
         f"remote: remove {name}",
     )
 
@@ -307,7 +303,7 @@ def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], 
                 refs.pop(name, None)
             else:
                 refs[name] = commit
-        return View(refs=refs, branch=view.branch, detached=view.detached)
+        return view.with_refs(refs)
 
     repo.publish(change, description)
 
@@ -341,13 +337,12 @@ def _fetch(
     heads = {ref: commit for ref, commit in refs.items() if ref.startswith("heads/")}
     tags = {ref: commit for ref, commit in refs.items() if ref.startswith("tags/")}
     view = repo.view()
-    have = set(view.refs.values()) | ({view.detached} if view.detached is not None else set())
     session = repo.session()
     result = fetch_objects(
         session,
         transport,
         [*heads.values(), *tags.values()],
-        have=have,
+        have=view.tips,
         pruned=pruned_commits(repo),
         prunings=state.prunings,
         remote=remote,
@@ -364,7 +359,7 @@ def _fetch(
         refs.update(wanted)
         for ref, commit in tags.items():
             refs.setdefault(ref, commit)
-        return View(refs=refs, branch=now.branch, detached=now.detached)
+        return now.with_refs(refs)
 
     after = repo.publish(change, f"fetch: {remote}", session=result.session, prunings=result.prunings)
     moved = {

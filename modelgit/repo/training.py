@@ -18,7 +18,7 @@ from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.objects import CommitId, FileEntry, Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of
-from modelgit.repo.tree import WorkFile
+from modelgit.repo.tree import WorkFile, look_at
 from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
 
@@ -80,9 +80,7 @@ def training_files(repo: Repository) -> dict[str, WorkFile]:
         for path in listing.files:
             if path in found or (patterns is not None and not _matches(path, place, patterns)):
                 continue
-            status = (repo.worktree / path).stat(follow_symlinks=False)
-            opaque = matching_pattern(path, settings.opaque, directory=False) is not None
-            found[path] = WorkFile(path, status, repo.index.lookup(path, status), opaque)
+            found[path] = look_at(repo, path)
     return dict(sorted(found.items()))
 
 

@@ -19,7 +19,7 @@ from modelgit.worktree.content import hash_file
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_of", "hash_changed", "work_files"]
+__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_of", "hash_changed", "look_at", "work_files"]
 
 ALWAYS_RECORDED = (PROJECT_CONFIG, "evals", "allowed_signers")
 
@@ -72,10 +72,15 @@ def work_files(repo: Repository) -> dict[str, WorkFile]:
             continue  # a tracked path that is gone shows up as deleted files
         for path in listing.files:
             if path not in found:
-                status = (root / path).stat(follow_symlinks=False)
-                opaque = matching_pattern(path, settings.opaque, directory=False) is not None
-                found[path] = WorkFile(path, status, repo.index.lookup(path, status), opaque)
+                found[path] = look_at(repo, path)
     return dict(sorted(found.items()))
+
+
+def look_at(repo: Repository, path: str) -> WorkFile:
+    """A file of the work tree as the settings and the stat cache see it."""
+    status = (repo.worktree / path).stat(follow_symlinks=False)
+    opaque = matching_pattern(path, repo.settings.track.opaque, directory=False) is not None
+    return WorkFile(path, status, repo.index.lookup(path, status), opaque)
 
 
 def hash_changed(

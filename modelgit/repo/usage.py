@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from modelgit.errors import MgitError
-from modelgit.objects import BlobId, CommitId, MaskId, Record, TensorId, View
+from modelgit.objects import BlobId, CommitId, MaskId, Record, TensorId
 from modelgit.objects.graph import ancestors
 from modelgit.patching.chain import chain_cost
 from modelgit.repo.collection import Key, Marking, place_of
@@ -91,7 +91,7 @@ class _Account:
         self.marking = marking = Marking(repo, pruned=self._pruned)
         marking.mark()
         view = repo.view()
-        tips = _tips(view) | merge_roots(repo)
+        tips = view.tips | merge_roots(repo)
         self._now = set(ancestors(tips, repo.parents_of))
         everything = {CommitId(digest) for kind, digest in marking.needed if kind == "commit"}
         self._commits = commits_in_order(repo, everything)
@@ -171,12 +171,12 @@ class _Account:
     def by_ref(self) -> list[UsageRow]:
         """What would be freed if a branch or tag went, and everything that only undo needs with it."""
         view = self._repo.view()
-        whole = self._live_size(_tips(view))
+        whole = self._live_size(view.tips)
         rows = []
         for ref in sorted(view.refs):
             refs = {name: commit for name, commit in view.refs.items() if name != ref}
-            left = _tips(View(refs=refs, branch=view.branch, detached=view.detached))
-            rows.append(UsageRow(name=ref, bytes=whole - self._live_size(left), detail=view.refs[ref].short))
+            left = self._live_size(view.with_refs(refs).tips)
+            rows.append(UsageRow(name=ref, bytes=whole - left, detail=view.refs[ref].short))
         return rows
 
     # -- helpers
@@ -306,10 +306,6 @@ def codec_of(repo: Repository, object_id: TensorId | BlobId, rows: Sequence[Loca
         return "elsewhere"
     table = found[1]
     return CORRECTED if table.prelude_bytes else table.codec.name
-
-
-def _tips(view: View) -> set[CommitId]:
-    return {*view.refs.values(), *([] if view.detached is None else [view.detached])}
 
 
 def _beside(directory: Path) -> dict[str, int]:

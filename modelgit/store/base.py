@@ -57,6 +57,15 @@ class Located(NamedTuple):
         return base if self.positions is None else (*base, (BlobId.KIND, self.positions))
 
     @property
+    def payload_bytes(self) -> int:
+        """How much of the record lies before its header."""
+        return self.length - self.header
+
+    def split(self, data: bytes) -> tuple[bytes, memoryview]:
+        """(header, payload) of the whole record `data`."""
+        return data[self.payload_bytes :], memoryview(data)[: self.payload_bytes]
+
+    @property
     def is_leaf_table(self) -> bool:
         """Whether this is no part of the object, but what its id is hashed from (see `patching.leaves`)."""
         return self.stop == 0 < self.total
@@ -76,7 +85,7 @@ def covers(records: Iterable[Located]) -> bool:
 
 def is_external(located: Located) -> bool:
     """Whether the record only says where the object lies (see `objects.external`): it has a header and no payload."""
-    return located.length == located.header and located.stop > located.start
+    return not located.payload_bytes and located.stop > located.start
 
 
 def is_foreign(located: Located) -> bool:

@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -14,10 +15,13 @@ from blake3 import blake3
 from modelgit.errors import RepositoryError
 
 __all__ = [
+    "create",
     "make_directory",
+    "new_file",
     "process_space",
     "publish",
     "rename",
+    "replacing",
     "sync_directory",
     "temporary_name",
     "write_all",
@@ -46,6 +50,22 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     while len(view):
         written = os.write(descriptor, view)
         view = view[written:]
+
+
+def create(path: Path, *, mode: int = 0o666) -> int:
+    """A descriptor of the new file `path`, open for reading and writing.  Raises OSError, also where it exists."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, mode: int = 0o666) -> Iterator[int]:
+    """The new file `path`, open for reading and writing, and flushed at the end.  Raises OSError as `create` does."""
+    descriptor = create(path, mode=mode)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:
@@ -100,24 +120,27 @@ def publish(temporary: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` by a file that holds `data`, so that a crash leaves the old or the new file, never a mix.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """A new file that takes the place of `path` at the end: a crash leaves the old or the new file, never a mix.
 
     Raises RepositoryError when the disk refuses.
     """
     temporary = path.parent / temporary_name()
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with new_file(temporary) as descriptor:
+            yield descriptor
         publish(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` by a file that holds `data`; raises as `replacing` does."""
+    with replacing(path) as descriptor:
+        write_all(descriptor, data)
 
 
 def write_cache_file(path: Path, data: bytes) -> bool:

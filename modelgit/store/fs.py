@@ -91,9 +91,7 @@ class FileSystemStore:
 
     def read(self, located: Located) -> tuple[bytes, memoryview]:
         """(header, payload) of a record."""
-        data = self.read_part(located, 0, located.length)
-        cut = located.length - located.header
-        return data[cut:], memoryview(data)[:cut]
+        return located.split(self.read_part(located, 0, located.length))
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a record."""
@@ -446,9 +444,7 @@ class PackSession:
 
     def read(self, located: Located) -> tuple[bytes, memoryview]:
         """(header, payload) of a record, sealed or not."""
-        data = self.read_part(located, 0, located.length)
-        cut = located.length - located.header
-        return data[cut:], memoryview(data)[:cut]
+        return located.split(self.read_part(located, 0, located.length))
 
     def read_part(self, located: Located, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a record, sealed or not."""

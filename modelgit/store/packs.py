@@ -25,7 +25,7 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import BlobId, ObjectId
 from modelgit.store.base import Located
-from modelgit.store.durable import write_all
+from modelgit.store.durable import create, write_all
 from modelgit.store.mounts import reserve
 
 __all__ = [
@@ -111,7 +111,7 @@ class PackWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o444)
+        self._descriptor = create(path, mode=0o444)
         self._hash = blake3()
         self._rows: list[Located] = []
         self._pending = bytearray()

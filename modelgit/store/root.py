@@ -18,7 +18,7 @@ from blake3 import blake3
 from modelgit.errors import IntegrityError, RepositoryError, RootMoved
 from modelgit.objects import Root, decode, encode
 from modelgit.store.base import VersionedRoot
-from modelgit.store.durable import make_directory, sync_directory, temporary_name, write_all
+from modelgit.store.durable import make_directory, new_file, sync_directory, temporary_name, write_all
 
 __all__ = ["FORMAT", "FORMAT_LINE", "RECENT_WRITES", "FileRoot"]
 
@@ -57,12 +57,8 @@ class FileRoot:
         temporary = self._folder / temporary_name()
         target = self._file(expected + 1)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o444)
-            try:
+            with new_file(temporary, mode=0o444) as descriptor:
                 write_all(descriptor, body + blake3(body).digest())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             if expected and self._newest() != expected:
                 raise FileExistsError
             try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -69,6 +69,20 @@ class SideRecords(Generic[I, R]):
         if self._kind.of(data) != object_id:
             raise IntegrityError(f"{self._shown} ({object_id.short}) does not match its id", hint=self._hint)
         return decode(self._record, data, what=self._shown)
+
+    def read_current(self, current: Callable[[], I | None]) -> R:
+        """The record that `current`, which reads the root, names.  Raises IntegrityError when it is missing or damaged.
+
+        Another one may take its place between the two readings, and the old one be deleted: then that one is read.
+        """
+        object_id = current()
+        try:
+            return self.read(object_id)
+        except IntegrityError:
+            newer = current()
+            if newer == object_id:
+                raise
+            return self.read(newer)
 
     def listed(self) -> set[I]:
         """Every record that there is a file of."""

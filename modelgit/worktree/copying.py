@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from modelgit.errors import RepositoryError
-from modelgit.store.durable import write_all
+from modelgit.store.durable import create, write_all
 
 __all__ = ["copy_file", "copy_range"]
 
@@ -64,7 +64,7 @@ def copy_file(source: Path, target: Path, *, mode: int = 0o666) -> None:
     """
     reading = os.open(source, os.O_RDONLY | _BINARY)
     try:
-        writing = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, mode)
+        writing = create(target, mode=mode)
         try:
             if not _clone(reading, writing):
                 copy_range(reading, 0, writing, 0, os.fstat(reading).st_size)

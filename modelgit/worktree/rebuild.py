@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from modelgit.errors import IntegrityError
+from modelgit.formats.detect import is_same_stat
 from modelgit.numerics.scratch import scratch
 from modelgit.objects import BlobId, FileContent, Literal, TensorId
 from modelgit.parallel import Workers
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.blobs import BufferedBlobs
 from modelgit.progress import Progress
-from modelgit.store.durable import write_all
+from modelgit.store.durable import create, write_all
 from modelgit.store.mounts import reserve
 from modelgit.worktree.copying import copy_range
 
@@ -125,15 +126,7 @@ class _Old:
 
     def is_unchanged(self) -> bool:
         """Whether the open file is still the one that was looked at (or does not matter)."""
-        if not self._places:
-            return True
-        now = os.fstat(self.descriptor)
-        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (
-            self._status.st_size,
-            self._status.st_mtime_ns,
-            self._status.st_ctime_ns,
-            self._status.st_ino,
-        )
+        return not self._places or is_same_stat(self._status, os.fstat(self.descriptor))
 
     def forget(self) -> None:
         """Use it no more."""
@@ -177,8 +170,7 @@ class _Target:
     """A new file that several threads fill, each at its own offsets."""
 
     def __init__(self, path: Path, size: int, *, executable: bool) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(path, flags, 0o777 if executable else 0o666)
+        self._descriptor = create(path, mode=0o777 if executable else 0o666)
         try:
             if size >= _RESERVE_FROM_BYTES:
                 reserve(self._descriptor, path, 0, size)

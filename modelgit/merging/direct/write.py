@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from modelgit.objects import TensorSpec
 from modelgit.parallel import Workers
 from modelgit.patching.base import windows
 from modelgit.progress import SILENT, Progress
-from modelgit.store.durable import sync_directory, write_all
+from modelgit.store.durable import new_file, sync_directory, write_all
 
 __all__ = ["SHARD_BYTES", "flushed", "shards", "write_shards"]
 
@@ -103,12 +102,8 @@ def _windows(merge: DirectMerge, members: Sequence[int], progress: Progress) -> 
 def flushed(path: Path) -> Iterator[int]:
     """A new file open for writing, which is on the disk at the end.  Raises RepositoryError when the disk refuses."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
+        with new_file(path) as descriptor:
             yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         sync_directory(path.parent)
     except OSError as error:
         raise RepositoryError(f"cannot write {path}: {error.strerror or error}") from error
