@@ -11,7 +11,7 @@ from modelgit.cli._output import Part, blue, bold, columns, green, red, yellow
 if TYPE_CHECKING:
     from modelgit.objects import CommitId, KeptNote
     from modelgit.remotes.estimates import MovedEstimates
-    from modelgit.repo.branch_policies import BranchDecision
+    from modelgit.repo.ref_policies import RefDecision
 
 __all__ = ["estimates_moved", "move_lines", "notes_moved", "policy_lines", "ref_words", "transferred"]
 
@@ -50,10 +50,10 @@ def notes_moved(notes: Sequence[KeptNote], verb: str) -> str:
     return f"  {' and '.join(words)} {verb}" if words else ""
 
 
-def policy_lines(found: BranchDecision) -> Iterator[list[Part]]:
-    """What the policies of one branch say: a line each, then every refusal with what to do about it."""
+def policy_lines(found: RefDecision) -> Iterator[list[Part]]:
+    """What the policies of one branch or tag say: a line each, then every refusal with what to do about it."""
     for decision in found.decisions:
-        head: list[Part] = ["  policy ", bold(decision.policy), " of ", blue(found.update.branch), ": "]
+        head: list[Part] = ["  policy ", bold(decision.policy), " of ", blue(found.update.shown), ": "]
         if decision.overridden:
             yield [*head, yellow(f"overridden by {decision.overridden}"), " (advisory)"]
         elif decision.allowed:

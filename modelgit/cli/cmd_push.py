@@ -18,7 +18,7 @@ __all__ = ["push"]
 @click.argument("remote", default="origin", shell_complete=complete_remote, metavar="[REMOTE]")
 @click.argument("branches", nargs=-1, shell_complete=complete_branch, metavar="[BRANCH]...")
 @click.option("--tags", is_flag=True, help="Send all tags, too.")
-@click.option("-d", "--delete", is_flag=True, help="Delete each BRANCH on the remote.")
+@click.option("-d", "--delete", is_flag=True, help="Delete each BRANCH, or tag, on the remote.")
 @click.option(
     "--force-with-lease",
     is_flag=True,
@@ -42,7 +42,7 @@ def push(
     Sends the patches that the remote lacks.  If it has commits that are not here, or a policy of a branch refuses it,
     nothing is changed.  `HERE:THERE` sends a branch under another name.
     """
-    from modelgit.repo.branch_policies import PushRefused
+    from modelgit.repo.ref_policies import PushRefused
     from modelgit.repo.sync import push as send
 
     if delete and not branches:
@@ -68,7 +68,7 @@ def push(
         output.say_lines(line for item in refusal.refused for line in policy_lines(item))
         raise
     if as_json:
-        output.json("mgit.push/1", plain_data(result))
+        output.json("mgit.push/2", plain_data(result))
         return
     if result.updates:
         output.say("To ", blue(remote), f": {transferred(result.commits, result.objects, result.bytes_sent)}")

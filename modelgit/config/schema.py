@@ -12,7 +12,7 @@ from typing import Literal as OneOf
 import msgspec
 
 from modelgit.objects.paths import is_within
-from modelgit.objects.policies import BranchPolicy
+from modelgit.objects.policies import RefPolicy
 
 __all__ = [
     "TRAINING_NAMES",
@@ -258,4 +258,4 @@ class Settings(Table, frozen=True, kw_only=True):
     merge: MergeSettings = MergeSettings()
     remote: dict[str, RemoteSettings] = {}
     retention: dict[str, RetentionSettings] = {}
-    policy: dict[str, BranchPolicy] = {}
+    policy: dict[str, RefPolicy] = {}

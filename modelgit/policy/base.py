@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 from modelgit.objects import CommitId, Decision, PatchFacts
 from modelgit.objects.policies import ApprovalKind
+from modelgit.objects.refs import TAGS, short_ref
 
 __all__ = [
-    "BranchUpdate",
+    "Earlier",
     "PolicyDecision",
+    "RefChange",
     "Refusal",
     "SignedApproval",
     "SignedVerdict",
     "SuiteVersions",
+    "shown_ref",
 ]
 
 
@@ -37,10 +40,15 @@ class SignedVerdict(NamedTuple):
 
 
 class SignedApproval(NamedTuple):
-    """Leave for one commit to replace one tip with changes of the kinds `of`; with `override`, whatever is missing."""
+    """Leave of the `policies` for `ref` to move to a commit with changes of the kinds `of` over `base`.
+
+    With `override`, whatever is missing.  `ref` is "" where the statement names none, as old ones do.
+    """
 
     commit: CommitId
     base: CommitId | None
+    ref: str
+    policies: tuple[str, ...]
     of: tuple[str, ...]
     reason: str
     override: bool = False
@@ -60,34 +68,48 @@ class SuiteVersions(NamedTuple):
         return tuple(dict.fromkeys(item for item in self if item is not None))
 
 
-class BranchUpdate(NamedTuple):
-    """One branch of a remote ("": of this repository) that is to move.
+class Earlier(NamedTuple):
+    """What a verdict must compare with: a tip or a tag as a command takes it, and its weights ("" for none)."""
 
-    `old` is the tip that is replaced (None: the branch is new), `new` the pushed one (None: it is deleted).  `against`
-    is the commit whose files hold the policy: `old`, or the tip of the remote's default branch for a new branch.
-    `weights_old` (of `against`) and `weights_new` are weights trees, "" where there is no model.  `pending` names the
-    suites that the pushed commit left to another machine, `unreadable` says why its settings cannot be read.
+    name: str = ""
+    weights: str = ""
+
+
+class RefChange(NamedTuple):
+    """One branch or tag of a remote ("": of this repository) that is to move; `ref` is its full name.
+
+    `old` is the commit that is replaced (None: the ref is new), `new` the pushed one (None: it is deleted).  `against`
+    is the commit whose files hold the policy, which a command knows as `base`: the replaced tip of a branch, and that
+    of the remote's default branch for tags and for new branches.
+    `weights_old` (of `against`) and `weights_new` are weights trees, "" where there is no model.  `behind` has, by the
+    name of a policy, the newest tag behind a new one that this policy protects, too.  `pending` names the suites that
+    the pushed commit left to another machine, `unreadable` says why its settings cannot be read.
     """
 
-    branch: str
+    ref: str
     remote: str
     old: CommitId | None
     new: CommitId | None
     against: CommitId
+    base: str
     forward: bool = True
     weights_old: str = ""
     weights_new: str = ""
     facts: PatchFacts = PatchFacts()
     suites: Mapping[str, SuiteVersions] = {}
+    behind: Mapping[str, Earlier] = {}
     pending: tuple[str, ...] = ()
     unreadable: str = ""
 
     @property
-    def base(self) -> str:
-        """The replaced tip, as a command takes it."""
-        if self.old is None:
-            return self.against.short
-        return f"{self.remote}/{self.branch}" if self.remote else self.branch
+    def is_tag(self) -> bool:
+        """Whether it is a tag."""
+        return self.ref.startswith(TAGS)
+
+    @property
+    def shown(self) -> str:
+        """The ref in a sentence: `main`, `tag v1.0`."""
+        return shown_ref(self.ref)
 
     @property
     def keeps_weights_and_gate(self) -> bool:
@@ -99,6 +121,15 @@ class BranchUpdate(NamedTuple):
         """The files (of `auto_map`: the classes) that changed in a way that may need approval."""
         changed: tuple[str, ...] = getattr(self.facts, kind)
         return changed
+
+    def earlier(self, policy: str) -> Earlier:
+        """What a verdict must compare with: the tip that is replaced, or the protected tag behind a new one."""
+        return self.behind.get(policy, Earlier()) if self.is_tag else Earlier(self.base, self.weights_old)
+
+
+def shown_ref(ref: str) -> str:
+    """A ref in a sentence: `heads/main` as `main`, `tags/v1.0` as `tag v1.0`."""
+    return f"tag {short_ref(ref)}" if ref.startswith(TAGS) else short_ref(ref)
 
 
 class Refusal(NamedTuple):

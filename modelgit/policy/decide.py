@@ -1,19 +1,13 @@
-"""Whether an update of a branch may land: one answer for each policy of the branch, each refusal with its reason."""
+"""Whether an update of a branch or a tag may land: an answer for each policy, each refusal with its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from modelgit.amounts import size_text
-from modelgit.objects.policies import ApprovalKind, BranchPolicy
-from modelgit.policy.base import (
-    BranchUpdate,
-    PolicyDecision,
-    Refusal,
-    SignedApproval,
-    SignedVerdict,
-)
+from modelgit.objects.policies import ApprovalKind, RefPolicy
+from modelgit.objects.refs import short_ref
+from modelgit.policy.base import PolicyDecision, RefChange, Refusal, SignedApproval, SignedVerdict, shown_ref
 from modelgit.policy.suites import required_suites
 
 __all__ = ["decide_update", "policies_of"]
@@ -28,37 +22,32 @@ _KIND_WORDS: Mapping[ApprovalKind, str] = {
 _SHOWN = 3
 
 
-def policies_of(policies: Mapping[str, BranchPolicy], branch: str) -> dict[str, BranchPolicy]:
-    """The policies that hold for a branch, by name: those with a pattern (`main`, `release/*`) that matches it."""
-    return {
-        name: policy
-        for name, policy in sorted(policies.items())
-        if any(fnmatchcase(branch, pattern) for pattern in policy.branches)
-    }
+def policies_of(policies: Mapping[str, RefPolicy], ref: str) -> dict[str, RefPolicy]:
+    """The policies that hold for a ref (`heads/main`, `tags/v1.0`), by name, sorted."""
+    return {name: policy for name, policy in sorted(policies.items()) if policy.protects(ref)}
 
 
 def decide_update(
-    policies: Mapping[str, BranchPolicy],
-    update: BranchUpdate,
+    policies: Mapping[str, RefPolicy],
+    update: RefChange,
     *,
     verdicts: Sequence[SignedVerdict] = (),
     approvals: Sequence[SignedApproval] = (),
 ) -> list[PolicyDecision]:
-    """What the policies of the branch say, each in turn; none for a branch without any.
+    """What the policies of the branch or tag say, each in turn; none for one without any.
 
     `policies` are those of the commit `update.against`, never those that are pushed.  Every rule is looked at, so that
     somebody who is refused learns of everything at once.
     """
     return [
-        _decide(name, policy, update, verdicts, approvals)
-        for name, policy in policies_of(policies, update.branch).items()
+        _decide(name, policy, update, verdicts, approvals) for name, policy in policies_of(policies, update.ref).items()
     ]
 
 
 def _decide(
     name: str,
-    policy: BranchPolicy,
-    update: BranchUpdate,
+    policy: RefPolicy,
+    update: RefChange,
     verdicts: Sequence[SignedVerdict],
     approvals: Sequence[SignedApproval],
 ) -> PolicyDecision:
@@ -68,44 +57,57 @@ def _decide(
         return PolicyDecision(name, tuple(refusals))
     refusals += _readable(update)
     refusals += _sizes(name, policy, update)
-    refusals += _approvals(policy, update, approvals)
+    refusals += _approvals(name, policy, update, approvals)
     if policy.require:
-        if policy.skip_if_weights_unchanged and update.keeps_weights_and_gate:
+        # A tag says that a model was measured and found good enough, whoever has the same weights already.
+        if policy.skip_if_weights_unchanged and update.keeps_weights_and_gate and not update.is_tag:
             notes.append("neither weights nor gate change, so no suite is asked for")
         else:
-            refusals += required_suites(policy, update, verdicts)
-    overridden = _override(policy, update, approvals) if refusals else ""
+            refusals += required_suites(name, policy, update, verdicts)
+    if not refusals:
+        return PolicyDecision(name, notes=tuple(notes))
+    overridden, problems = _override(name, policy, update, approvals)
+    if problems and not overridden:
+        refusals.append(
+            Refusal("override", f"an override does not count: {problems[0]}", _approve(update, policy, "--override "))
+        )
     return PolicyDecision(name, tuple(refusals), overridden, tuple(notes))
 
 
-def _moves(policy: BranchPolicy, update: BranchUpdate) -> Iterator[Refusal]:
+def _moves(policy: RefPolicy, update: RefChange) -> Iterator[Refusal]:
     if policy.allow_rewrite or update.old is None:
         return
     if update.new is None:
         yield Refusal(
             "deletion",
-            f"{update.branch} is protected and cannot be deleted",
+            f"{update.shown} is protected and cannot be deleted",
             "`allow_rewrite = true` in its policy would let it go",
+        )
+    elif update.is_tag:
+        yield Refusal(
+            "rewrite",
+            f"{update.shown} is protected and stays at {update.old.short}: others rely on what it named",
+            f"`mgit tag NAME {update.new.short}` with a name of its own",
         )
     elif not update.forward:
         verb = f"pull {update.remote}" if update.remote else "merge"  # `mgit check --base main` names no remote
         yield Refusal(
             "rewrite",
-            f"{update.branch} is protected: it moves forward only, and {update.new.short} does not come from its tip",
-            f"`mgit {verb} {update.branch}` merges it, `mgit revert` takes commits back",
+            f"{update.shown} is protected: it moves forward only, and {update.new.short} does not come from its tip",
+            f"`mgit {verb} {update.shown}` merges it, `mgit revert` takes commits back",
         )
 
 
-def _readable(update: BranchUpdate) -> Iterator[Refusal]:
+def _readable(update: RefChange) -> Iterator[Refusal]:
     if update.unreadable:
         yield Refusal(
             "unreadable",
-            f"nobody could push to {update.branch} after this: {update.unreadable}",
+            f"nobody could push to {update.shown} after this: {update.unreadable}",
             "correct mgit.toml, commit, push again",
         )
 
 
-def _sizes(name: str, policy: BranchPolicy, update: BranchUpdate) -> Iterator[Refusal]:
+def _sizes(name: str, policy: RefPolicy, update: RefChange) -> Iterator[Refusal]:
     facts = update.facts
     if policy.max_patch_bytes is not None and facts.bytes_added > policy.max_patch_bytes:
         yield Refusal(
@@ -145,7 +147,9 @@ def _sizes(name: str, policy: BranchPolicy, update: BranchUpdate) -> Iterator[Re
         )
 
 
-def _approvals(policy: BranchPolicy, update: BranchUpdate, approvals: Sequence[SignedApproval]) -> Iterator[Refusal]:
+def _approvals(
+    name: str, policy: RefPolicy, update: RefChange, approvals: Sequence[SignedApproval]
+) -> Iterator[Refusal]:
     rule = policy.approval
     if not rule.by or update.new is None:
         return
@@ -154,7 +158,7 @@ def _approvals(policy: BranchPolicy, update: BranchUpdate, approvals: Sequence[S
         if not changed:
             continue
         given = [item for item in approvals if kind in item.of and not item.override]
-        problems = [_unfit(item, update, rule.by) for item in given]
+        problems = [_unfit(item, name, update, rule.by) for item in given]
         if None in problems:
             continue
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
@@ -163,23 +167,48 @@ def _approvals(policy: BranchPolicy, update: BranchUpdate, approvals: Sequence[S
             "approval",
             f"the update changes {_KIND_WORDS[kind]} ({', '.join(changed[:_SHOWN])}{more}),"
             f" which needs the approval of {' or '.join(rule.by)}{reason}",
-            f"one of them runs `mgit approve {update.new.short} --base {update.base} -m REASON`",
+            _approve(update, policy),
         )
 
 
-def _override(policy: BranchPolicy, update: BranchUpdate, approvals: Sequence[SignedApproval]) -> str:
-    """Who lets the update in against all refusals, and why; "" for nobody."""
-    for item in approvals:
-        if item.override and item.reason.strip() and _unfit(item, update, policy.override.by) is None:
-            who = next(name for name in item.signers if name in policy.override.by)
-            return f"{who}: {item.reason.strip()}"
-    return ""
+def _approve(update: RefChange, policy: RefPolicy, options: str = "") -> str:
+    """How the approval that is missing is given, and by whom."""
+    if update.is_tag:
+        options = f"--tag {short_ref(update.ref)} {options}"
+    elif update.old is None:
+        options = f"--branch {short_ref(update.ref)} {options}"
+    who = policy.override.by if "--override" in options else policy.approval.by
+    revision = "REV" if update.new is None else update.new.short
+    whose = "one of them" if len(who) > 1 else who[0]
+    return f"{whose} runs `mgit approve {revision} --base {update.base} {options}-m REASON`"
 
 
-def _unfit(item: SignedApproval, update: BranchUpdate, by: Sequence[str]) -> str | None:
-    """Why an approval does not count for this update; None when it does."""
+def _override(
+    name: str, policy: RefPolicy, update: RefChange, approvals: Sequence[SignedApproval]
+) -> tuple[str, list[str]]:
+    """Who lets the update in against all refusals, and why ("" for nobody); and why others may not."""
+    problems: list[str] = []
+    for item in approvals if policy.override.by else ():
+        if not item.override:
+            continue
+        problem = _unfit(item, name, update, policy.override.by)
+        if problem is None and item.reason.strip():
+            who = next(signer for signer in item.signers if signer in policy.override.by)
+            return f"{who}: {item.reason.strip()}", []
+        problems.append(problem or "it gives no reason")
+    return "", problems
+
+
+def _unfit(item: SignedApproval, policy: str, update: RefChange, by: Sequence[str]) -> str | None:
+    """Why an approval does not count for this update under a policy; None when it does."""
     if item.commit != update.new:
         return f"the approval is of {item.commit.short}"
+    if not item.ref:
+        return "the approval names no branch: an older mgit made it"
+    if item.ref != update.ref:
+        return f"the approval is for {shown_ref(item.ref)}, and not for {update.shown}"
+    if policy not in item.policies:
+        return f"the approval is for the policy {' and '.join(item.policies)}, and not for {policy}"
     if item.base != update.against:
         return "the approval was given for another tip of the branch"
     if item.problem:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from modelgit.objects.policies import BranchPolicy, Requirement
-from modelgit.policy.base import BranchUpdate, Refusal, SignedVerdict, SuiteVersions
+from modelgit.objects.policies import RefPolicy, Requirement
+from modelgit.policy.base import Earlier, RefChange, Refusal, SignedVerdict, SuiteVersions
 
 __all__ = ["required_suites"]
 
@@ -13,51 +14,47 @@ _STAGES = ("commit", "push", "release")
 _SHOWN = 12
 
 
-def required_suites(policy: BranchPolicy, update: BranchUpdate, verdicts: Sequence[SignedVerdict]) -> Iterator[Refusal]:
-    """A refusal for each required suite, and each version of it, that no verdict satisfies."""
+class _Asked(NamedTuple):
+    """One version of a suite that a policy requires of an update, and what its verdict must compare with."""
+
+    policy: RefPolicy
+    requirement: Requirement
+    update: RefChange
+    earlier: Earlier
+    suite_id: str = ""
+
+
+def required_suites(
+    name: str, policy: RefPolicy, update: RefChange, verdicts: Sequence[SignedVerdict]
+) -> Iterator[Refusal]:
+    """A refusal for each suite that the policy `name` requires, and each version of it, that no verdict satisfies."""
     for requirement in policy.require:
         versions = update.suites.get(requirement.suite, SuiteVersions(None, None))
         if not versions.required:
             yield Refusal(
                 "unknown-suite",
-                f"{update.branch} requires suite {requirement.suite}, which neither its tip nor the pushed commit has",
+                f"{update.shown} requires suite {requirement.suite}, which neither {update.base} nor the pushed commit"
+                " has",
                 f"add evals/{requirement.suite}.toml, or an owner overrides with a signed reason",
             )
         for suite_id in versions.required:
-            refusal = _missing(policy, requirement, update, suite_id, verdicts)
+            refusal = _missing(_Asked(policy, requirement, update, update.earlier(name), suite_id), verdicts)
             if refusal is not None:
                 yield refusal
 
 
-def _missing(
-    policy: BranchPolicy,
-    requirement: Requirement,
-    update: BranchUpdate,
-    suite_id: str,
-    verdicts: Sequence[SignedVerdict],
-) -> Refusal | None:
+def _missing(asked: _Asked, verdicts: Sequence[SignedVerdict]) -> Refusal | None:
     """None when a verdict satisfies the requirement, otherwise why the one that comes nearest does not."""
     # What cannot be read does not say which suite it is of: it may be this one.
-    about = [item for item in verdicts if item.suite in (requirement.suite, "")]
+    suite = asked.requirement.suite
+    about = [item for item in verdicts if item.suite in (suite, "")]
     if not about:
-        if requirement.suite in update.pending:
-            return _refusal(
-                requirement,
-                update,
-                suite_id,
-                "pending",
-                f"suite {requirement.suite} is still pending for the pushed weights",
-            )
-        return _refusal(
-            requirement,
-            update,
-            suite_id,
-            "no-record",
-            f"no record of suite {requirement.suite} is about the pushed weights",
-        )
+        if suite in asked.update.pending:
+            return _refusal(asked, "pending", f"suite {suite} is still pending for the pushed weights")
+        return _refusal(asked, "no-record", f"no record of suite {suite} is about the pushed weights")
     reached: tuple[int, Refusal] | None = None
     for verdict in about:
-        found = _fault(policy, requirement, update, suite_id, verdict)
+        found = _fault(asked, verdict)
         if found is None:
             return None
         if reached is None or found[0] > reached[0]:
@@ -68,10 +65,9 @@ def _missing(
 _Check = tuple[str, Callable[[], str | None]]
 
 
-def _fault(
-    policy: BranchPolicy, requirement: Requirement, update: BranchUpdate, suite_id: str, verdict: SignedVerdict
-) -> tuple[int, Refusal] | None:
+def _fault(asked: _Asked, verdict: SignedVerdict) -> tuple[int, Refusal] | None:
     """How many checks a verdict passes, and the first that it does not; None when it passes all."""
+    policy, requirement, update, earlier, suite_id = asked
     whose = f"the record of suite {requirement.suite}"
 
     def other_weights() -> str | None:
@@ -98,18 +94,20 @@ def _fault(
     def early_stage() -> str | None:
         if _rank(verdict.stage) >= _rank(requirement.stage):
             return None
-        return f"{whose} is of stage {verdict.stage or 'commit'}, and {update.branch} requires {requirement.stage}"
+        return f"{whose} is of stage {verdict.stage or 'commit'}, and {update.shown} requires {requirement.stage}"
 
     def stale() -> str | None:
-        if policy.baseline_must_be == "any" or update.weights_old in verdict.baselines:
+        if policy.baseline_must_be == "any" or earlier.weights in verdict.baselines:
             return None
-        if not update.weights_old and not verdict.baselines:
+        if not earlier.weights and (update.is_tag or not verdict.baselines):
             return None
-        return f"{whose} does not compare with {update.against.short}, the tip of {update.branch} that it would replace"
+        if update.is_tag:
+            return f"{whose} does not compare with {earlier.name}, the protected tag behind {update.shown}"
+        return f"{whose} does not compare with {update.against.short}, the tip of {update.shown} that it would replace"
 
     def failed() -> str | None:
         # A first verdict has nothing to compare with: good enough only where there is nothing to compare with.
-        if verdict.decision == "baseline" and not update.weights_old:
+        if verdict.decision == "baseline" and not earlier.weights:
             return None
         if verdict.decision == "pass" or (verdict.decision == "warn" and requirement.verdict == "warn"):
             return None
@@ -127,37 +125,40 @@ def _fault(
     for passed, (rule, check) in enumerate(checks):
         message = check()
         if message is not None:
-            return passed, _refusal(requirement, update, suite_id, rule, message)
+            return passed, _refusal(asked, rule, message)
     return None
 
 
-def _refusal(requirement: Requirement, update: BranchUpdate, suite_id: str, rule: str, message: str) -> Refusal:
+def _refusal(asked: _Asked, rule: str, message: str) -> Refusal:
+    _, requirement, update, earlier, suite_id = asked
     versions = update.suites[requirement.suite]
     # Where both sides have a version of their own, each must be run.
     law = f" --suites-from {update.base}" if suite_id == versions.tip != versions.pushed else ""
-    command = f"mgit eval {_name(update)} --suite {requirement.suite}{law} --baseline {update.base}"
+    baseline = f" --baseline {earlier.name}" if earlier.name else ""
+    command = f"mgit eval {_name(update)} --suite {requirement.suite}{law}{baseline}"
     run = f"`{command} --record --sign`"
+    push = "mgit push --tags" if update.is_tag else "mgit push"
     hints = {
-        "no-record": f"{run} makes it, `mgit push` sends it",
-        "pending": f"{run} on a machine that can run it, then `mgit push`",
+        "no-record": f"{run} makes it, `{push}` sends it",
+        "pending": f"{run} on a machine that can run it, then `{push}`",
         "other-weights": f"{run} makes one about these weights",
         "forged": f"{run} with a key that evals/allowed_signers lists",
         "signer": f"{run} with such a key, or let the pipeline that holds it run it",
         "other-suite": f"{run} runs that version",
-        "stage": f'set stage = "{requirement.stage}" in the suite on {update.branch}, then {run}',
-        "stale-baseline": f"`mgit pull`, then {run}",
+        "stage": f'set stage = "{requirement.stage}" in the suite on {update.base}, then {run}',
+        "stale-baseline": f"{run}, then `{push}`" if update.is_tag else f"`mgit pull`, then {run}",
         "verdict": f"`{command}` shows what broke",
     }
     return Refusal(rule, message, hints[rule])
 
 
-def _which(update: BranchUpdate, suite: str, suite_id: str) -> str:
+def _which(update: RefChange, suite: str, suite_id: str) -> str:
     versions = update.suites[suite]
-    tip = f"that of {update.branch}"
+    tip = f"that of {update.base if update.is_tag else update.shown}"
     return tip if suite_id == versions.tip else "the one that the pushed commit brings"
 
 
-def _name(update: BranchUpdate) -> str:
+def _name(update: RefChange) -> str:
     return update.new.short if update.new is not None else "REV"
 
 

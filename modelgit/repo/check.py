@@ -23,9 +23,10 @@ from modelgit.objects import (
     PatchFacts,
 )
 from modelgit.objects.graph import ancestors, merge_bases
+from modelgit.objects.refs import TAGS
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.closure import new_commits
-from modelgit.repo.check_policy import branch_of, policy_section, signatures_section
+from modelgit.repo.check_policy import policy_section, signatures_section, tag_section
 from modelgit.repo.check_sections import (
     builtin_section,
     objects_section,
@@ -37,6 +38,7 @@ from modelgit.repo.check_sections import (
 )
 from modelgit.repo.gate import builtin_record
 from modelgit.repo.patch_facts import Tree, gather_facts
+from modelgit.repo.revisions import branch_of, find_ref
 
 if TYPE_CHECKING:
     from modelgit.repo.check_tensors import TensorsCompared
@@ -58,8 +60,9 @@ def check(
     """Check what `revision` (HEAD) brings over `base`.
 
     Sizes, tensors and files are compared with the last commit that both share, suites with `base` itself, whose suites,
-    signers and policies count.  `suites` are the names of those to run: all of `base` (None), or none at all (empty).
-    A part that cannot be found out is an "error" in the report.  Raises UnknownRevision for names that mean nothing.
+    signers and policies count.  A tag is also judged as one, by those policies of `base` that protect it.  `suites` are
+    the names of those to run: all of `base` (None), or none at all (empty).  A part that cannot be found out is an
+    "error" in the report.  Raises UnknownRevision for names that mean nothing.
     """
     started = time.monotonic()
     base_commit, commit = repo.resolve(base), repo.resolve(revision or "HEAD")
@@ -75,6 +78,7 @@ def check(
         base_commit=base_commit,
         commit=commit,
         branch=branch_of(repo, base)[1],
+        ref=find_ref(repo.view(), revision or "HEAD") or "",
         commits=commits,
         behind=len(stop - ours),
         old=old,
@@ -103,6 +107,7 @@ class _Check:
     base_commit: CommitId
     commit: CommitId
     branch: str
+    ref: str
     commits: Mapping[CommitId, Commit]
     behind: int
     old: Tree
@@ -118,6 +123,9 @@ class _Check:
         if not self.commits:
             words = f"{self.commit.short} brings nothing that {self.base} does not have"
             yield CheckSection(name="patch", outcome="skip", summary=words, seconds=0.0)
+            tagged = list(self._part("tag policy", self._tag_policy))
+            yield from self._part("signatures", self._signatures) if tagged else ()
+            yield from tagged
             return
         yield from self._part("objects", lambda: [objects_section(self.repo, self.commits, progress=self.progress)])
         yield from self._part("patch", self._patch)
@@ -129,6 +137,7 @@ class _Check:
         if self.suites is None or self.suites:
             yield from self._suites()
         yield from self._part("policy", self._policy)
+        yield from self._part("tag policy", self._tag_policy)
 
     def _part(self, name: str, make: Callable[[], Sequence[CheckSection]]) -> Iterator[CheckSection]:
         started = time.monotonic()
@@ -189,6 +198,13 @@ class _Check:
 
     def _policy(self) -> Sequence[CheckSection]:
         return [policy_section(self.repo, self.base, self.base_commit, self.commit, self.facts)]
+
+    def _tag_policy(self) -> Sequence[CheckSection]:
+        """Nothing where what is checked is no tag, or none that is protected."""
+        if not self.ref.startswith(TAGS):
+            return []
+        found = tag_section(self.repo, self.base, self.base_commit, self.ref, self.commit)
+        return [] if found is None else [found]
 
     def _law(self) -> Manifest:
         """What counts: the suites, signers and policies of the base."""

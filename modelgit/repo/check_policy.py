@@ -8,30 +8,24 @@ from typing import TYPE_CHECKING
 
 from modelgit.errors import MgitError
 from modelgit.objects import CheckSection, Commit, CommitId, Finding, PatchFacts
-from modelgit.repo.branch_policies import decide_branch
+from modelgit.objects.refs import BRANCHES, TAGS, short_ref
 from modelgit.repo.check_sections import section
 from modelgit.repo.notes import allowed_signers, check_kept
 from modelgit.repo.patch_facts import Tree
-from modelgit.repo.revisions import find_ref
+from modelgit.repo.ref_policies import RefDecision, decide_ref
+from modelgit.repo.revisions import branch_of
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.weights import weights_tree
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["branch_of", "policy_section", "signatures_section"]
+__all__ = ["policy_section", "signatures_section", "tag_section"]
 
 # What a push will need and a check comes before: records are made of what was checked.
-_LATER = frozenset({"no-record", "pending", "other-weights", "signer", "other-suite", "stale-baseline", "rewrite"})
-
-
-def branch_of(repo: Repository, base: str) -> tuple[str, str]:
-    """The remote ("" for none) and the branch that `base` stands for; ("", "") for what is no branch."""
-    ref = find_ref(repo.view(), base) or ""
-    if ref.startswith("remotes/"):
-        remote, _, branch = ref.removeprefix("remotes/").partition("/")
-        return remote, branch
-    return "", ref.removeprefix("heads/") if ref.startswith("heads/") else ""
+_LATER = frozenset(
+    {"no-record", "pending", "other-weights", "signer", "other-suite", "stale-baseline", "rewrite", "override"}
+)
 
 
 def signatures_section(law: Tree, new: Tree, commit: CommitId, commits: Mapping[CommitId, Commit]) -> CheckSection:
@@ -75,21 +69,49 @@ def policy_section(
     remote, branch = branch_of(repo, base)
     if not branch:
         return CheckSection(name="policy", outcome="skip", summary=f"{base} is no branch", seconds=0.0)
-    found = decide_branch(
+    found = decide_ref(
         repo,
-        branch=branch,
+        ref=f"{BRANCHES}{branch}",
         remote=remote,
         old=base_commit,
         new=commit,
         against=base_commit,
+        base=base,
+        tags={},
         store=repo.store,
         notes=kept_statistics(repo).notes,
         facts=facts,
     )
     if found is None:
         return CheckSection(name="policy", outcome="skip", summary=f"{branch} has no policy", seconds=0.0)
+    return _decided("policy", found)
+
+
+def tag_section(repo: Repository, base: str, base_commit: CommitId, ref: str, commit: CommitId) -> CheckSection | None:
+    """What the policies of `base` say of the tag `ref`, which names `commit` here; None where none protects it.
+
+    What tags a remote has is not known: those that are here stand for them.
+    """
+    here = {short_ref(name): at for name, at in repo.view().refs.items() if name.startswith(TAGS) and name != ref}
+    found = decide_ref(
+        repo,
+        ref=ref,
+        remote=branch_of(repo, base)[0],
+        old=None,
+        new=commit,
+        against=base_commit,
+        base=base,
+        tags=here,
+        store=repo.store,
+        notes=kept_statistics(repo).notes,
+    )
+    return None if found is None else _decided("tag policy", found)
+
+
+def _decided(name: str, found: RefDecision) -> CheckSection:
     findings: list[Finding] = []
     notes: list[str] = []
+    shown = found.update.shown
     for decision in found.decisions:
         notes += decision.notes
         if decision.overridden:
@@ -105,8 +127,15 @@ def policy_section(
                 )
             )
     if not findings:
-        words = f"{', '.join(decision.policy for decision in found.decisions)} would let it in"
-        return section("policy", "; ".join([words, *notes]))
+        words = f"{', '.join(decision.policy for decision in found.decisions)} would let {_it(found)} in"
+        return section(name, "; ".join([words, *notes]))
     lasting = any(finding.level == "error" for finding in findings)
-    words = f"{branch} would not take it" if lasting else f"before {branch} takes it"
-    return section("policy", "; ".join([words, *notes]), findings)
+    if found.update.is_tag:
+        words = f"{found.update.base} would not let {shown} in" if lasting else f"before {shown} is let in"
+    else:
+        words = f"{shown} would not take it" if lasting else f"before {shown} takes it"
+    return section(name, "; ".join([words, *notes]), findings)
+
+
+def _it(found: RefDecision) -> str:
+    return found.update.shown if found.update.is_tag else "it"

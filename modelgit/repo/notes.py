@@ -274,19 +274,22 @@ def add_approval(
     base: CommitId,
     kinds: Sequence[ApprovalKind],
     *,
+    ref: str,
+    policies: Iterable[str],
     reason: str,
     override: bool = False,
     key: Path,
 ) -> KnownNote:
-    """Keep leave, signed with `key`, for `commit` to replace `base` with changes of the `kinds`.
+    """Keep leave, signed with `key`, for `ref` to move from `base` to `commit` with changes of the `kinds`.
 
-    Raises UsageError without a reason, or when the key may not sign.
+    `ref` is the full name of a branch or a tag, `policies` name those of it that the leave is for.  Raises UsageError
+    without a reason, or when the key may not sign.
     """
     if not reason.strip():
         raise UsageError("an approval needs a reason", hint="`-m 'what was looked at'`")
     now = time.time()
     approval = Approval(
-        statement_type="mgit:approval:v1",
+        statement_type="mgit:approval:v2",
         commit=str(commit),
         base=str(base),
         of=tuple(kinds),
@@ -294,6 +297,8 @@ def add_approval(
         author=str(repo.signature()),
         time=time_text(now),
         override=override,
+        ref=ref,
+        policies=tuple(sorted(set(policies))),
     )
     statement = write_approval(approval)
     signers = allowed_signers(repo)

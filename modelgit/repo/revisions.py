@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from modelgit.errors import UnknownRevision, did_you_mean
 from modelgit.objects import CommitId, View
+from modelgit.objects.refs import BRANCHES, REMOTES
 
 if TYPE_CHECKING:
     from modelgit.store.base import ObjectStore
 
-__all__ = ["Commits", "find_ref", "resolve"]
+__all__ = ["Commits", "branch_of", "find_ref", "resolve"]
 
 _SUFFIX = re.compile(r"(.*?)((?:[~^][0-9]*)*)\Z", re.DOTALL)
 _STEP = re.compile(r"([~^])([0-9]*)")
@@ -40,6 +41,15 @@ def find_ref(view: View, name: str) -> str | None:
         if candidate in view.refs:
             return candidate
     return None
+
+
+def branch_of(repo: Commits, name: str) -> tuple[str, str]:
+    """The remote ("" for none) and the branch that `name` stands for; ("", "") for what is no branch."""
+    ref = find_ref(repo.view(), name) or ""
+    if ref.startswith(REMOTES):
+        remote, _, branch = ref.removeprefix(REMOTES).partition("/")
+        return remote, branch
+    return "", ref.removeprefix(BRANCHES) if ref.startswith(BRANCHES) else ""
 
 
 def resolve(repo: Commits, revision: str) -> CommitId:

@@ -31,10 +31,10 @@ from modelgit.remotes.notes import MovedNotes, advertised_notes, fetch_notes
 from modelgit.remotes.sync import fetch as fetch_objects
 from modelgit.remotes.sync import push as push_objects
 from modelgit.remotes.updates import advertised_refs
-from modelgit.repo.branch_policies import BranchDecision, PushGuard
 from modelgit.repo.notes import all_notes, keep_notes, travelling_notes
 from modelgit.repo.pending import due_suites
 from modelgit.repo.pruned import pruned_commits
+from modelgit.repo.ref_policies import PushGuard, RefDecision
 from modelgit.repo.repository import Repository
 from modelgit.repo.statistics import keep, kept_estimates, shapes_of, weights_of_history
 from modelgit.store.durable import write_durably
@@ -88,7 +88,7 @@ class PushedRefs(NamedTuple):
     notes: tuple[KeptNote, ...] = ()
     due: tuple[tuple[str, tuple[str, ...]], ...] = ()
     fisher: MovedEstimates = MovedEstimates()
-    policies: tuple[BranchDecision, ...] = ()
+    policies: tuple[RefDecision, ...] = ()
 
 
 class PullResult(NamedTuple):
@@ -188,7 +188,7 @@ def push(
         target = target or source
         seen = view.refs.get(f"remotes/{remote}/{target}")
         if delete:
-            updates.append(RefUpdate(f"heads/{target}", None, seen, True))
+            updates.append(_deletion(view, remote, target))
             continue
         commit = view.refs.get(f"heads/{source}")
         if commit is None:
@@ -226,6 +226,15 @@ def push(
     due = [(update.name, due_suites(repo, update.new)) for update in result.updates if update.new is not None]
     due = [item for item in due if item[1]]
     return PushedRefs(*result, due=tuple(due), fisher=sent, policies=tuple(guard.decisions))
+
+
+def _deletion(view: View, remote: str, name: str) -> RefUpdate:
+    """The branch of a remote that is to go, or the tag, if it is called `tags/NAME` or only a tag has that name."""
+    branch = view.refs.get(f"remotes/{remote}/{name}")
+    tag = name if name.startswith("tags/") else f"tags/{name}"
+    if branch is None and tag in view.refs:
+        return RefUpdate(tag, None, view.refs[tag], True)
+    return RefUpdate(f"heads/{name}", None, branch, True)
 
 
 def _push_estimates(

@@ -16,9 +16,9 @@ from modelgit.environment import Environment
 from modelgit.objects import CheckResult, ComparedWith, EvalRecord, Note
 from modelgit.objects.attestations import make_test_result, write_test_result
 from modelgit.repo import Repository
-from modelgit.repo.branch_policies import decide_branch
 from modelgit.repo.layout import RepositoryPaths
 from modelgit.repo.notes import KnownNote, _keep, attach_verdicts
+from modelgit.repo.ref_policies import decide_ref
 from modelgit.repo.statistics import kept_statistics
 from modelgit.repo.suites import suite_ids
 from modelgit.repo.weights import weights_tree
@@ -156,6 +156,59 @@ def test_an_approval_lapses_with_another_commit(team: Team) -> None:
     (team.root / "bot/modeling.py").write_text("import os, sys\n")
     team.commit("and more")
     team.refused("approval")
+
+
+def test_an_approval_is_for_one_branch(team: Team) -> None:
+    (team.root / "mgit.toml").write_text(
+        team.settings + GUARDED.replace("max_patch", 'branches = ["main", "release/*"]\nmax_patch')
+    )
+    team.commit("protects releases, too")
+    team.approve()
+    team.mgit("push", "origin", "main", "main:release/1")  # two protected branches with one tip
+    (team.root / "bot/modeling.py").write_text("import os\n")
+    team.commit("code")
+    team.approve()
+    before = team.remote()
+    ran = team.mgit("push", "origin", "main:release/1", code=1)
+    assert team.remote() == before
+    error, hint = ran.err.splitlines()[-2:]
+    assert error == (
+        "error: the policy of origin/release/1 refuses the push: the update changes code (bot/modeling.py), which needs"
+        " the approval of owner@example.org; the approval is for main, and not for release/1; nothing was changed"
+    )
+    command = hint.removeprefix("hint: owner@example.org runs `mgit ").removesuffix("`")
+    assert command.endswith("--base origin/release/1 -m REASON")
+    team.mgit(*command.split(), "--sign", str(team.keys["owner"]))
+    team.mgit("push", "origin", "main:release/1", "main")
+
+
+def test_an_override_is_for_one_branch(team: Team, files: Any) -> None:
+    team.mgit("push", "origin", "main:other")
+    big = {"layers.0.weight": np.random.default_rng(5).standard_normal((200, 64)).astype("<f4")}
+    (team.root / "bot/model.safetensors").write_bytes(files.of_arrays(big))
+    team.commit()
+    assert "no policy of origin/other protects other" in team.mgit(
+        "approve", "--base", "origin/other", "-m", "x", "--override", "--sign", str(team.keys["owner"]), code=1
+    ).err  # fmt: skip
+    assert "is no branch, so say which one" in team.mgit(
+        "approve", "--base", "HEAD~1", "-m", "x", "--override", "--sign", str(team.keys["owner"]), code=2
+    ).err  # fmt: skip
+    # The same policy, asked about a branch that is not there yet: leave for it is no leave for main.
+    (team.root / "mgit.toml").write_text(team.settings + GUARDED.replace("max_patch", 'branches = ["*"]\nmax_patch'))
+    team.commit("all branches")
+    team.approve()
+    team.approve("--override")
+    team.mgit("push")
+    team.mgit("switch", "-c", "next")
+    team.weights(7)
+    (team.root / "bot/model.safetensors").write_bytes(
+        files.of_arrays({"layers.0.weight": np.random.default_rng(6).standard_normal((200, 64)).astype("<f4")})
+    )
+    team.commit("big again")
+    assert "for next (policy guard) as owner@example.org" in team.approve("--branch", "next", "--override").err
+    said = team.refused("override", "next:main")
+    assert "an override does not count: the approval is for next, and not for main" in said
+    team.mgit("push", "origin", "next")
 
 
 def test_a_patch_cannot_take_the_policy_away(team: Team) -> None:
@@ -350,10 +403,11 @@ def test_a_server_can_decide_the_same_on_its_own(gated: GatedTeam) -> None:
         new = bare.view().refs["heads/main"]
         [old] = bare.parents_of(new)
         notes = kept_statistics(bare).notes
-        known: dict[str, Any] = {"branch": "main", "remote": "", "old": old, "new": new, "against": old}
-        allowed = decide_branch(bare, **known, store=bare.store, notes=notes)
+        known: dict[str, Any] = {"ref": "heads/main", "remote": "", "old": old, "new": new, "against": old}
+        known |= {"base": "main", "tags": {}}
+        allowed = decide_ref(bare, **known, store=bare.store, notes=notes)
         assert allowed is not None and allowed.allowed
-        refused = decide_branch(bare, **known, store=bare.store, notes=())
+        refused = decide_ref(bare, **known, store=bare.store, notes=())
         assert refused is not None and [item.rule for item in refused.decisions[0].refusals] == ["no-record"]
         assert refused.update.facts.bytes_added > 0
 
@@ -436,3 +490,102 @@ def test_an_owner_overrides_a_failing_suite(gated: GatedTeam) -> None:
     gated.refused("verdict")
     gated.approve("--override")
     assert "overridden by owner@example.org: looked at it" in gated.mgit("push").err
+
+
+RELEASES = (
+    REQUIRES
+    + """
+[policy.release]
+tags = ["v*"]
+require = [{ suite = "smoke", stage = "release" }]
+signers = ["ci@example.org"]
+override = { by = ["owner@example.org"] }
+"""
+)
+
+
+@pytest.fixture
+def releasing(mgit: Any, files: Any, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> GatedTeam:
+    monkeypatch.setattr("modelgit.repo.gate.evaluate_manifest", lambda *_, **__: [])
+    suite = SUITE.replace('task = "bot"', 'task = "bot"\n[run]\nstage = "release"')
+    return GatedTeam(mgit, files, keys, RELEASES, suite=suite)
+
+
+def tag_refused(team: Team, rule: str, *options: str) -> str:
+    before = team.remote()
+    ran = team.mgit("push", "origin", "main", "--tags", *options, code=1)
+    assert team.remote() == before
+    assert f"    {rule}: " in ran.err, ran.err
+    assert "error: the policy of origin/main refuses tag v" in ran.err
+    return str(ran.err)
+
+
+def test_a_protected_tag_needs_a_release_verdict(releasing: GatedTeam) -> None:
+    team = releasing
+    team.mgit("tag", "notes-1")
+    team.mgit("push", "--tags")  # no policy is about it
+    team.mgit("tag", "v1.0")
+    said = tag_refused(team, "no-record")
+    assert "--suites-from origin/main --record --sign` makes it, `mgit push --tags` sends it" in said
+    team.record(against="HEAD", stage="release", key="owner")
+    tag_refused(team, "signer")
+    team.record(against="HEAD")
+    assert "is of stage commit, and tag v1.0 requires release" in tag_refused(team, "stage")
+    report = json.loads(team.mgit("check", "v1.0", "--base", "origin/main", "--no-suites", "--json", code=None).out)
+    sections = {item["name"]: item for item in report["sections"]}
+    assert sections["tag policy"]["outcome"] == "fail"
+    assert sections["tag policy"]["findings"][0]["rule"] == "policy/stage"
+    team.record(against="HEAD", stage="release")
+    report = json.loads(team.mgit("check", "v1.0", "--base", "origin/main", "--no-suites", "--json", code=None).out)
+    sections = {item["name"]: item for item in report["sections"]}
+    assert sections["tag policy"]["summary"] == "release would let tag v1.0 in"
+    assert "smoke by ci@example.org" in sections["signatures"]["summary"]
+    assert "  policy release of tag v1.0: kept (advisory" in team.mgit("push", "--tags").err
+    # The next release must be compared with this one, which the tip need not be.
+    for seed in (1, 2):
+        team.weights(seed)
+        team.commit()
+        team.record()
+        team.mgit("push", "origin", "main")
+    team.mgit("tag", "v1.1")
+    team.record(stage="release")
+    assert "does not compare with v1.0, the protected tag behind tag v1.1" in tag_refused(team, "stale-baseline")
+    team.record(stage="release", against="v1.0")
+    team.mgit("push", "--tags")
+
+
+def test_a_protected_tag_stays(releasing: GatedTeam) -> None:
+    team = releasing
+    team.mgit("tag", "v1.0")
+    team.record(against="HEAD", stage="release")
+    team.mgit("push", "--tags")
+    said = team.mgit("push", "origin", "--delete", "v1.0", code=1).err
+    assert "error: the policy of origin/main refuses tag v1.0: tag v1.0 is protected and cannot be deleted" in said
+    team.weights(1)
+    team.commit()
+    team.mgit("tag", "-f", "v1.0")
+    assert "origin has a tag v1.0 already" in team.mgit("push", "--tags", code=5).err
+    team.mgit("tag", "notes")
+    team.record()
+    team.mgit("tag", "-d", "v1.0")
+    team.mgit("push", "--tags")
+    team.mgit("push", "origin", "--delete", "notes")
+    copy = team.root.parent / "copy"
+    team.mgit("clone", str(team.origin), str(copy))
+    found = json.loads(team.mgit("tag", "--json", cwd=copy).out)["tags"]
+    assert [item["name"] for item in found] == ["v1.0"]
+
+
+def test_an_owner_overrides_for_one_tag(releasing: GatedTeam) -> None:
+    team = releasing
+    team.mgit("tag", "v1.0")
+    team.mgit("tag", "v1.0.1")
+    tag_refused(team, "no-record")
+    approved = team.approve("--tag", "v1.0", "--override").err
+    assert "for tag v1.0 (policy release) as owner@example.org" in approved
+    said = tag_refused(team, "override")
+    assert "policy release of tag v1.0:" not in said
+    assert "an override does not count: the approval is for tag v1.0, and not for tag v1.0.1" in said
+    team.mgit("tag", "-d", "v1.0.1")
+    said = team.mgit("push", "--tags").err
+    assert "policy release of tag v1.0: overridden by owner@example.org: looked at it" in said

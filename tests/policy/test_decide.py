@@ -7,36 +7,37 @@ from typing import Any
 import pytest
 
 from modelgit.objects import CommitId, PatchFacts
-from modelgit.objects.policies import APPROVAL_KINDS, ApprovalRule, BranchPolicy, OverrideRule, Requirement
-from modelgit.policy.base import BranchUpdate, PolicyDecision, SignedApproval, SignedVerdict, SuiteVersions
+from modelgit.objects.policies import APPROVAL_KINDS, ApprovalRule, OverrideRule, RefPolicy, Requirement
+from modelgit.policy.base import Earlier, PolicyDecision, RefChange, SignedApproval, SignedVerdict, SuiteVersions
 from modelgit.policy.decide import decide_update, policies_of
 
 TIP, NEW, OTHER = (CommitId.of(text) for text in (b"tip", b"new", b"other"))
 CI, OWNER = "ci@example.org", "owner@example.org"
 SMOKE = SuiteVersions("b3:suite", "b3:suite")
-POLICY = BranchPolicy(
+POLICY = RefPolicy(
     branches=("main", "release/*"),
     require=(Requirement(suite="smoke"),),
     signers=(CI,),
     approval=ApprovalRule(by=(OWNER,)),
     override=OverrideRule(by=(OWNER,)),
 )
-UPDATE = BranchUpdate(
-    branch="main",
+UPDATE = RefChange(
+    ref="heads/main",
     remote="origin",
     old=TIP,
     new=NEW,
     against=TIP,
+    base="origin/main",
     weights_old="old",
     weights_new="new",
     suites={"smoke": SMOKE},
 )
 GOOD = SignedVerdict("smoke", "b3:suite", "new", ("old",), "pass", "push", (CI,))
-APPROVED = SignedApproval(NEW, TIP, APPROVAL_KINDS, "looked at it", signers=(OWNER,))
+APPROVED = SignedApproval(NEW, TIP, "heads/main", ("guard",), APPROVAL_KINDS, "looked at it", signers=(OWNER,))
 
 
 def decide(
-    update: BranchUpdate = UPDATE,
+    update: RefChange = UPDATE,
     *,
     verdicts: tuple[SignedVerdict, ...] = (GOOD,),
     approvals: tuple[SignedApproval, ...] = (),
@@ -183,6 +184,10 @@ def test_changes_that_need_approval(kind: str) -> None:
         ({"commit": OTHER}, OTHER.short),
         ({"base": OTHER}, "another tip"),
         ({"base": None}, "another tip"),
+        ({"ref": "heads/release/1"}, "the approval is for release/1, and not for main"),
+        ({"ref": "tags/main"}, "the approval is for tag main, and not for main"),
+        ({"ref": ""}, "the approval names no branch: an older mgit made it"),
+        ({"policies": ("size",)}, "the approval is for the policy size, and not for guard"),
         ({"signers": ("dev@example.org",)}, "signed by dev@example.org"),
         ({"signers": ()}, "not signed"),
         ({"signers": (), "problem": "its key is unknown"}, "its key is unknown"),
@@ -208,10 +213,14 @@ def test_an_owner_overrides_with_a_reason() -> None:
         override._replace(override=False),
         override._replace(commit=OTHER),
         override._replace(base=OTHER),
+        override._replace(ref="heads/release/1"),
+        override._replace(policies=("other",)),
         override._replace(signers=(CI,)),
         override._replace(problem="altered"),
     ):
-        assert not decide(verdicts=failing, approvals=(bad,)).allowed
+        refused = decide(verdicts=failing, approvals=(bad,))
+        assert not refused.allowed
+        assert rules(refused) == (["verdict", "override"] if bad.override else ["verdict"])
     assert not decide(verdicts=failing, approvals=(override,), override=OverrideRule()).allowed
     assert decide(approvals=(override,)).overridden == ""
 
@@ -226,15 +235,78 @@ def test_protected_branches_are_neither_deleted_nor_rewritten() -> None:
     assert decide(UPDATE._replace(old=None)).allowed
 
 
+def test_which_refs_a_policy_is_about() -> None:
+    everything = ("heads/main", "heads/v1", "tags/main", "tags/v1")
+
+    def about(policy: RefPolicy) -> list[str]:
+        return [ref for ref in everything if policy.protects(ref)]
+
+    assert about(RefPolicy()) == ["heads/main"]
+    assert about(RefPolicy(tags=("v*",))) == ["tags/v1"]
+    assert about(RefPolicy(branches=("main",), tags=("v*",))) == ["heads/main", "tags/v1"]
+    assert about(RefPolicy(branches=(), tags=())) == []
+
+
+TAG = UPDATE._replace(
+    ref="tags/v2", old=None, weights_old="new", suites={"smoke": SuiteVersions("b3:suite", None)}
+)  # fmt: skip
+RELEASED: dict[str, Any] = {"tags": ("v*",), "require": (Requirement(suite="smoke", stage="release"),)}
+
+
+def test_a_protected_tag_needs_a_record_though_its_weights_are_the_tip_s() -> None:
+    refused = decide(TAG, verdicts=(), **RELEASED)
+    assert rules(refused) == ["no-record"]
+    assert refused.refusals[0].hint == (
+        f"`mgit eval {NEW.short} --suite smoke --suites-from origin/main --record --sign` makes it,"
+        " `mgit push --tags` sends it"
+    )
+    early = decide(TAG, **RELEASED)
+    assert rules(early) == ["stage"]
+    assert "and tag v2 requires release" in early.refusals[0].message
+    assert decide(TAG, verdicts=(GOOD._replace(stage="release"),), **RELEASED).allowed
+
+
+def test_a_release_is_compared_with_the_one_before() -> None:
+    after = TAG._replace(behind={"guard": Earlier("v1", "first")})
+    good = GOOD._replace(stage="release")
+    stale = decide(after, verdicts=(good,), **RELEASED)
+    assert rules(stale) == ["stale-baseline"]
+    assert "does not compare with v1, the protected tag behind tag v2" in stale.refusals[0].message
+    assert "--suites-from origin/main --baseline v1 --record" in stale.refusals[0].hint
+    assert decide(after, verdicts=(good._replace(baselines=("old", "first")),), **RELEASED).allowed
+    assert decide(after, verdicts=(good,), baseline_must_be="any", **RELEASED).allowed
+    first = good._replace(decision="baseline", baselines=())
+    assert decide(TAG, verdicts=(first,), **RELEASED).allowed
+    assert not decide(after, verdicts=(first,), baseline_must_be="any", **RELEASED).allowed
+
+
+def test_protected_tags_stay() -> None:
+    moved = decide(TAG._replace(old=OTHER), verdicts=(GOOD._replace(stage="release"),), **RELEASED)
+    assert rules(moved) == ["rewrite"]
+    assert moved.refusals[0].message == f"tag v2 is protected and stays at {OTHER.short}: others rely on what it named"
+    gone = TAG._replace(old=OTHER, new=None)
+    assert rules(decide(gone, **RELEASED)) == ["deletion"]
+    assert decide(gone, allow_rewrite=True, **RELEASED).allowed
+
+
+def test_approvals_of_tags_name_the_tag() -> None:
+    update = TAG._replace(facts=PatchFacts(code=("bot/modeling.py",)))
+    good = (GOOD._replace(stage="release"),)
+    refused = decide(update, verdicts=good, approvals=(APPROVED,), **RELEASED)
+    assert "the approval is for main, and not for tag v2" in refused.refusals[0].message
+    assert f"`mgit approve {NEW.short} --base origin/main --tag v2 -m REASON`" in refused.refusals[0].hint
+    assert decide(update, verdicts=good, approvals=(APPROVED._replace(ref="tags/v2"),), **RELEASED).allowed
+
+
 def test_settings_that_nobody_could_read_are_not_let_in() -> None:
     assert rules(decide(UPDATE._replace(unreadable="mgit.toml, line 3: not valid TOML"))) == ["unreadable"]
 
 
 def test_policies_hold_for_the_branches_that_they_name() -> None:
-    policies = {"guard": POLICY, "size": BranchPolicy(branches=("*",), max_patch_bytes=1)}
-    assert not policies_of({"guard": POLICY}, "feature")
-    assert decide_update({"guard": POLICY}, UPDATE._replace(branch="feature")) == []
-    update = UPDATE._replace(branch="release/2", facts=PatchFacts(bytes_added=2))
+    policies = {"guard": POLICY, "size": RefPolicy(branches=("*",), max_patch_bytes=1)}
+    assert not policies_of({"guard": POLICY}, "heads/feature")
+    assert decide_update({"guard": POLICY}, UPDATE._replace(ref="heads/feature")) == []
+    update = UPDATE._replace(ref="heads/release/2", facts=PatchFacts(bytes_added=2))
     found = {item.policy: rules(item) for item in decide_update(policies, update, verdicts=(GOOD,))}
     assert found == {"guard": [], "size": ["patch-size"]}
 

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from modelgit.errors import IntegrityError, MissingExtraError, UsageError
-from modelgit.objects import CheckResult, EvalRecord, ManifestId, Note
+from modelgit.objects import CheckResult, CommitId, EvalRecord, ManifestId, Note
 from modelgit.objects.acceptances import Acceptance, read_acceptance, write_acceptance
+from modelgit.objects.approvals import Approval, read_approval, write_approval
 from modelgit.objects.attestations import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,
@@ -212,6 +213,24 @@ def test_an_acceptance_needs_examples_and_a_reason_and_lapses() -> None:
     for wrong in ({"examples": ()}, {"examples": ("b", "a")}, {"reason": " "}, {"test": ""}, {"expires": "soon"}):
         with pytest.raises(IntegrityError):
             read_acceptance(write_acceptance(msgspec.structs.replace(good, **wrong)))
+
+
+def test_an_approval_is_for_a_ref_and_its_policies() -> None:
+    commit = str(CommitId.of(b"commit"))
+    good = Approval(
+        statement_type="mgit:approval:v2", commit=commit, base=commit, of=("code",), reason="read it",
+        author="Ada <ada@example.org>", time="2027-01-15T08:00:00Z", ref="tags/v1.0", policies=("guard", "size"),
+    )  # fmt: skip
+    assert read_approval(write_approval(good)) == good
+    for wrong in (
+        {"ref": ""}, {"ref": "v1.0"}, {"ref": "remotes/origin/main"}, {"ref": "heads/a b"}, {"policies": ()},
+        {"policies": ("size", "guard")}, {"policies": ("guard", "guard")}, {"policies": ("",)}, {"reason": " "},
+        {"of": ()}, {"base": "main"}, {"statement_type": "mgit:approval:v1"}, {"statement_type": "mgit:approval:v3"},
+    ):  # fmt: skip
+        with pytest.raises(IntegrityError, match="approval"):
+            read_approval(write_approval(msgspec.structs.replace(good, **wrong)))
+    old = msgspec.structs.replace(good, statement_type="mgit:approval:v1", ref="", policies=())
+    assert read_approval(write_approval(old)).ref == ""  # it is read for good, and counts for nothing
 
 
 def test_a_signature_that_cannot_be_checked_does_not_count(keygen: Keygen) -> None:
