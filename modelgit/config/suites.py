@@ -248,10 +248,14 @@ class ShellTest(CodeTest, frozen=True, kw_only=True, tag="shell"):
 
 
 class ResourcesTest(DataTest, frozen=True, kw_only=True, tag="resources"):
-    """What a model costs: bytes of its weights, parameters, p50_ms of a forward pass on one example of the data."""
+    """What a model costs: bytes of its weights, parameters, p50_ms of a forward pass on one example of the data.
+
+    With `cache` "weights" durations are kept for machines of this kind.
+    """
 
     metrics: dict[OneOf["bytes", "parameters", "p50_ms"], MetricLimit]
     task: str | None = None
+    cache: OneOf["weights", "none"] = "weights"
 
 
 class ReportSettings(Table, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,7 @@ from modelgit.config.suites import (
     PinTest,
     ResourcesTest,
     RetrievalTest,
+    RunSettings,
 )
 from modelgit.errors import UsageError
 from modelgit.evals.base import KINDS, SuiteRun
@@ -269,7 +271,7 @@ def test_sizes_against_a_baseline() -> None:
 def test_durations_are_medians_of_alternating_passes(
     images: tuple[Told, Told, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelgit.evals.kinds import resources
+    from modelgit.evals import durations
 
     new, old, data = images
     order: list[int] = []
@@ -279,7 +281,7 @@ def test_durations_are_medians_of_alternating_passes(
         order.append(id(model))
         return next(spent)
 
-    monkeypatch.setattr(resources, "_pass_ms", timed)
+    monkeypatch.setattr(durations, "_pass_ms", timed)
     limits = {"p50_ms": MetricLimit(max_ratio=1.5, repeats=3)}
     (line,) = lines(ResourcesTest(name="cost", data="data", metrics=limits), suite_run(new, old, data=data))
     first, second = order[1], order[0]
@@ -288,6 +290,47 @@ def test_durations_are_medians_of_alternating_passes(
     assert (line.value, line.baseline, line.decision, line.unit) == (5.0, 2.0, "fail", "ms")
     with pytest.raises(UsageError, match="has no data"):
         lines(ResourcesTest(name="cost", metrics=limits), suite_run(new, old))
+
+
+def test_durations_are_kept_by_all_that_was_measured_together(
+    images: tuple[Told, Told, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelgit.evals import durations, machine
+
+    new, old, data = images
+    count = iter(range(1, 10**6))
+    monkeypatch.setattr(durations, "_pass_ms", lambda *_: float(next(count)))
+
+    def measured(*baselines: Told, cache: str = "weights", ratio: float = 9.0, **more: Any) -> float:
+        limits = {
+            "p50_ms": MetricLimit(max_ratio=ratio if baselines else None, max=1e9, repeats=more.pop("repeats", 1))
+        }
+        test = ResourcesTest(name="cost", data="data", metrics=limits, cache=cache)
+        (line,) = lines(test, suite_run(new, *baselines, data=data, **more))
+        return line.value
+
+    first = measured(old)
+    loaded = (new.loaded, old.loaded)
+    # Neither the limit nor the name of the baseline is part of it, and no model is loaded for it.
+    assert measured(old, ratio=8.0) == first
+    assert (new.loaded, old.loaded) == loaded
+    seen = {first}
+    others: list[Any] = [
+        measured,
+        lambda: measured(dataclasses.replace(old, name="other weights")),
+        lambda: measured(old, repeats=2),
+        lambda: measured(old, settings=RunSettings(dtype="float64")),
+        lambda: measured(old, surroundings={"OMP_NUM_THREADS": "7"}),
+        lambda: measured(old, cache="none"),
+    ]
+    for other in others:
+        seen.add(other())
+    monkeypatch.setattr(machine, "_processor", lambda: "another")
+    seen.add(measured(old))
+    assert len(seen) == len(others) + 2
+    for key in new.kept:
+        new.kept[key] = {"medians_ms": ["x"]}
+    assert measured(old) not in seen
 
 
 def test_durations_are_measured(images: tuple[Told, Told, Any]) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import torch
+import msgspec
+from blake3 import blake3
 
 from modelgit.config.suites import MetricLimit, ResourcesTest
 from modelgit.errors import UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun, data_name
 from modelgit.evals.checks import Row, failed, metric_row
-from modelgit.models.base import TaskModel
-from modelgit.models.outputs import batch_inputs, evaluating, module_device, run_model
+from modelgit.evals.machine import machine_class
 
 __all__ = ["run"]
 
 _REPEATS = 20
-_WARM_UP = 3
 _UNITS = {"bytes": "bytes", "parameters": "count", "p50_ms": "ms"}
 
 
@@ -27,7 +25,9 @@ def run(test: ResourcesTest, run: SuiteRun) -> Iterator[Row]:
 
     `bytes` and `parameters` are those of the stored tensors, each counted once.  `p50_ms` is the median of `repeats`
     forward passes on the first example, alone in its batch, after a warm-up; the passes of a baseline are made in
-    between those of the candidate, so that both see the same machine.  Raises UsageError for `p50_ms` without data.
+    between those of the candidate, so that both see the same machine.  They are kept by the weights of all that was
+    measured together, what computed, and the class of the machine, unless the test says `cache = "none"`.  Raises
+    UsageError for `p50_ms` without data.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for name, limit in test.metrics.items():
@@ -53,51 +53,52 @@ def _durations(test: ResourcesTest, run: SuiteRun, limit: MetricLimit) -> Iterat
             f"test `{test.name}` measures p50_ms and has no data", hint='write `data = "NAME"` in the test'
         )
     data = run.data_of(test)
-    repeats = limit.repeats or _REPEATS
     if not limit.relative:
-        found = _medians_ms(run, [run.candidate], data, repeats)
-        yield metric_row("p50_ms", limit, found[0], None, unit="ms", examples=1)
+        (value,) = _medians_ms(test, run, [run.candidate], data, limit)
+        yield metric_row("p50_ms", limit, value, None, unit="ms", examples=1)
         return
     if not run.baselines:
         yield failed("p50_ms", limit, "", decision="baseline")
     for side in run.baselines:
-        value, before = _medians_ms(run, [run.candidate, side], data, repeats)
+        value, before = _medians_ms(test, run, [run.candidate, side], data, limit)
         yield metric_row("p50_ms", limit, value, before, unit="ms", examples=1, against=side.name)
 
 
-def _medians_ms(run: SuiteRun, sides: list[Side], data: Dataset, repeats: int) -> list[float]:
-    """Median duration of one forward pass of each side in milliseconds; passes of the sides alternate."""
-    models = [side.model(data) for side in sides]
-    inputs = [_inputs(model, side, data) for model, side in zip(models, sides, strict=True)]
-    spent: list[list[float]] = [[] for _ in sides]
-    with evaluating(*(model.module for model in models)), torch.inference_mode():
-        for turn in range(_WARM_UP + repeats):
-            run.check()
-            # Who goes first changes from turn to turn.
-            for at in range(len(sides)) if turn % 2 else reversed(range(len(sides))):
-                duration = _pass_ms(models[at], inputs[at])
-                if turn >= _WARM_UP:
-                    spent[at].append(duration)
-    return [float(np.median(durations)) for durations in spent]
+def _medians_ms(
+    test: ResourcesTest, run: SuiteRun, sides: Sequence[Side], data: Dataset, limit: MetricLimit
+) -> list[float]:
+    """The durations of the sides, measured together: now, or when the same was asked before."""
+    repeats = limit.repeats or _REPEATS
+    key = None if test.cache == "none" else _key(run, sides, data, repeats)
+    known = None if key is None else _known(run.candidate.scores(key), len(sides))
+    if known is not None:
+        return known
+    from modelgit.evals.durations import median_passes_ms
+
+    found = median_passes_ms(sides, data, repeats=repeats, check=run.check)
+    if key is not None:
+        run.candidate.keep_scores(key, {"medians_ms": found})
+    return found
 
 
-def _inputs(model: TaskModel, side: Side, data: Dataset) -> dict[str, torch.Tensor]:
-    batch = next(iter(side.encode(data, np.zeros(1, dtype=np.int64)).batches(1)))
-    return batch_inputs(batch, module_device(model.module))
+def _key(run: SuiteRun, sides: Sequence[Side], data: Dataset, repeats: int) -> str:
+    """All that durations depend on beside the candidate's weights, as far as it is known."""
+    task = msgspec.structs.replace(data.task, train=None, test=None, model="")
+    settings = run.settings
+    asked = (
+        [(side.model_path(data.task), side.weights) for side in sides],
+        (task, data.fingerprint, repeats),
+        (settings.device, settings.dtype, sorted(run.code.items()) if task.entry is not None else []),
+        sorted(run.candidate.versions.items()),
+        machine_class(settings.device, run.surroundings),
+    )
+    return f"durations:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"
 
 
-def _pass_ms(model: TaskModel, inputs: dict[str, torch.Tensor]) -> float:
-    _wait(model)
-    started = time.perf_counter()
-    run_model(model, inputs)
-    _wait(model)
-    return 1000.0 * (time.perf_counter() - started)
-
-
-def _wait(model: TaskModel) -> None:
-    """Let an accelerator finish what it was given."""
-    device = module_device(model.module)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def _known(value: Mapping[str, Any] | None, count: int) -> list[float] | None:
+    """What was kept; None for anything that is not one duration for each side."""
+    try:
+        found = msgspec.convert({} if value is None else value.get("medians_ms"), list[float])
+    except msgspec.ValidationError:
+        return None
+    return found if len(found) == count and all(duration > 0 for duration in found) else None
