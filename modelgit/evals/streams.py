@@ -7,7 +7,6 @@ of each batch only a number for each output remains.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from modelgit.errors import UsageError
+from modelgit.evals.losses import Losses
 from modelgit.models.base import Batch, ExampleSet, TaskModel
 from modelgit.models.outputs import (
     OutputRows,
@@ -28,31 +28,13 @@ from modelgit.models.outputs import (
 )
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["Losses", "embeddings", "output_divergences", "output_losses"]
+__all__ = ["embeddings", "output_divergences", "output_losses"]
 
 Check = Callable[[], None]
 
 
 def _no_check() -> None:
     """There is no budget to be over."""
-
-
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """-log p of the labelled outputs in nats, summed by example: `sums` float64 `[N]`, `counts` int64 `[N]`."""
-
-    sums: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-    @property
-    def outputs(self) -> int:
-        """How many outputs (tokens) have a label."""
-        return int(self.counts.sum())
-
-    @property
-    def mean(self) -> float:
-        """Nats per labelled output; NaN without any."""
-        return float(self.sums.sum() / self.outputs) if self.outputs else float("nan")
 
 
 def output_losses(

@@ -237,6 +237,14 @@ def test_recall_of_new_queries_in_the_old_index(images: tuple[Told, Told, Any]) 
     assert recall.decision == "pass"
     assert cosine.value == pytest.approx(cosines(rows[0], rows[1]).mean(), rel=1e-5)
     assert (cosine.name, cosine.decision) == ("cosine", "fail")
+    # What the two give together is kept, whatever the limits; nothing is loaded for it again.
+    loaded = (new.loaded, old.loaded)
+    strict = lines(RetrievalTest(name="index", data="data", k=2, max_drop=0.0, min_cosine=-1.0), run)
+    assert [line.value for line in strict] == [recall.value, cosine.value] and strict[1].decision == "pass"
+    assert (new.loaded, old.loaded) == loaded
+    lines(RetrievalTest(name="index", data="data", k=1, max_drop=1.0), run)
+    lines(RetrievalTest(name="index", data="data", min_cosine=0.0), suite_run(new, Told(made=old.made), data=data))
+    assert (new.loaded, old.loaded) == (loaded[0] + 2, loaded[1] + 1)
 
 
 def test_an_index_by_the_same_weights_answers_the_same(images: tuple[Told, Told, Any]) -> None:

@@ -14,7 +14,7 @@ from modelgit.config.suites import MetricLimit, PerplexityTest
 from modelgit.errors import CheckFailed, UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun
 from modelgit.evals.checks import Row, failed, metric_row
-from modelgit.evals.streams import Losses, output_losses
+from modelgit.evals.losses import Losses
 from modelgit.models.kinds import LANGUAGE_KINDS
 from modelgit.objects import CheckResult
 
@@ -79,6 +79,8 @@ def _losses(run: SuiteRun, side: Side, data: Dataset) -> Losses:
     known = _known(side.scores(key), len(data))
     if known is not None:
         return known
+    from modelgit.evals.streams import output_losses
+
     everything = np.arange(len(data), dtype=np.int64)
     losses = output_losses(side.model(data), side.encode(data, everything), check=run.check, progress=run.progress)
     side.keep_scores(key, {"sums": losses.sums.tolist(), "counts": losses.counts.tolist()})

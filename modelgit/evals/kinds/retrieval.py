@@ -6,10 +6,12 @@ and searched with the embeddings of the candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from modelgit.config.suites import MetricLimit, RetrievalTest
@@ -17,7 +19,6 @@ from modelgit.errors import CheckFailed, UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun
 from modelgit.evals.checks import Row, accuracy_row, failed, metric_row
 from modelgit.evals.metrics import cosines, recall_at_k
-from modelgit.evals.streams import embeddings
 
 __all__ = ["run"]
 
@@ -25,8 +26,9 @@ __all__ = ["run"]
 def run(test: RetrievalTest, run: SuiteRun) -> Iterator[Row]:
     """For each baseline a line for recall (new queries, old index) and one for the mean cosine, as far as limited.
 
-    Held are one model at a time, float32 embeddings of both sides, and blocks of their similarities.  Raises UsageError
-    for a model without embeddings and, where recall is limited, for data without labels.
+    What two models give together is kept.  Held are one model at a time, float32 embeddings of both sides, and blocks
+    of their similarities.  Raises UsageError for a model without embeddings and, where recall is limited, for data
+    without labels.
     """
     data = run.data_of(test)
     recall_limit = MetricLimit(max_drop=test.max_drop)
@@ -39,46 +41,98 @@ def run(test: RetrievalTest, run: SuiteRun) -> Iterator[Row]:
             if wanted is not None:
                 yield failed(name, limit, "", decision="baseline")
         return
-    try:
-        new = _embeddings(run, run.candidate, data)
-    except CheckFailed as error:
-        yield failed(names[0], recall_limit, error.message, decision="fail")
-        return
+    new = None
+    k = test.k if test.max_drop is not None or test.level == "info" else None
     for side in run.baselines:
-        old = _embeddings(run, side, data)
-        if old.shape != new.shape:
-            reason = f"embeddings have {new.shape[1]} numbers, and {old.shape[1]} in the baseline {side.name}"
+        key = _key(run, side, data, k)
+        found = _known(run.candidate.scores(key))
+        if found is None:
+            try:
+                new = _embeddings(run, run.candidate, data) if new is None else new
+            except CheckFailed as error:
+                yield failed(names[0], recall_limit, error.message, decision="fail")
+                return
+            found = _measured(data, _embeddings(run, side, data), new, k)
+            run.candidate.keep_scores(key, msgspec.to_builtins(found))
+        if found.mean_cosine is None:
+            reason = f"embeddings have {found.width} numbers, and {found.width_before} in the baseline {side.name}"
             yield failed(names[0], recall_limit, reason, decision="fail")
             continue
-        if test.max_drop is not None or test.level == "info":
-            yield _recall(names[0], recall_limit, data, old, new, test.k, side)
+        if k is not None:
+            yield _recall(names[0], recall_limit, data, found, side)
         if test.min_cosine is not None or test.level == "info":
-            mean = float(cosines(old, new).mean())
-            yield metric_row(names[1], cosine_limit, mean, None, unit="number", examples=len(data), against=side.name)
+            yield metric_row(
+                names[1],
+                cosine_limit,
+                found.mean_cosine,
+                None,
+                unit="number",
+                examples=len(data),
+                against=side.name,
+            )
+
+
+class _Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What two sets of embeddings give: `hits` of `queries` find their like, `same` is the share with one nearest.
+
+    Of embeddings of different widths nothing but these is known; without queries, nothing was searched.
+    """
+
+    width: int
+    width_before: int
+    queries: int = 0
+    hits: int = 0
+    hits_before: int = 0
+    same: float = 0.0
+    mean_cosine: float | None = None
+
+
+def _measured(data: Dataset, old: NDArray[np.float32], new: NDArray[np.float32], k: int | None) -> _Found:
+    found = _Found(width=new.shape[1], width_before=old.shape[1])
+    if old.shape != new.shape:
+        return found
+    found = msgspec.structs.replace(found, mean_cosine=float(cosines(old, new).mean()))
+    if k is None:
+        return found
+    before = recall_at_k(old, old, data.labels, k=k)
+    after = recall_at_k(new, old, data.labels, k=k)
+    same = float(np.mean(before.first == after.first))
+    return msgspec.structs.replace(found, queries=after.queries, hits=after.hits, hits_before=before.hits, same=same)
+
+
+def _key(run: SuiteRun, side: Side, data: Dataset, k: int | None) -> str:
+    """All that it depends on beside the candidate's weights."""
+    task = msgspec.structs.replace(data.task, train=None, test=None)
+    code = sorted(run.code.items()) if task.entry is not None else []
+    asked = (
+        (side.weights, side.model_path(task), task, data.fingerprint, blake3(data.labels.tobytes()).hexdigest(), k),
+        (run.settings.device, run.settings.dtype, code, sorted(side.versions.items())),
+    )
+    return f"retrieval:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"
+
+
+def _known(value: Mapping[str, Any] | None) -> _Found | None:
+    try:
+        return msgspec.convert(value, _Found)
+    except msgspec.ValidationError:
+        return None
 
 
 def _embeddings(run: SuiteRun, side: Side, data: Dataset) -> NDArray[np.float32]:
+    from modelgit.evals.streams import embeddings
+
     everything = np.arange(len(data), dtype=np.int64)
     return embeddings(side.model(data), side.encode(data, everything), check=run.check, progress=run.progress)
 
 
-def _recall(
-    name: str,
-    limit: MetricLimit,
-    data: Dataset,
-    old: NDArray[np.float32],
-    new: NDArray[np.float32],
-    k: int,
-    side: Side,
-) -> Row:
-    before = recall_at_k(old, old, data.labels, k=k)
-    after = recall_at_k(new, old, data.labels, k=k)
-    if not after.queries:
+def _recall(name: str, limit: MetricLimit, data: Dataset, found: _Found, side: Side) -> Row:
+    if not found.queries:
         raise UsageError(
             f"no two examples of `{data.name}` have the same label, and recall needs such",
             hint='write `label = "FIELD"` under [data.NAME] of the suite',
         )
-    same = float(np.mean(before.first == after.first))
-    line = accuracy_row(limit, after.queries, after.hits, before.hits, against=side.name)
-    detail = f"{after.hits:,} of {after.queries:,} queries find their like; {100 * same:.1f} % have the same nearest"
+    line = accuracy_row(limit, found.queries, found.hits, found.hits_before, against=side.name)
+    detail = (
+        f"{found.hits:,} of {found.queries:,} queries find their like; {100 * found.same:.1f} % have the same nearest"
+    )
     return Row(msgspec.structs.replace(line.result, name=name, detail=detail), line.decision)
