@@ -107,7 +107,7 @@ def _name(conflict: Conflict) -> str:
     # A tensor's name says more than its model's path; a file's key says nothing without the file.
     return (
         conflict.path
-        if conflict.kind in ("key", "text", "binary", "vocabulary") or not conflict.item
+        if conflict.kind in ("key", "text", "binary", "vocabulary", "learned") or not conflict.item
         else conflict.item
     )
 
@@ -125,6 +125,7 @@ def _reason(conflict: Conflict) -> str:
         "signs": "the sides move apart",
         "tokens": "both sides added a token",
         "vocabulary": "the vocabularies cannot be matched",
+        "learned": "the tokenizers contradict each other",
     }
     return reasons.get(conflict.kind, conflict.kind)
 

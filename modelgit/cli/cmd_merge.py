@@ -316,7 +316,12 @@ def _plan(session: Session, revision: str, *, sign_limit: float | None, as_json:
             {**plain_data(item), "share": round(item.share, 6), "soft_conflict": item in planned.signs}
             for item in planned.overlaps
         ]
-        known = {"base_commit": sides.base_id, "counts": plan.counts, "sign_limit": planned.sign_limit}
+        known = {
+            "base_commit": sides.base_id,
+            "counts": plan.counts,
+            "sign_limit": planned.sign_limit,
+            "notes": planned.notes,
+        }
         output.json("mgit.merge-plan/1", {**plain_data(plan), **known, "overlaps": overlaps})
         return
     view = repo.view()
@@ -325,6 +330,7 @@ def _plan(session: Session, revision: str, *, sign_limit: float | None, as_json:
     output.line(*heading(revision, repo.resolve(revision), view.branch, head, sides.base_id))
     output.lines(plan_lines(plan, ours=ours, theirs=revision, strategy="combine", overlaps=planned.overlaps))
     output.lines(sign_lines(planned.signs))
+    output.lines([[dim("note: "), sentence] for sentence in planned.notes])
     output.lines(conflict_lines(plan.conflicts, ours=ours, theirs=revision))
 
 

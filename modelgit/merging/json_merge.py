@@ -121,12 +121,19 @@ def _taken(value: Value | None, source: Style, target: Style) -> str | None:
 
 def _order(ours: JsonObject, theirs: JsonObject, chosen: Mapping[str, str | None]) -> list[str]:
     """Ours' order; a key that only theirs (or base) has goes behind the key that precedes it there."""
-    order = list(ours.members)
+    follower: dict[str | None, str] = {}
     previous: str | None = None
     for name in theirs.members:
         if name not in ours.members:
-            order.insert(order.index(previous) + 1 if previous is not None else 0, name)
+            follower[previous] = name
         previous = name
+    order: list[str] = []
+    for head in (None, *ours.members):
+        order += [] if head is None else [head]
+        after = follower.get(head)
+        while after is not None:
+            order.append(after)
+            after = follower.get(after)
     order += [name for name in chosen if name not in ours.members and name not in theirs.members]
     return [name for name in order if chosen[name] is not None]
 

@@ -1,7 +1,10 @@
 """Vocabularies of two sides become one: tokens keep their names, and rows of tables follow them.
 
-An id means nothing by itself: two fine-tunes that each added a token gave it the same id.  Ours keeps its ids; tokens
-that theirs alone added get the next ones, in theirs' order.  Where one side alone changed the vocabulary, it decides.
+An id means nothing by itself: two fine-tunes that each added a token gave it the same id.  Ours keeps its order; tokens
+that theirs alone added come behind it, in theirs' order.  Where one side alone changed the vocabulary, it decides.
+
+Tokens that the model of a tokenizer has learned (a list of words, pairs that are joined, pieces) come before those that
+were added to it: the loader of tokenizer.json numbers these on from the size of the model, whatever the file says.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from modelgit.merging.learned import Clash
 from modelgit.merging.rows import RowPlan, Run, joined
+from modelgit.merging.sentencepiece import PLAIN_FILES, read_model
 from modelgit.objects.merges import SideName
 
 __all__ = [
@@ -27,8 +32,15 @@ __all__ = [
     "stretches",
 ]
 
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "added_tokens.json")
-"""The files that say which row is which token; the first counts, if there is one."""
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    *PLAIN_FILES,
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+"""The files that say which row is which token: the first that is there, with the last two unless it is the first."""
 
 _TABLES = frozenset(
     [
@@ -53,15 +65,27 @@ _ORDER: tuple[SideName, ...] = ("ours", "theirs", "base")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows by token, and the name of the file that says so."""
+    """Rows by token, the name of the file that says so, and the tokens that are not of the tokenizer's model."""
 
     ids: Mapping[str, int]
     source: str
+    added: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
         """The rows that have a token, and those before them."""
         return max(self.ids.values(), default=-1) + 1
+
+    def learned(self) -> list[str]:
+        """The tokens of the tokenizer's model, by row."""
+        return sorted((token for token in self.ids if token not in self.added), key=self.ids.__getitem__)
+
+    def is_dense(self) -> bool:
+        """Whether each row has one token, those that were added behind the others, as loaders number them."""
+        learned = len(self.ids) - len(self.added)
+        return len({*self.ids.values()}) == self.size == len(self.ids) and all(
+            self.ids[token] >= learned for token in self.added
+        )
 
 
 class Tables(NamedTuple):
@@ -101,23 +125,40 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary | None:
         added = table.get("added_tokens")
         entries = [item for item in added if isinstance(item, dict)] if isinstance(added, list) else []
         more = {item.get("content"): item.get("id") for item in entries}
-        return _checked({**(listed if isinstance(listed, dict) else {}), **more}, "tokenizer.json")
-    beside = json_object(files.get("added_tokens.json")) or {}
+        return _checked(listed if isinstance(listed, dict) else {}, more, "tokenizer.json")
+    settings = json_object(files.get("tokenizer_config.json")) or {}
+    beside = {**_decoder(settings), **(json_object(files.get("added_tokens.json")) or {})}
     if "vocab.txt" in files:
         lines = files["vocab.txt"].decode("utf-8", "replace").split("\n")
         lines = lines[:-1] if not lines[-1] else lines
-        return _checked({**{line.rstrip("\r"): row for row, line in enumerate(lines)}, **beside}, "vocab.txt")
+        return _checked({line.rstrip("\r"): row for row, line in enumerate(lines)}, beside, "vocab.txt")
     plain = json_object(files.get("vocab.json"))
-    return None if plain is None else _checked({**plain, **beside}, "vocab.json")
+    if plain is not None:
+        return _checked(plain, beside, "vocab.json")
+    for name in PLAIN_FILES:
+        pieces = read_model(files[name]) if name in files else None
+        # Pegasus puts a hundred tokens of its own before those of the file.
+        if pieces is not None and "Pegasus" not in str(settings.get("tokenizer_class")):
+            return _checked({piece.text: row for row, piece in enumerate(pieces.pieces)}, beside, name)
+    return None
 
 
-def _checked(ids: Mapping[Any, Any], source: str) -> Vocabulary | None:
+def _decoder(settings: Mapping[str, Any]) -> dict[Any, Any]:
+    """Rows by added token, as a tokenizer_config.json names them."""
+    table = settings.get("added_tokens_decoder")
+    entries = table.items() if isinstance(table, dict) else ()
+    named = {row: item.get("content") for row, item in entries if isinstance(item, dict) and row.isdecimal()}
+    return {token: int(row) for row, token in named.items() if isinstance(token, str)}
+
+
+def _checked(learned: Mapping[Any, Any], more: Mapping[Any, Any], source: str) -> Vocabulary | None:
+    ids = {**learned, **more}
     if not ids or not all(type(token) is str and type(row) is int and row >= 0 for token, row in ids.items()):
         return None
-    return Vocabulary(ids, source)
+    return Vocabulary(ids, source, frozenset(token for token in more if token not in learned))
 
 
-def merge_vocabularies(base: Vocabulary | None, ours: Vocabulary, theirs: Vocabulary) -> Vocabulary | tuple[str, str]:
+def merge_vocabularies(base: Vocabulary | None, ours: Vocabulary, theirs: Vocabulary) -> Vocabulary | Clash:
     """The merged vocabulary, or what each side did to it where nobody can say what both of it would be."""
     before = None if base is None else base.ids
     if theirs.ids in (ours.ids, before):
@@ -127,15 +168,23 @@ def merge_vocabularies(base: Vocabulary | None, ours: Vocabulary, theirs: Vocabu
     gone = [[token for token in before or () if token not in side.ids] for side in (ours, theirs)]
     if any(gone):
         words = [_removed(tokens) if tokens else "changed others" for tokens in gone]
-        return words[0], words[1]
+        return Clash(words[0], words[1])
+    learned = ours.learned()
+    more = [token for token in theirs.learned() if token not in ours.ids or token in ours.added]
+    added = ours.added.difference(more) | {token for token in theirs.added if token not in ours.ids}
+    if ours.is_dense():
+        mine = sorted(ours.added.difference(more), key=ours.ids.__getitem__)
+        others = sorted(added.difference(mine), key=theirs.ids.__getitem__)
+        order = [*learned, *more, *mine, *others]
+        return Vocabulary({token: row for row, token in enumerate(order)}, ours.source, frozenset(added))
+    if more and ours.added:
+        return Clash(
+            "has rows between its tokens, or added tokens before others", f"has {more[0][:_SHOWN]!r} in its model"
+        )
     ids = dict(ours.ids)
-    row = ours.size
-    for token in sorted(
-        (token for token in theirs.ids if token not in ids), key=lambda token: (theirs.ids[token], token)
-    ):
-        ids[token] = row
-        row += 1
-    return Vocabulary(ids, ours.source)
+    new = sorted((t for t in theirs.ids if t not in ids), key=lambda token: (theirs.ids[token], token))
+    ids |= {token: row for row, token in enumerate(new, ours.size)}
+    return Vocabulary(ids, ours.source, frozenset(added))
 
 
 def _removed(tokens: list[str]) -> str:

@@ -6,13 +6,30 @@ Each of the three versions of a file is brought to the merged vocabulary; then t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modelgit.merging.json_merge import merge_json
+from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
+from modelgit.merging.sentencepiece import FILES, merge_models, read_model
 from modelgit.merging.vocabulary import Vocabulary, json_object
+from modelgit.objects.merges import SideName
 
-__all__ = ["NAMES", "Versions", "aligned_versions"]
+__all__ = ["LEARNED", "NAMES", "Versions", "aligned_versions", "read_offsets", "unreached"]
+
+LEARNED = ("tokenizer.json", "merges.txt", *FILES)
+"""Those in which two sides may have learned something without new tokens: ranks and scores."""
+
+_NUMBERS = (
+    "_token_id",
+    "_token_ids",
+    "_token_index",
+    "suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+)
+"""Ends of the names of settings that hold rows of tokens."""
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 Versions = tuple[bytes | None, bytes | None, bytes | None]
 """A file on base, ours and theirs; None where it is not there."""
@@ -24,6 +41,8 @@ NAMES = (
     "added_tokens.json",
     "vocab.txt",
     "vocab.json",
+    "merges.txt",
+    *FILES,
     "config.json",
     "generation_config.json",
 )
@@ -36,21 +55,95 @@ def aligned_versions(
     vocabularies: tuple[Vocabulary | None, Vocabulary, Vocabulary],
     merged: Vocabulary,
     rows: int | None,
-) -> Versions:
-    """The three versions of the file `name` with the rows of `merged`; `rows` is how many the tables have."""
+    *,
+    first: SideName | None = None,
+) -> Versions | Clash:
+    """The three versions of the file `name` with the rows of `merged`; `rows` is how many the tables have.
+
+    A clash where both sides learned something that contradicts, and neither goes `first`.
+    """
     if name == "vocab.txt":
         return _lines(versions)
+    if name == "merges.txt":
+        return _ranked_lines(versions, first)
+    if name in FILES:
+        return _pieces(versions, first)
     documents = [json_object(data) for data in versions]
     if documents[1] is None or documents[2] is None:
         return versions
+    learned = _learned(documents, merged, first) if name == "tokenizer.json" else {}
+    if isinstance(learned, Clash):
+        return learned
     changed = []
     for data, document, known in zip(versions, documents, vocabularies, strict=True):
         if data is None or document is None:
             changed.append(data)
             continue
-        moved = _moved_ids(document, known, merged) if name.endswith("config.json") else document
-        changed.append(_written(data, document, _set(name, moved, documents, merged, rows)))
+        moved = _moved_ids(name, document, known, merged)
+        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned)))
     return changed[0], changed[1], changed[2]
+
+
+def unreached(versions: Versions, merged: bytes | None) -> list[str]:
+    """Tokens that one side's merges made, and those of the `merged` tokenizer.json make no longer."""
+    pairs = [read_pairs(_model(json_object(data)).get("merges")) for data in (*versions, merged)]
+    base, ours, theirs, united = (found or [] for found in pairs)
+    model = _model(json_object(merged))
+    if not united or model.get("ignore_merges") or any(model.get(key) for key in _AFFIXES):
+        return []
+    return [*lost_tokens(united, ours, base), *lost_tokens(united, theirs, base)]
+
+
+def read_offsets(data: bytes | None, known: Vocabulary | None) -> dict[str, int]:
+    """How far the row of each piece of a SentencePiece file is from its place there, of those that have a row."""
+    model = None if data is None else read_model(data)
+    ids = {} if known is None else known.ids
+    pieces = () if model is None else model.pieces
+    return {piece.text: ids[piece.text] - place for place, piece in enumerate(pieces) if piece.text in ids}
+
+
+def _model(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The model of a tokenizer.json, empty where there is none."""
+    return _table((document or {}).get("model"))
+
+
+def _learned(
+    documents: Sequence[Mapping[str, Any] | None], merged: Vocabulary, first: SideName | None
+) -> dict[str, Any] | Clash:
+    """What the models of all three versions become: the vocabulary, and merges or scores, of both sides."""
+    base, ours, theirs = (_model(document) for document in documents)
+    found: dict[str, Any] = {}
+    listed = [side.get("vocab") for side in (base, ours, theirs)]
+    if isinstance(listed[1], dict) and isinstance(listed[2], dict):
+        both = {**listed[1], **listed[2]}
+        found["vocab"] = {token: merged.ids[token] for token in both if token in merged.ids}
+    elif isinstance(listed[1], list) and isinstance(listed[2], list):
+        known = [_scores(side) for side in listed]
+        if known[1] is not None and known[2] is not None:
+            scores = united_values(known[0] or {}, known[1], known[2], first=first)
+            if isinstance(scores, Clash):
+                return scores
+            order = sorted((token for token in scores if token in merged.ids), key=merged.ids.__getitem__)
+            found["vocab"] = [[token, scores[token]] for token in order]
+    pairs = [read_pairs(side.get("merges")) for side in (base, ours, theirs)]
+    if pairs[1] is not None and pairs[2] is not None:
+        united = united_order(pairs[0] or [], pairs[1], pairs[2], first=first)
+        if isinstance(united, Clash):
+            return united
+        plain = all(isinstance(item, str) for item in ours["merges"]) and not any(" " in "".join(p) for p in united)
+        found["merges"] = [" ".join(pair) if plain else list(pair) for pair in united]
+    return found
+
+
+def _scores(listed: object) -> dict[str, float] | None:
+    """The scores of a unigram list by token; None where it is no such list, or names a token twice."""
+    items = listed if isinstance(listed, list) else []
+    found = {
+        item[0]: item[1]
+        for item in items
+        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int | float)
+    }
+    return found if len(found) == len(items) and found else None
 
 
 def _lines(versions: Versions) -> Versions:
@@ -65,12 +158,39 @@ def _lines(versions: Versions) -> Versions:
     return base, joined, joined
 
 
+def _ranked_lines(versions: Versions, first: SideName | None) -> Versions | Clash:
+    """The merges of both sides in one order, a line each; the line that says the version is ours'."""
+    base, ours, theirs = versions
+    if ours is None or theirs is None or ours == theirs or base in (ours, theirs):
+        return versions
+    lines = [[] if data is None else data.splitlines() for data in versions]
+    heads = [side[:1] if side and side[0].startswith(b"#version") else [] for side in lines]
+    texts = [
+        [line.decode("utf-8", "replace") for line in side[len(head) :]] for side, head in zip(lines, heads, strict=True)
+    ]
+    found = united_order(texts[0], texts[1], texts[2], first=first)
+    if isinstance(found, Clash):
+        return found
+    joined = b"".join(line + b"\n" for line in [*heads[1], *(text.encode() for text in found)])
+    return base, joined, joined
+
+
+def _pieces(versions: Versions, first: SideName | None) -> Versions | Clash:
+    """The pieces of both sides in one file; as it is where that cannot be."""
+    base, ours, theirs = versions
+    if ours is None or theirs is None or ours == theirs or base in (ours, theirs):
+        return versions
+    found = merge_models(base, ours, theirs, first=first)
+    return found if isinstance(found, Clash) else versions if found is None else (base, found, found)
+
+
 def _set(
     name: str,
     document: Mapping[str, Any],
     documents: Sequence[Mapping[str, Any] | None],
     merged: Vocabulary,
     rows: int | None,
+    learned: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One version of a file with everything that names tokens as the merged file has it."""
     found = dict(document)
@@ -81,10 +201,8 @@ def _set(
         found["added_tokens"] = _entries(
             [_by_content(side.get("added_tokens")) for side in (base, ours, theirs)], merged, with_id=True
         )
-        listed = [_table(_table(side.get("model")).get("vocab")) for side in (ours, theirs)]
-        if all(listed) and isinstance(found.get("model"), dict):
-            both = {**listed[0], **listed[1]}
-            found["model"] = {**found["model"], "vocab": {t: merged.ids[t] for t in both if t in merged.ids}}
+        if isinstance(found.get("model"), dict):
+            found["model"] = {**found["model"], **learned}
     if any("added_tokens_decoder" in side for side in (ours, theirs)):
         decoders = [side.get("added_tokens_decoder") for side in (base, ours, theirs)]
         known = [_by_content(list(_table(table).values())) for table in decoders]
@@ -136,24 +254,45 @@ def _union(base: list[Any], ours: list[Any], theirs: list[Any]) -> list[Any]:
     ]
 
 
-def _moved_ids(document: Mapping[str, Any], known: Vocabulary | None, merged: Vocabulary) -> dict[str, Any]:
-    """A configuration whose `…_token_id` name the same tokens by their new rows."""
-    found = json.loads(json.dumps(document))
-    if known is None:
-        return dict(found)
-    tokens = {row: token for token, row in known.ids.items()}
+def _moved_ids(name: str, document: Mapping[str, Any], known: Vocabulary | None, merged: Vocabulary) -> dict[str, Any]:
+    """One version of a file whose numbers of tokens name the same tokens by their new rows."""
+    # A copy of what is changed: the rest, a vocabulary among it, may be large.
+    found = {key: value if key == "model" else json.loads(json.dumps(value)) for key, value in document.items()}
+    if "model" in document:
+        found["model"] = dict(_model(document)) or document["model"]
+    tokens = {} if known is None else {row: token for token, row in known.ids.items()}
 
-    def moved(value: object) -> object:
+    def moved(value: Any) -> Any:
         if isinstance(value, list):
             return [moved(item) for item in value]
         token = tokens.get(value) if type(value) is int else None
         return value if token is None else merged.ids.get(token, value)
 
-    for holder in (found, found.get("text_config")):
-        for key in list(holder) if isinstance(holder, dict) else ():
-            if key.endswith(("_token_id", "_token_ids")):
+    if name == "tokenizer.json":
+        for holder, key in ((_table(found.get("padding")), "pad_id"), (_table(found.get("model")), "unk_id")):
+            if key in holder:
                 holder[key] = moved(holder[key])
-    return dict(found)
+        _move_processor(found.get("post_processor"), moved)
+    if name.endswith("config.json"):
+        for holder in (found, _table(found.get("text_config"))):
+            for key in holder:
+                if key.endswith(_NUMBERS):
+                    holder[key] = moved(holder[key])
+    return found
+
+
+def _move_processor(processor: object, moved: Callable[[Any], Any]) -> None:
+    """Give what puts special tokens around a text their new rows."""
+    if not isinstance(processor, dict):
+        return
+    for inner in processor.get("processors") or ():
+        _move_processor(inner, moved)
+    for key in ("sep", "cls"):
+        if isinstance(processor.get(key), list):
+            processor[key] = [moved(item) for item in processor[key]]
+    for entry in _table(processor.get("special_tokens")).values():
+        if isinstance(entry, dict) and isinstance(entry.get("ids"), list):
+            entry["ids"] = moved(entry["ids"])
 
 
 def _written(data: bytes, before: Mapping[str, Any], after: Mapping[str, Any]) -> bytes:

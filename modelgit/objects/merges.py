@@ -38,6 +38,7 @@ ConflictKind = OneOf[
     "signs",
     "tokens",
     "vocabulary",
+    "learned",
 ]
 SideName = OneOf["ours", "theirs", "base"]
 RowSource = OneOf["ours", "theirs", "base", "combine"]

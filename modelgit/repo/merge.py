@@ -9,8 +9,9 @@ import msgspec
 
 from modelgit.amounts import counted
 from modelgit.config.schema import MergeSettings
-from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError
+from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError, did_you_mean
 from modelgit.merging.base import STRATEGIES, BoundStrategy, parse_rule
+from modelgit.merging.learned import FIRST
 from modelgit.merging.options import split_rule
 from modelgit.merging.resolve import find_conflicts, ruled_resolutions
 from modelgit.objects import CommitId, Manifest
@@ -121,6 +122,7 @@ class PlannedMerge(NamedTuple):
     overlaps: tuple[Overlap, ...]
     sign_limit: float
     signs: tuple[Overlap, ...]
+    notes: tuple[str, ...]
 
 
 def plan_merge(
@@ -134,7 +136,7 @@ def plan_merge(
     planned = plan_sides(repo, sides, {})
     overlaps = measure_overlaps(repo, sides, planned, progress=progress)
     limit = repo.settings.merge.sign_limit if sign_limit is None else sign_limit
-    return PlannedMerge(sides, planned.plan, overlaps, limit, too_opposed(overlaps, limit))
+    return PlannedMerge(sides, planned.plan, overlaps, limit, too_opposed(overlaps, limit), planned.notes)
 
 
 def too_opposed(overlaps: Sequence[Overlap], limit: float) -> tuple[Overlap, ...]:
@@ -278,12 +280,20 @@ def resolve_conflicts(repo: Repository, name: str, resolution: Resolution) -> li
         signs = _sign_conflicts(repo, state, sides, first)
         known = [*first.plan.conflicts, *plan_sides(repo, sides, state.resolutions).plan.conflicts, *signs]
         chosen = find_conflicts(list({conflict.id: conflict for conflict in known}.values()), name)
+        if resolution.value in FIRST:  # says nothing of keys of the same file
+            chosen = tuple(conflict for conflict in chosen if conflict.kind == "learned") or chosen
         resolutions = {**state.resolutions, **{conflict.id: str(resolution) for conflict in chosen}}
         for conflict in chosen:
             if conflict.kind == "vocabulary" and resolution.take is None:
                 raise UsageError(
                     f"of two vocabularies in {conflict.path} one has to be taken",
                     hint=f"`mgit resolve {conflict.path} --take ours` (or theirs)",
+                )
+            if conflict.kind == "learned" and resolution.take is None and resolution.value not in FIRST:
+                raise UsageError(
+                    f"{conflict.path} cannot be resolved with `{resolution.value or resolution}`"
+                    f"{did_you_mean(resolution.value or '', FIRST)}",
+                    hint=f"`mgit resolve {conflict.path} --with ours-first` (or theirs-first), or `--take ours`",
                 )
         planned = plan_sides(repo, sides, resolutions)
         _check_resolutions(repo, sides, planned, chosen, resolution)
@@ -414,6 +424,8 @@ def _way_out(conflict: Conflict) -> str:
     name = conflict.item or conflict.path
     if conflict.kind == "signs":
         return f"`mgit resolve {name} --with combine` (or `--take ours`, or theirs)"
+    if conflict.kind == "learned":
+        return f"`mgit resolve {name} --with ours-first` (or theirs-first)"
     if conflict.kind == "tokens":
         return f"`mgit resolve {name} --with ours-tokens` (or theirs-tokens)"
     if conflict.kind == "shape":

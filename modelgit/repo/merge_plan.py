@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from modelgit.amounts import counted
 from modelgit.merging.files import merge_file
+from modelgit.merging.learned import FIRST, Clash
 from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import Sides as TensorSides
 from modelgit.merging.resolve import Viewed, viewed
 from modelgit.merging.rows import RowPlan, RowViews
+from modelgit.merging.sentencepiece import FILES
 from modelgit.merging.vocabulary import (
     VOCABULARY_FILES,
     Tables,
@@ -24,7 +27,7 @@ from modelgit.merging.vocabulary import (
     row_plan,
     stretches,
 )
-from modelgit.merging.vocabulary_files import NAMES, Versions, aligned_versions
+from modelgit.merging.vocabulary_files import LEARNED, NAMES, Versions, aligned_versions, read_offsets, unreached
 from modelgit.objects import Manifest
 from modelgit.objects.merges import Action, Conflict, MergePlan, Resolution, SideName, TensorDecision
 from modelgit.objects.paths import join_path
@@ -42,16 +45,22 @@ _SHOWN = 24
 class Planned(NamedTuple):
     """A plan with all of its conflicts, open or decided; the contents of small files that are settled (None: gone).
 
-    `aligned` says by model and tensor how the rows of tables are matched.
+    `aligned` says by model and tensor how the rows of tables are matched; `notes` are sentences about vocabularies.
     """
 
     plan: MergePlan
     contents: Mapping[str, bytes | None]
     aligned: Mapping[str, Mapping[str, RowPlan]]
+    notes: tuple[str, ...] = ()
 
     def still_open(self, resolutions: Mapping[str, str]) -> tuple[Conflict, ...]:
-        """The conflicts that nothing in `resolutions` decides."""
-        return tuple(c for c in self.plan.conflicts if c.id not in resolutions and c.path not in resolutions)
+        """The conflicts that nothing in `resolutions` decides; a side that is taken decides all of a file."""
+        taken = {name for name, text in resolutions.items() if Resolution.parse(text).take is not None}
+        return tuple(
+            c
+            for c in self.plan.conflicts
+            if c.path not in taken and (c.id not in resolutions or (c.kind == "vocabulary" and c.id not in taken))
+        )
 
     def with_conflicts(self, more: Sequence[Conflict]) -> Planned:
         """The same with `more` conflicts of tensors that could be combined."""
@@ -70,6 +79,7 @@ class _Aligned(NamedTuple):
     conflicts: tuple[Conflict, ...]
     merged: Vocabulary | None
     folder: str
+    model: str
 
 
 class _Known(NamedTuple):
@@ -93,13 +103,15 @@ def plan_sides(repo: Repository, sides: Sides, resolutions: Mapping[str, str]) -
             aligned[model] = found
     versions = {path: three for item in aligned.values() for path, three in item.versions.items()}
     contents, conflicts = _merge_files(repo, sides, plan, resolutions, versions)
+    notes = []
     for item in aligned.values():
         conflicts += item.conflicts or _checked(repo, sides, plan, item, contents)
+        notes += _notes(repo, sides, item, contents)
     decided = {(model, name): item.decisions[name] for model, item in aligned.items() for name in item.decisions}
     kept = tuple(conflict for conflict in plan.conflicts if (conflict.path, conflict.item) not in decided)
     tensors = tuple(decided.get((decision.model, decision.name), decision) for decision in plan.tensors)
     plan = msgspec.structs.replace(plan, tensors=tensors, conflicts=(*kept, *conflicts))
-    return Planned(plan, contents, {model: item.tables for model, item in aligned.items()})
+    return Planned(plan, contents, {model: item.tables for model, item in aligned.items()}, tuple(notes))
 
 
 def _vocabulary_of(repo: Repository, manifest: Manifest, model: str) -> Vocabulary | None:
@@ -141,30 +153,44 @@ def _align(
         return None  # rows of the base have no names, so that they can be matched by number alone
     known = _Known(base, ours, theirs)
     source = join_path(folder, ours.source)
-    taken = Resolution.parse(resolutions[source]).take if source in resolutions else None
+    resolution = Resolution.parse(resolutions[source]) if source in resolutions else Resolution()
+    taken, first = resolution.take, FIRST.get(resolution.value or "")
     found = merge_vocabularies(base, ours, theirs)
-    clash = found if isinstance(found, tuple) else _lonely(sides, model, known, found)
+    clash = found if isinstance(found, Clash) else _lonely(sides, model, known, found)
     conflicts = () if clash is None else (Conflict(path=source, kind="vocabulary", ours=clash[0], theirs=clash[1]),)
     side = {"ours": ours, "theirs": theirs, "base": base}[taken] if taken is not None else None
     merged = side if side is not None else found
-    if isinstance(merged, tuple) or (clash is not None and side is None):
-        return _Aligned({}, {}, {}, conflicts, None, folder)
+    if isinstance(merged, Clash) or (clash is not None and side is None):
+        return _Aligned({}, {}, {}, conflicts, None, folder, model)
     tables, decisions, more = _match(repo, sides, plan, model, known, merged, taken)
     versions: dict[str, Versions] = {}
-    if side is not None or (ours.ids != theirs.ids and (base is None or base.ids not in (ours.ids, theirs.ids))):
-        height = max((table.rows for table in tables.values()), default=None)
-        for name in NAMES:
-            path = join_path(folder, name)
-            three = (*(_bytes(repo, manifest, path) for manifest in manifests),)
-            if taken is not None and not name.endswith("config.json"):
-                whole = three[("base", "ours", "theirs").index(taken)]
-                versions[path] = (whole, whole, whole)
-            elif three[1] is not None or three[2] is not None:
-                versions[path] = aligned_versions(name, (three[0], three[1], three[2]), known, merged, height)
-    return _Aligned(tables, decisions, versions, (*conflicts, *more), merged, folder)
+    learned: list[Conflict] = []
+    differ = ours.ids != theirs.ids and (base is None or base.ids not in (ours.ids, theirs.ids))
+    height = max((table.rows for table in tables.values()), default=None)
+    for name in NAMES:
+        path = join_path(folder, name)
+        three = _three(repo, manifests, path)
+        if taken is not None and not name.endswith("config.json"):
+            whole = three[("base", "ours", "theirs").index(taken)]
+            versions[path] = (whole, whole, whole)
+        elif taken is not None or differ or (name in LEARNED and three[0] is not None and len({*three}) == len(three)):
+            aligned = aligned_versions(name, three, known, merged, height, first=first)
+            if isinstance(aligned, Clash):
+                words = {"ours": f"{name} {aligned.ours}", "theirs": aligned.theirs}
+                learned.append(Conflict(path=source, kind="learned", **words))
+                # Whatever else is in conflict in the file is shown at once.
+                aligned = aligned_versions(name, three, known, merged, height, first="ours")
+            versions[path] = three if isinstance(aligned, Clash) else aligned
+    return _Aligned(tables, decisions, versions, (*conflicts, *learned[:1], *more), merged, folder, model)
 
 
-def _lonely(sides: Sides, model: str, known: _Known, merged: Vocabulary) -> tuple[str, str] | None:
+def _three(repo: Repository, manifests: Sequence[Manifest], path: str) -> Versions:
+    """A file on base, ours and theirs."""
+    base, ours, theirs = (_bytes(repo, manifest, path) for manifest in manifests)
+    return base, ours, theirs
+
+
+def _lonely(sides: Sides, model: str, known: _Known, merged: Vocabulary) -> Clash | None:
     """What to say of a table that one side alone has, so that nothing gives the rows of tokens that it lacks."""
     ours, theirs = (side.side.models[model] for side in (sides.ours, sides.theirs))
     for mine, other, vocabulary in ((ours, theirs, known.ours), (theirs, ours, known.theirs)):
@@ -173,7 +199,7 @@ def _lonely(sides: Sides, model: str, known: _Known, merged: Vocabulary) -> tupl
         for name in sorted(set(mine) - set(other)):
             if is_token_table(name, mine[name][0].shape, vocabulary):
                 words = (f"has {name}", "has other tokens and no such table")
-                return words if mine is ours else (words[1], words[0])
+                return Clash(*words) if mine is ours else Clash(words[1], words[0])
     return None
 
 
@@ -269,12 +295,53 @@ def _checked(
             found[name] = data
     made = read_vocabulary(found)
     if made is not None and made.ids == item.merged.ids:
-        return []
+        return _displaced(repo, sides, item, contents)
     lost = next((token for token, row in item.merged.ids.items() if made is None or made.ids.get(token) != row), "")
     words = f"{lost[:_SHOWN]!r} would have another row" if lost else "there would be tokens without a row"
     return [
         Conflict(path=join_path(item.folder, item.merged.source), kind="vocabulary", ours=words, theirs="changed too")
     ]
+
+
+def _displaced(repo: Repository, sides: Sides, item: _Aligned, contents: Mapping[str, bytes | None]) -> list[Conflict]:
+    """A conflict where a piece of a merged SentencePiece file has another distance to its row than on its side."""
+    if item.merged is None:
+        return []
+    manifests = [sides.ours.manifest, sides.theirs.manifest]
+    for name in FILES:
+        path = join_path(item.folder, name)
+        data = [contents.get(path), *(_bytes(repo, manifest, path) for manifest in manifests)]
+        if len({*data}) < len(data) or None in data:
+            continue  # not a file that was made of both
+        known = [vocabulary_of(repo, manifest, item.model) for manifest in manifests]
+        merged, *before = (read_offsets(file, ids) for file, ids in zip(data, [item.merged, *known], strict=True))
+        for side in reversed(before):
+            moved = next((piece for piece, offset in side.items() if merged.get(piece) != offset), None)
+            if moved is not None:
+                words = f"{moved[:_SHOWN]!r} would have another row than {name} says"
+                return [
+                    Conflict(
+                        path=join_path(item.folder, item.merged.source),
+                        kind="vocabulary",
+                        ours=words,
+                        theirs="changed too",
+                    )
+                ]
+    return []
+
+
+def _notes(repo: Repository, sides: Sides, item: _Aligned, contents: Mapping[str, bytes | None]) -> list[str]:
+    """What the merged tokenizer does no longer, though a side's own did."""
+    path = join_path(item.folder, "tokenizer.json")
+    three = _three(repo, [sides.base.manifest, sides.ours.manifest, sides.theirs.manifest], path)
+    made = contents.get(path)
+    if made is None or None in three or made in three:
+        return []
+    lost = unreached(three, made)
+    if not lost:
+        return []
+    words = f"{counted(len(lost), 'token')}" if len(lost) > 1 else "a token"
+    return [f"{path}: no text gives {words} any more, whose parts merges of the other side take first ({lost[0]!a})"]
 
 
 def _merge_files(
@@ -302,6 +369,8 @@ def _merge_files(
             for key, text in resolutions.items()
             if key == path or key.startswith(path + ":")
         }
+        if path in versions and given.get("", Resolution()).value in FIRST:
+            given.pop("")  # it has decided what the versions are
         merged = merge_file(path, three[0], three[1], three[2], resolutions=given)
         if merged.conflicts:
             conflicts += merged.conflicts

@@ -255,7 +255,7 @@ def _merge_tensors(
     """Make and store the tensors of a merge; with the `recipe` of an earlier one from what that one found."""
     final: dict[str, dict[str, StoredTensor]] = {}
     statistics: dict[str, str] = {}
-    notes: list[str] = []
+    notes = list(planned.notes)
     encodings: Counter[str] = Counter()
     counted: dict[TensorId, ValueCounts] = {}
     overlaps: list[Overlap] = []

@@ -1,0 +1,204 @@
+"""What tokenizers learned on two sides: lists in one order, scores, and files of SentencePiece."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
+from modelgit.merging.sentencepiece import merge_models, read_model
+
+
+@st.composite
+def grown(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
+    """A list, and two that have more items, some of them the same ones, put in anywhere."""
+    whole = draw(st.permutations(range(12)))
+    marks = draw(st.lists(st.sampled_from(["base", "ours", "theirs", "both"]), min_size=12, max_size=12))
+    kept = [dict(zip(whole, marks, strict=True)).__getitem__(item) for item in whole]
+
+    def side(*names: str) -> list[int]:
+        return [item for item, mark in zip(whole, kept, strict=True) if mark in ("base", *names)]
+
+    return side(), side("ours", "both"), side("theirs", "both")
+
+
+@given(grown())
+def test_a_united_list_keeps_the_order_of_both_sides(lists: tuple[list[int], list[int], list[int]]) -> None:
+    base, ours, theirs = lists
+    found = united_order(base, ours, theirs)
+    assert not isinstance(found, Clash) and sorted(found) == sorted({*ours, *theirs})
+    for side in lists:
+        assert [item for item in found if item in side] == side
+    assert united_order(base, ours, theirs, first="ours") == found
+
+
+@given(st.permutations(range(6)), st.permutations(range(6)), st.sampled_from(["ours", "theirs"]))
+def test_orders_that_contradict_are_a_clash_until_one_side_goes_first(ours, theirs, first) -> None:
+    mine, others = [*ours, 10, 11], [*theirs, 20, 21]
+    found = united_order([], mine, others)
+    if ours == theirs:
+        assert found == [*ours, 10, 11, 20, 21]
+    else:
+        assert isinstance(found, Clash)
+    settled = united_order([], mine, others, first=first)
+    leading, other = (mine, [20, 21]) if first == "ours" else (others, [10, 11])
+    assert [item for item in settled if item in leading] == leading
+    assert [item for item in settled if item in other] == other and len(settled) == 10
+
+
+def test_what_a_clash_says() -> None:
+    assert united_order(
+        [("a", "b"), ("c", "d")], [("a", "b"), ("c", "d"), ("e", "f")], [("c", "d"), ("a", "b")]
+    ) == Clash("puts 'a b' before 'c d'", "puts 'c d' before 'a b'")
+    assert united_order([1, 2, 3], [1, 4], [1, 2, 3, 5]) == Clash("removed '2' and 1 more", "changed others")
+    assert united_order([1, 2], [2], [1, 2]) == [2]  # one side alone
+    assert united_values({"a": 1.0}, {"a": 1.0, "x": 2.0}, {"a": 3.0, "y": 4.0}) == {"a": 3.0, "x": 2.0, "y": 4.0}
+    assert united_values({"a": 1.0}, {"a": 2.0}, {"a": 3.0}) == Clash("scores 'a' 2.0", "scores it 3.0")
+    assert united_values({"a": 1.0}, {"a": 2.0}, {"a": 3.0}, first="theirs") == {"a": 3.0}
+    assert united_order([], [1, 1, 2], [1, 2, 2, 3]) == [1, 2, 3]  # a hostile file may repeat itself
+
+
+def test_merges_are_read_in_both_forms_or_not_at_all() -> None:
+    assert read_pairs(["a b", "c d"]) == [("a", "b"), ("c", "d")] == read_pairs([["a", "b"], ["c", "d"]])
+    assert read_pairs(["a b c"]) is read_pairs([["a", 1]]) is read_pairs("a b") is read_pairs([3]) is None
+
+
+def test_tokens_whose_parts_the_other_side_takes_are_named() -> None:
+    base = [("a", "b")]
+    ours, theirs = [*base, ("x", "y")], [*base, ("y", "z"), ("x", "yz"), ("c", "ab")]
+    united = united_order(base, ours, theirs)
+    assert united == [("a", "b"), ("x", "y"), ("y", "z"), ("x", "yz"), ("c", "ab")]
+    assert lost_tokens(united, theirs, base) == ["xyz"]
+    assert lost_tokens(united, ours, base) == []
+
+
+# -- sentencepiece
+
+
+def field(number: int, value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value % (1 << 64))
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(value: int) -> bytes:
+    found = b""
+    while value >= 128:
+        found, value = found + bytes([value % 128 + 128]), value // 128
+    return found + bytes([value])
+
+
+def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
+    body = field(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+    return field(1, body + (field(3, kind) if kind != 1 else b""))
+
+
+CONTROL = piece("<unk>", kind=2) + piece("<s>", kind=3) + piece("</s>", kind=3)
+
+
+def model(
+    *pieces: bytes, pad: int = -1, trainer: bytes = b"", normalizer: bytes = b"nfkc", tests: bytes = b""
+) -> bytes:
+    body = CONTROL + b"".join(pieces)
+    size = 3 + len(pieces)
+    settings = field(1, b"corpus.txt") + field(3, 1) + field(4, size) + trainer + field(43, pad)
+    return body + field(2, settings) + field(3, field(1, normalizer)) + tests
+
+
+A, B = piece("a", -1.5), piece("b", -2.0)
+
+
+def texts(data: bytes) -> list[str]:
+    found = read_model(data)
+    assert found is not None
+    return [item.text for item in found.pieces]
+
+
+def test_pieces_of_both_sides_come_into_one_file() -> None:
+    base = model(A, B)
+    ours = model(A, B, piece("our", -3), tests=field(4, b"sample"))
+    theirs = model(A, B, piece("th", -4), piece("<pad>", kind=3), pad=6)
+    merged = merge_models(base, ours, theirs)
+    assert merged == model(A, B, piece("our", -3), piece("th", -4), piece("<pad>", kind=3), pad=7)
+    assert merge_models(base, ours, base) == model(A, B, piece("our", -3))  # but for tests of itself, byte for byte
+    assert merge_models(base, theirs, ours) == model(
+        A, B, piece("th", -4), piece("<pad>", kind=3), piece("our", -3), pad=6
+    )
+    assert merge_models(base, base, base) == base
+    assert merge_models(None, model(A), model(B)) == model(A, B)
+
+
+def test_what_both_changed_in_a_file_of_pieces_is_a_clash() -> None:
+    base = model(A, B)
+    ours, theirs = model(piece("a", -7), B, piece("x", -1)), model(piece("a", -8), B)
+    assert merge_models(base, ours, theirs) == Clash("scores 'a' -7", "scores it -8")
+    assert merge_models(base, ours, theirs, first="theirs") == model(piece("a", -8), B, piece("x", -1))
+    assert merge_models(base, ours, theirs, first="ours") == ours
+    byte = field(35, 1)
+    assert merge_models(base, model(A, B, trainer=byte), model(A, B, piece("x"))) == model(
+        A, B, piece("x"), trainer=byte
+    )
+    clash = merge_models(base, model(A, B, normalizer=b"x"), model(A, B, normalizer=b"y"))
+    assert clash == Clash("changed setting 3", "changed it too")
+    # How pieces were found, unlike how text is cut, is a remark.
+    said = merge_models(base, model(A, B, trainer=field(5, 1)), model(A, B, trainer=field(5, 2)))
+    assert said == model(A, B, trainer=field(5, 1))
+    pads = merge_models(base, model(A, B, piece("<p>"), pad=5), model(A, B, piece("<q>"), pad=5))
+    assert pads == Clash("changed setting 43", "changed it too")
+
+
+def test_what_is_no_file_of_pieces_is_left_alone() -> None:
+    good = model(A, B)
+    for data in (
+        b"",
+        b"text",
+        good[:-3],
+        good + b"\xff",
+        model(A, A),
+        b"\x0a" + b"\xff" * 12,
+        CONTROL[:7],
+        field(1, 3),
+    ):
+        assert read_model(data) is None
+        assert merge_models(good, data, model(A)) is None
+    assert read_model(model(piece("a", float("nan")))) is None
+    # A piece whose text is not UTF-8, and a length beyond the file.
+    assert read_model(field(1, field(1, b"\xff"))) is None
+    assert read_model(b"\x0a\xff\xff\xff\xff\x0fabc") is None
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_damaged_files_of_pieces_raise_nothing(noise: bytes, at: int) -> None:
+    data = model(A, B)
+    read_model(data[:at] + noise + data[at + len(noise) :])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_the_package_reads_what_was_merged(kind: str) -> None:
+    package = pytest.importorskip("sentencepiece")
+    nouns = ("cat", "dog", "bird", "house", "tree", "river", "mountain", "village", "pencil", "umbrella", "kitchen")
+    lines = [f"the {word} of a {other} behind some {word}s" for word in nouns for other in nouns]
+    out = io.BytesIO()
+    package.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=out, vocab_size=40, model_type=kind, minloglevel=2, pad_id=3
+    )
+    base = out.getvalue()
+    known = read_model(base)
+    assert known is not None
+    body = b"".join(item.whole for item in known.pieces)
+    low = min(item.score for item in known.pieces)
+
+    def grow(*words: str) -> bytes:
+        return body + b"".join(piece(word, low - 1) for word in words) + base[len(body) :]
+
+    merged = merge_models(base, grow("▁zz", "qq"), grow("▁zz", "xx"))
+    assert isinstance(merged, bytes)
+    old, new = (package.SentencePieceProcessor(model_proto=data) for data in (base, merged))
+    assert [new.id_to_piece(at) for at in range(40, new.get_piece_size())] == ["▁zz", "qq", "xx"]
+    assert (new.unk_id(), new.pad_id()) == (0, 3)
+    assert all(new.encode(line) == old.encode(line) for line in lines)
+    assert new.encode("qq xx", out_type=str)[1:2] == ["qq"] or kind == "bpe"
