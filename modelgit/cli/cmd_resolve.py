@@ -18,7 +18,10 @@ __all__ = ["resolve"]
 @click.argument("name", required=False, metavar="[NAME]")
 @click.option("--take", type=click.Choice(["ours", "theirs", "base"]), help="Take one side's version.")
 @click.option(
-    "--with", "value", metavar="VALUE", help="A value (JSON) for a key, or a method for a tensor (combine, grow-rows)."
+    "--with",
+    "value",
+    metavar="VALUE",
+    help="A value (JSON) for a key, or a method for a tensor (combine, grow-rows) or a tokenizer (ours-first).",
 )
 @click.option(
     "--rows",

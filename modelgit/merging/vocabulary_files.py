@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modelgit.merging.json_merge import merge_json
+from modelgit.merging.json_text import Style, value_span, written
 from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
 from modelgit.merging.sentencepiece import FILES, merge_models, read_model
 from modelgit.merging.vocabulary import Vocabulary, json_object
@@ -33,6 +34,8 @@ _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 Versions = tuple[bytes | None, bytes | None, bytes | None]
 """A file on base, ours and theirs; None where it is not there."""
+
+_Rendered = dict[tuple[tuple[str, ...], Style], str]
 
 NAMES = (
     "tokenizer.json",
@@ -74,13 +77,14 @@ def aligned_versions(
     learned = _learned(documents, merged, first) if name == "tokenizer.json" else {}
     if isinstance(learned, Clash):
         return learned
+    rendered: _Rendered = {}
     changed = []
     for data, document, known in zip(versions, documents, vocabularies, strict=True):
         if data is None or document is None:
             changed.append(data)
             continue
         moved = _moved_ids(name, document, known, merged)
-        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned)))
+        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned), rendered))
     return changed[0], changed[1], changed[2]
 
 
@@ -295,11 +299,40 @@ def _move_processor(processor: object, moved: Callable[[Any], Any]) -> None:
             entry["ids"] = moved(entry["ids"])
 
 
-def _written(data: bytes, before: Mapping[str, Any], after: Mapping[str, Any]) -> bytes:
-    """The file `data` with what differs between two versions of its document, in its own style."""
+def _written(data: bytes, before: Mapping[str, Any], after: Mapping[str, Any], rendered: _Rendered) -> bytes:
+    """The file `data` with what differs between two versions of its document, in its own style.
+
+    `rendered` keeps the text of what is long and the same in all versions.
+    """
     if before == after and list(before) == list(after):
         return data
     text = data.decode("utf-8")
+    # What a model learned is long, and no part of it is worth a look of its own: a word stands for it meanwhile.
+    long: dict[tuple[str, ...], Any] = {
+        ("model", key): _model(after)[key] for key in ("vocab", "merges") if key in _model(after)
+    }
+    spans = {keys: value_span(text, keys) for keys in long}
+    texts: dict[tuple[str, ...], str] = {}
+    style = Style.of(text)
+    for keys, span in sorted(spans.items(), key=lambda item: item[1] or (0, 0), reverse=True):
+        if span is None:
+            continue
+        same = _model(before).get(keys[1]) == long[keys]
+        if not same and (keys, style) not in rendered:
+            rendered[keys, style] = written(long[keys], style, len(keys))
+        texts[keys] = text[slice(*span)] if same else rendered[keys, style]
+        text = text[: span[0]] + '""' + text[span[1] :]
+    short = {keys[1]: "" for keys in texts}
+    if short:
+        before, after = ({**side, "model": {**_model(side), **short}} for side in (before, after))
     plain, wanted = (json.dumps(document, indent=2, ensure_ascii=False) for document in (before, after))
     merged = merge_json("", plain, text, wanted)
-    return data if merged is None or merged[1] else merged[0].encode()
+    if merged is None or merged[1]:
+        return data
+    text = merged[0]
+    for keys, value in texts.items():
+        span = value_span(text, keys)
+        if span is None:
+            return data
+        text = text[: span[0]] + value + text[span[1] :]
+    return text.encode()

@@ -176,7 +176,7 @@ def _align(
         elif taken is not None or differ or (name in LEARNED and three[0] is not None and len({*three}) == len(three)):
             aligned = aligned_versions(name, three, known, merged, height, first=first)
             if isinstance(aligned, Clash):
-                words = {"ours": f"{name} {aligned.ours}", "theirs": aligned.theirs}
+                words = {"ours": f"{aligned.ours} in {name}", "theirs": aligned.theirs}
                 learned.append(Conflict(path=source, kind="learned", **words))
                 # Whatever else is in conflict in the file is shown at once.
                 aligned = aligned_versions(name, three, known, merged, height, first="ours")

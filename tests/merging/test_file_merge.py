@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from modelgit.errors import UsageError
 from modelgit.merging.files import merge_file
+from modelgit.merging.json_text import Style, value_span
+from modelgit.merging.json_text import written as written_value
 from modelgit.objects.merges import Resolution
 
 BASE = b"""{
@@ -214,3 +216,14 @@ def test_text_shows_both_sides_and_toml_is_not_broken_by_clean_lines():
     assert merged(base, ours, theirs, path="mgit.toml").content == ours + b"[b]\n"
     doubled = merged(base, ours, base.replace(b"y = 2\n", b"y = 2\nz = 9\n"), path="mgit.toml")
     assert doubled.conflicts[0].kind == "text"
+
+
+def test_a_value_is_found_by_its_keys_and_written_in_the_style_of_its_document() -> None:
+    text = '{ "a": [1, {"b": 2}], "m" : {"x": 1,\n "vocab": {"k}": [3]} } }'
+    found = value_span(text, ("m", "vocab"))
+    assert found is not None and text[slice(*found)] == '{"k}": [3]}'
+    assert value_span(text, ("m", "other")) is value_span(text, ("a", "b")) is value_span("[1]", ("a",)) is None
+    for indent in (None, 2, "\t"):
+        whole = json.dumps({"m": {"v": [["é", 1]]}}, indent=indent, ensure_ascii=False)
+        span = value_span(whole, ("m", "v"))
+        assert span is not None and whole[slice(*span)] == written_value([["é", 1]], Style.of(whole), 2)

@@ -172,7 +172,7 @@ def test_orders_that_contradict_are_a_conflict_that_one_side_decides(repo: Repos
         merge(repo, "side", strategy="average")
     first, *others = stopped.value.conflicts
     assert (first.id, first.kind) == ("bot/tokenizer.json", "learned")
-    assert (first.ours, first.theirs) == ("tokenizer.json puts 'a a' before 'b b'", "puts 'b b' before 'a a'")
+    assert (first.ours, first.theirs) == ("puts 'a a' before 'b b' in tokenizer.json", "puts 'b b' before 'a a'")
     assert {(item.item, item.kind, item.ours) for item in others} == {
         (name, "tokens", "'aa' and 1 more") for name in ("lm_head.weight", TABLE)
     }
@@ -274,11 +274,32 @@ def test_scores_that_both_changed_are_a_conflict(repo: Repository, commit: Commi
     with pytest.raises(MergeConflicts) as stopped:
         merge(repo, "side", strategy="average")
     (only,) = stopped.value.conflicts
-    assert (only.kind, only.ours, only.theirs) == ("learned", "tokenizer.json scores 'a' -3.0", "scores it -5.0")
+    assert (only.kind, only.ours, only.theirs) == ("learned", "scores 'a' -3.0 in tokenizer.json", "scores it -5.0")
     assert resolve_conflicts(repo, only.id, Resolution.parse("with ours-first")) == []
     continue_merge(repo)
     made = json.loads((repo.worktree / MODEL / "tokenizer.json").read_text())["model"]["vocab"]
     assert dict(made)["a"] == -3.0 and [text for text, _ in made][-2:] == ["x", "y"]
+
+
+def test_new_scores_of_one_side_and_new_pieces_of_the_other(repo: Repository, commit: Commit) -> None:
+    sides = [unigram(PIECES), unigram({**PIECES, "ab": -0.1}), unigram({**PIECES, "dd": -2.0})]
+    diverge(repo, commit, *({"tokenizer.json": side} for side in sides))
+    merge(repo, "side", strategy="average")
+    assert loaded(repo).encode("abdd").tokens == ["<s>", "ab", "dd"]
+    made = dict(json.loads((repo.worktree / MODEL / "tokenizer.json").read_text())["model"]["vocab"])
+    assert (made["ab"], made["dd"]) == (-0.1, -2.0)
+
+
+def test_rows_that_a_loader_would_number_otherwise_are_not_made_up(repo: Repository, commit: Commit) -> None:
+    """Ours has its added token before words of the model: no file says where the words of theirs would come."""
+    ours = bpe([*BASE, "a a"])
+    ours["model"]["vocab"]["aa"], ours["added_tokens"][0]["id"] = 7, 6
+    diverge(repo, commit, *({"tokenizer.json": side} for side in (bpe(BASE), ours, bpe([*BASE, "b b"]))))
+    with pytest.raises(MergeConflicts) as stopped:
+        merge(repo, "side", strategy="average")
+    only = next(item for item in stopped.value.conflicts if item.id == "bot/tokenizer.json")
+    assert (only.kind, only.theirs) == ("vocabulary", "has 'bb' in its model")
+    assert only.ours == "has rows between its tokens, or added tokens before others"
 
 
 def test_a_file_of_sentencepiece_is_united(repo: Repository, commit: Commit) -> None:
