@@ -313,7 +313,7 @@ def _displaced(repo: Repository, sides: Sides, item: _Aligned, contents: Mapping
         data = [contents.get(path), *(_bytes(repo, manifest, path) for manifest in manifests)]
         if len({*data}) < len(data) or None in data:
             continue  # not a file that was made of both
-        known = [vocabulary_of(repo, manifest, item.model) for manifest in manifests]
+        known = [_vocabulary_of(repo, manifest, item.model) for manifest in manifests]
         merged, *before = (read_offsets(file, ids) for file, ids in zip(data, [item.merged, *known], strict=True))
         for side in reversed(before):
             moved = next((piece for piece, offset in side.items() if merged.get(piece) != offset), None)
