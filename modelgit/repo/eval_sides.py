@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +38,12 @@ from modelgit.store.base import ObjectStore
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["LoadedModels", "ManifestSide", "ModelChange", "read_dataset"]
+__all__ = ["LoadedModels", "ManifestSide", "read_dataset"]
 
 _MODELS_HELD = 2
 _EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative rounding of outputs; those of float64 models are kept as float32."""
 _ROUNDING = 512
-
-
-@dataclass(frozen=True)
-class ModelChange:
-    """Something done to a model after it was loaded, which `name` names in keys of caches."""
-
-    name: str
-    apply: Callable[[TaskModel], None]
 
 
 class LoadedModels:
@@ -90,12 +81,11 @@ class ManifestSide:
         models: LoadedModels,
         stack: ExitStack,
         path_from: tuple[ObjectStore, Manifest] | None = None,
-        change: ModelChange | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self.name = name
         self.manifest: ManifestId = manifest_id(manifest)
-        self.weights = weights_tree(repo, manifest, store=store) + (f" {change.name}" if change else "")
+        self.weights = weights_tree(repo, manifest, store=store)
         self.versions: Mapping[str, str] = library_versions()
         self._repo = repo
         self._store = store
@@ -104,7 +94,6 @@ class ManifestSide:
         self._models = models
         self._stack = stack
         self._path_from = path_from
-        self._change = change
         self._progress = progress
         self._sources: dict[str, PredictionSource] = {}
         self._files: Path | None = None
@@ -141,7 +130,7 @@ class ManifestSide:
 
     def _kept_activations(self, model: TaskModel, task: TaskSettings) -> KeptActivations | None:
         limit = self._repo.settings.storage.activations_mib << 20
-        if not limit or self._change is not None or self._settings.dtype != "float32":
+        if not limit or self._settings.dtype != "float32":
             return None
         import torch
 
@@ -216,7 +205,7 @@ class ManifestSide:
             task,
             files,
             fingerprint,
-            code=code_version(self._repo, task) + (f", {self._change.name}" if self._change else ""),
+            code=code_version(self._repo, task),
             device=self._settings.device.partition(":")[0],
             dtype=self._settings.dtype,
         )
@@ -240,8 +229,6 @@ class ManifestSide:
                     f"the suite runs on `{self._settings.device}`, which this machine does not have: {error}",
                     hint='`device = "cpu"` under [run] of the suite',
                 ) from error
-        if self._change is not None:
-            self._change.apply(model)
         return model
 
     def encode(self, data: Dataset, indices: NDArray[np.int64]) -> ExampleSet:

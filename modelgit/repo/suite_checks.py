@@ -19,13 +19,13 @@ from modelgit.evals.sequential import FlipTest
 from modelgit.models.kinds import PER_EXAMPLE_KINDS
 from modelgit.objects import EvalRecord, Manifest
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.eval_sides import LoadedModels, ManifestSide, ModelChange, read_dataset
+from modelgit.repo.eval_sides import LoadedModels, ManifestSide, read_dataset
 from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
 from modelgit.repo.suites import worktree_suites
+from modelgit.repo.zeroed import zeroed_copy
 
 if TYPE_CHECKING:
     from modelgit.evals.suites import Suite
-    from modelgit.models.base import TaskModel
     from modelgit.repo.repository import Repository
 
 __all__ = ["LintData", "LintFinding", "NoiseFloor", "Power", "SelfTest", "SuiteLint", "lint", "noise_floor", "selftest"]
@@ -202,33 +202,23 @@ def selftest(
 ) -> list[SelfTest]:
     """Run suites on a revision against itself, and on a copy with `share` of each weight matrix pruned.
 
-    Such a copy is made in memory; tests that run programs on files see the model as it is.  A suite works when the
-    first passes and the second fails.  Raises UsageError when there is no suite.
+    The copy is written to a pack that goes when this ends, however it ends, and to files where a test runs a program.
+    A suite works when the first passes and the second fails.  Raises UsageError when there is no suite, or nothing to
+    prune.
     """
     commit = repo.resolve(revision)
     manifest = repo.manifest_of(commit)
     if not worktree_suites(repo):
         raise UsageError("there are no suites to try", hint="write evals/NAME.toml, or [eval.NAME] in mgit.toml")
     options = EvalOptions(baselines=("parent",))
-    change = ModelChange(f"pruned by magnitude {share!r}", lambda model: _prune(model, share))
     same = evaluate_manifest(repo, repo.store, manifest, commit, suites=suites, options=options, progress=progress)
-    pruned = evaluate_manifest(
-        repo, repo.store, manifest, commit, suites=suites, options=options, change=change, progress=progress
-    )
+    with repo.session() as session:
+        try:
+            copy = zeroed_copy(repo, session, manifest, share, progress=progress)
+            pruned = evaluate_manifest(repo, session, copy, commit, suites=suites, options=options, progress=progress)
+        finally:
+            session.abort()
     return [_judged(a, b, share) for a, b in zip(same, pruned, strict=True)]
-
-
-def _prune(model: TaskModel, share: float) -> None:
-    """Set the smallest `share` of each weight matrix of the module to zero."""
-    import torch
-
-    with torch.no_grad():
-        for parameter in model.module.parameters():
-            count = int(share * parameter.numel())
-            if parameter.ndim < 2 or not count or not parameter.is_floating_point():
-                continue
-            smallest = parameter.abs().flatten().argsort(stable=True)[:count]
-            parameter.view(-1)[smallest] = 0
 
 
 def _judged(same: EvalRecord, pruned: EvalRecord, share: float) -> SelfTest:

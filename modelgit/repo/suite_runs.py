@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from modelgit.config.suites import RunSettings
     from modelgit.evals.base import Dataset, Deadline
     from modelgit.evals.suites import Suite
-    from modelgit.repo.eval_sides import ManifestSide, ModelChange
+    from modelgit.repo.eval_sides import ManifestSide
     from modelgit.repo.repository import Repository
 
 __all__ = ["EvalOptions", "evaluate_manifest"]
@@ -73,22 +73,20 @@ def evaluate_manifest(
     texts: SuiteTexts | None = None,
     law: Manifest | None = None,
     options: EvalOptions | None = None,
-    change: ModelChange | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
     """Run the suites (or those named) on a manifest, whose new objects are in `store`.
 
     Suites are those of `texts`, by default of the work tree; their data those of `manifest`.  With `law` both are those
-    that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  `change` is
-    done to the candidate's models when they are loaded.  What cannot be compared is an "error" that says why.  Raises
-    UsageError for suites that cannot be read.
+    that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  What
+    cannot be compared is an "error" that says why.  Raises UsageError for suites that cannot be read.
     """
     options = options or EvalOptions()
     if texts is None:
         texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
     if not texts and not suites:
         return []
-    candidate = _Candidate(repo, store, manifest, parent, law, options, change, progress)
+    candidate = _Candidate(repo, store, manifest, parent, law, options, progress)
     due = [suite for suite in texts.suites(suites) if suites or not options.stages or suite.run.stage in options.stages]
     return [candidate.verdict(suite) for suite in due]
 
@@ -104,7 +102,6 @@ class _Candidate:
         parent: CommitId | None,
         law: Manifest | None,
         options: EvalOptions,
-        change: ModelChange | None,
         progress: Progress,
     ) -> None:
         from modelgit.evals.runner import WallTime
@@ -116,7 +113,6 @@ class _Candidate:
         self.data_from = (store, manifest) if law is None else (repo.store, law)
         self.law = law
         self.options = options
-        self.change = change
         self.progress = progress
         self.time = WallTime(options.budget_s)
 
@@ -203,7 +199,6 @@ class _Candidate:
                 models=models,
                 stack=stack,
                 path_from=None if name == "candidate" else (self.store, self.manifest),
-                change=self.change if name == "candidate" else None,
                 progress=self.progress,
             )
 

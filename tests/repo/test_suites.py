@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import py_compile
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import GateRefused, UsageError  # noqa: E402
-from modelgit.objects import EvalRecord  # noqa: E402
+from modelgit.objects import EvalRecord, Manifest  # noqa: E402
+from modelgit.progress import SilentProgress  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.eval_sides import ManifestSide  # noqa: E402
 from modelgit.repo.evaluate import evaluate  # noqa: E402
@@ -28,6 +30,7 @@ from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
 from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
 from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
 from modelgit.repo.trust import named_code, suite_code, suite_is_trusted, trust  # noqa: E402
+from modelgit.repo.zeroed import zeroed_copy  # noqa: E402
 from modelgit.reporting.verdict_text import check_label  # noqa: E402
 
 SUITE = """
@@ -405,6 +408,58 @@ def test_a_suite_that_sees_nothing_is_no_test(bot: Repository) -> None:
     assert not found["blind"].works and found["blind"].reason == "its limits let the pruned model through"
     floors = {floor.versus: floor for floor in noise_floor(bot, suites=["compat"], against=["v1"])}
     assert floors["computed again"].changed == 0 and floors["against v1"].changed > 0
+
+
+PROGRAM = """
+task = "topic"
+[[test]]
+name = "zeros"
+kind = "shell"
+command = "python evals/zeros.py {checkout}/models/bot/model.safetensors"
+metrics.share = { max = 0.25 }
+"""
+ZEROS = """
+import json, pathlib, struct, sys
+data = pathlib.Path(sys.argv[1]).read_bytes()
+start = 8 + struct.unpack_from("<Q", data)[0]
+words = struct.unpack_from(f"<{(len(data) - start) // 4}f", data, start)
+print(json.dumps({"metrics": {"share": words.count(0.0) / len(words)}}))
+"""
+
+
+def test_programs_see_the_pruned_model_and_nothing_of_it_is_left(
+    bot: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(bot, PROGRAM)
+    (bot.worktree / "evals/zeros.py").write_text(ZEROS)
+    trust(bot)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(aside))
+    store = bot.worktree / ".mgit"
+    files = [*(store / "packs").iterdir(), *(store / "incoming").iterdir()]
+    (found,) = selftest(bot)
+    assert found.works and found.pruned.results[0].value == pytest.approx(0.5, abs=0.1)
+
+    class Stopped(SilentProgress):
+        """Somebody stops it while the program looks at the pruned model."""
+
+        pruned = False
+
+        def finish(self, task: str) -> None:
+            self.pruned |= task == "prune"
+
+        def check(self) -> None:
+            if self.pruned and list(aside.glob("mgit-eval-*/*/files")) and list(aside.glob("mgit-test-*")):
+                raise KeyboardInterrupt
+
+    shutil.rmtree(bot.paths.predictions)
+    with pytest.raises(KeyboardInterrupt):
+        selftest(bot, progress=Stopped())
+    assert sorted([*(store / "packs").iterdir(), *(store / "incoming").iterdir()]) == sorted(files)
+    assert not list(aside.iterdir())
+    with pytest.raises(UsageError, match="no weight matrix"), bot.session() as session:
+        zeroed_copy(bot, session, Manifest(), 0.5)
 
 
 def test_one_name_is_one_suite(bot: Repository) -> None:
