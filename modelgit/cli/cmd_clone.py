@@ -28,8 +28,8 @@ def clone(
 
     Every object is checked against its id, and nothing that the remote holds is run.
     """
+    from modelgit.repo.cloning import clone as copy
     from modelgit.repo.statistics import kept_estimates
-    from modelgit.repo.sync import clone as copy
 
     repo = copy(
         url,

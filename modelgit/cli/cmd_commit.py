@@ -18,7 +18,7 @@ from modelgit.errors import GateRefused, UsageError
 from modelgit.reporting.wording import share
 
 if TYPE_CHECKING:
-    from modelgit.repo.commit import CommitResult
+    from modelgit.repo.commit_records import CommitResult
     from modelgit.repo.density import Reduced
 
 __all__ = ["commit", "say_commit"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -10,86 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import ConflictError, NothingToDo, RepositoryError, UsageError
-from modelgit.objects import (
-    Commit,
-    CommitId,
-    EvalRecord,
-    EvalRecordId,
-    Manifest,
-    ManifestId,
-    MaskId,
-    MergeRecipe,
-    Patch,
-    PatchId,
-    Verdict,
-    View,
-    encode,
-    is_source,
-)
-from modelgit.objects.paths import find_twins, is_within
+from modelgit.objects import CommitId, Manifest, MaskId, View, is_source
+from modelgit.objects.paths import is_within
 from modelgit.patching.jobs import Stored
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.changes import Changes, compare_manifests
+from modelgit.repo.changes import compare_manifests
+from modelgit.repo.commit_records import NO_TRAINING_STATE, CommitResult, count_encodings, write_commit
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.outside import Outside, forget_stale, open_outside, refuse_stale, remember_stale
 from modelgit.repo.record import nonfinite_counts, record_worktree
-from modelgit.repo.training import TrainingState, record_training, training_files, training_of
+from modelgit.repo.training import record_training, training_files, training_of
 from modelgit.repo.tree import work_files
 from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.fs import PackSession
-from modelgit.store.metadata import write_metadata, write_record
 
 if TYPE_CHECKING:
     from modelgit.patching.adapters import AdapterSet
     from modelgit.repo.masks import StoredMask
     from modelgit.repo.repository import Repository
 
-__all__ = [
-    "BegunCommit",
-    "CommitResult",
-    "advance_branch",
-    "begin_commit",
-    "check_lossless",
-    "check_request",
-    "commit",
-    "count_encodings",
-    "declare_base",
-    "publish_commit",
-    "write_commit",
-]
-
-NO_TRAINING_STATE = TrainingState()
-
-
-class CommitResult(NamedTuple):
-    """A commit that was made.
-
-    `encodings` counts changed tensors by codec; `bytes_added` is what the records take in the store; `raw_bytes` is the
-    size of the whole tree; `evaluations` are the verdicts that let it in; `training` has the files of training state
-    recorded beside the tree, which take `training_bytes` of `bytes_added`; `unmatched` are the modules of declared
-    adapters that no tensor is the weight of.
-    """
-
-    id: CommitId
-    branch: str | None
-    commit: Commit
-    patch: Patch
-    manifest: Manifest
-    encodings: dict[str, int]
-    bytes_added: int
-    raw_bytes: int
-    evaluations: tuple[EvalRecord, ...]
-    is_first: bool
-    training: Manifest = Manifest()
-    training_bytes: int = 0
-    unmatched: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        """One line: a notebook shows what its last expression gives, and a manifest fills pages."""
-        tensors = len(self.patch.tensors)
-        where = self.branch or "detached"
-        return f"CommitResult({self.id.short} on {where}, {tensors} tensors changed, {self.bytes_added} bytes added)"
+__all__ = ["BegunCommit", "begin_commit", "check_lossless", "check_request", "commit", "publish_commit"]
 
 
 class BegunCommit(NamedTuple):
@@ -140,7 +80,7 @@ def commit(
     written meanwhile; in each case nothing was recorded.
     """
     check_request(message, only=only, gate=gate, source=source, as_path=as_path, worktree=worktree, branch=branch)
-    declared = declare_base(repo, base, progress=progress) if base is not None else None
+    declared = _declare_base(repo, base, progress=progress) if base is not None else None
     with repo.writing():
         begun = begin_commit(repo, only=only, source=source, as_path=as_path, worktree=worktree, branch=branch)
         parent, before, outside, selected = begun.parent, begun.before, begun.outside, begun.selected
@@ -296,7 +236,7 @@ def publish_commit(
     if begun.outside is not None and moves_current:
         remember_stale(repo, begun.parent, begun.before)
     repo.publish(
-        advance_branch(view, result.id) if moves_current else _advance_other(view, result.id),
+        _advance_current(view, result.id) if moves_current else _advance_other(view, result.id),
         description,
         session=session,
         author=str(result.commit.author),
@@ -353,92 +293,7 @@ def _tensor_names(repo: Repository, session: PackSession, manifest: Manifest) ->
     return {name for model in manifest.models for name in tensors_of(repo, manifest, model, store=session)}
 
 
-def write_commit(
-    repo: Repository,
-    session: PackSession,
-    manifest: Manifest,
-    before: Manifest,
-    changes: Changes,
-    *,
-    message: str,
-    parents: tuple[CommitId, ...],
-    author: str | None = None,
-    evaluations: Sequence[EvalRecord] = (),
-    masks: tuple[MaskId, ...] = (),
-    recipe: MergeRecipe | None = None,
-    trailers: Mapping[str, str] | None = None,
-    encodings: Mapping[str, int] | None = None,
-    training: TrainingState = NO_TRAINING_STATE,
-    exact: bool = True,
-) -> CommitResult:
-    """Append manifest, patch, verdicts and commit to the session; the caller seals it and moves the root.
-
-    Raises RepositoryError for paths that cannot lie beside each other: nobody could check such a commit out.
-    """
-    _refuse_twins(manifest)
-    base = None
-    if parents:
-        old = encode(before)
-        base = (ManifestId.of(old), old)
-    data = encode(manifest)
-    manifest_id = ManifestId.of(data)
-    if not session.has(manifest_id):
-        write_metadata(session, manifest_id, data, base=base)
-    patch = Patch(
-        base=base[0] if base else None,
-        tensors=changes.tensors,
-        files=changes.files,
-        masks=masks,
-        exact=exact,
-        bytes_added=session.bytes_written,
-    )
-    patch_id = write_record(session, PatchId, patch)
-    verdicts = tuple(
-        Verdict(suite=record.suite, decision=record.decision, record=write_record(session, EvalRecordId, record))
-        for record in evaluations
-    )
-    signature = repo.signature(author=author)
-    made = Commit(
-        parents=parents,
-        manifest=manifest_id,
-        patch=patch_id,
-        author=signature,
-        committer=repo.signature(),
-        message=message.rstrip() + ("\n" if "\n" in message.rstrip() else ""),
-        trailers=dict(trailers or {}),
-        verdicts=verdicts,
-        recipe=recipe,
-        training=training.id,
-    )
-    commit_id = write_record(session, CommitId, made)
-    return CommitResult(
-        id=commit_id,
-        branch=None,
-        commit=made,
-        patch=patch,
-        manifest=manifest,
-        encodings=dict(encodings or {}),
-        bytes_added=patch.bytes_added,
-        raw_bytes=sum(entry.size for entry in manifest.files),
-        evaluations=tuple(evaluations),
-        is_first=not parents,
-        training=training.manifest,
-    )
-
-
-def _refuse_twins(manifest: Manifest) -> None:
-    twins = find_twins(entry.path for entry in manifest.files)
-    if twins is None:
-        return
-    first, second = sorted(twins)
-    if second.startswith(f"{first}/"):
-        problem = f"{first!a} would be a file and, because of {second!a}, a directory"
-    else:
-        problem = f"{first!a} and {second!a} are one name on file systems that ignore case or Unicode form"
-    raise RepositoryError(problem, hint="rename one of them (in a merge: on its branch), then run the command again")
-
-
-def advance_branch(before: View, commit: CommitId) -> Callable[[View], View]:
+def _advance_current(before: View, commit: CommitId) -> Callable[[View], View]:
     """A change of the view: the current branch (or the detached head) moves from where it was to `commit`.
 
     The change raises ConflictError when the branch is not where it was.
@@ -455,7 +310,7 @@ def advance_branch(before: View, commit: CommitId) -> Callable[[View], View]:
     return change
 
 
-def declare_base(repo: Repository, base: str, *, progress: Progress = SILENT) -> str:
+def _declare_base(repo: Repository, base: str, *, progress: Progress = SILENT) -> str:
     """Make sure that a published model is among those that need not be stored; returns its full name."""
     from modelgit.repo.borrow import add
 
@@ -490,14 +345,6 @@ def _counts(manifest: Manifest, stored: Mapping[str, Sequence[Stored]]) -> dict[
             for item in stored.get(path, ()):
                 counts[model.path, item.name] = item.values_changed
     return counts
-
-
-def count_encodings(stored: Mapping[str, Sequence[Stored]]) -> dict[str, int]:
-    """How many tensors were written, by codec."""
-    counted = Counter(
-        item.codec for items in stored.values() for item in items if item.id.KIND == "tensor" and item.codec != "known"
-    )
-    return dict(sorted(counted.items()))
 
 
 def _find_masks(repo: Repository, names: Sequence[str]) -> list[StoredMask]:

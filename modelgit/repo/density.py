@@ -12,17 +12,8 @@ from modelgit.objects import FileEntry, Manifest, ModelEntry
 from modelgit.patching.jobs import SourceChangedError, Stored
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
-from modelgit.repo.commit import (
-    NO_TRAINING_STATE,
-    BegunCommit,
-    CommitResult,
-    begin_commit,
-    check_lossless,
-    check_request,
-    count_encodings,
-    publish_commit,
-    write_commit,
-)
+from modelgit.repo.commit import BegunCommit, begin_commit, check_lossless, check_request, publish_commit
+from modelgit.repo.commit_records import NO_TRAINING_STATE, CommitResult, count_encodings, write_commit
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.dense_weights import keep_dense
 from modelgit.repo.density_search import Tried, smallest_density

@@ -18,7 +18,7 @@ from modelgit.objects import CommitId, Manifest
 from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Conflict, MergePlan, MergeState, Overlap, Resolution
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.commit import CommitResult
+from modelgit.repo.commit_records import CommitResult
 from modelgit.repo.merge_files import OpenSide, open_side
 from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_state import clear_state, read_state, refuse_during_merge, write_state

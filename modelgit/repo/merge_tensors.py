@@ -17,15 +17,7 @@ from modelgit.merging.resolve import Sides as TensorSides
 from modelgit.merging.rows import RowPlan, RowViews, ViewSource
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
-from modelgit.objects import (
-    CommitId,
-    FileEntry,
-    FisherEstimate,
-    Literal,
-    Manifest,
-    MergeRecipe,
-    TensorId,
-)
+from modelgit.objects import CommitId, FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
 from modelgit.objects.manifest import FileContent
 from modelgit.objects.merges import MergePlan, MergeState, Overlap, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
@@ -33,7 +25,7 @@ from modelgit.patching.encode import TensorWriter, write_blob
 from modelgit.patching.jobs import StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
-from modelgit.repo.commit import CommitResult, write_commit
+from modelgit.repo.commit_records import CommitResult, write_commit
 from modelgit.repo.merge_files import merged_weights, open_side
 from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies

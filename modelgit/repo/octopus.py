@@ -18,18 +18,12 @@ from modelgit.merging.plan import plan as make_plan
 from modelgit.merging.resolve import ruled_resolutions
 from modelgit.merging.tensors import TensorParts
 from modelgit.numerics.nonfinite import ValueCounts
-from modelgit.objects import (
-    CommitId,
-    FileEntry,
-    Manifest,
-    MergeRecipe,
-    TensorId,
-)
+from modelgit.objects import CommitId, FileEntry, Manifest, MergeRecipe, TensorId
 from modelgit.objects.graph import is_ancestor, merge_bases
 from modelgit.objects.merges import Conflict, MergeState, Overlap
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
-from modelgit.repo.commit import CommitResult, write_commit
+from modelgit.repo.commit_records import CommitResult, write_commit
 from modelgit.repo.contents import file_bytes
 from modelgit.repo.merge import configured_rules, require_head, too_opposed
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from modelgit.patching.correct import Product
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
-    from modelgit.repo.commit import CommitResult
+    from modelgit.repo.commit_records import CommitResult
     from modelgit.repo.density import Reduced
     from modelgit.repo.fisher import Diagonal, StoredFisher
     from modelgit.repo.load import ModelState

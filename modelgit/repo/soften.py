@@ -15,7 +15,7 @@ from modelgit.merging.tensors import TensorParts
 from modelgit.objects import CommitId, Manifest
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
-from modelgit.repo.commit import CommitResult, write_commit
+from modelgit.repo.commit_records import CommitResult, write_commit
 from modelgit.repo.gate import RefusedWithRecords, run_gate
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_state import refuse_during_merge

@@ -1,31 +1,18 @@
-"""`remote`, `push`, `fetch`, `pull`, `clone`: refs and what they need, between this repository and others."""
+"""`push`, `fetch`, `pull`: refs and what they need, between this repository and others."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.config.edit import set_value, unset_value
-from modelgit.environment import Environment
-from modelgit.errors import (
-    ConflictError,
-    IntegrityError,
-    MgitError,
-    NothingToDo,
-    RemoteError,
-    RepositoryError,
-    UsageError,
-)
+from modelgit.errors import ConflictError, IntegrityError, RemoteError, RepositoryError, UsageError
 from modelgit.objects import CommitId, FisherEstimate, KeptEstimate, KeptNote, View
 from modelgit.objects.graph import is_ancestor
-from modelgit.objects.refs import check_ref_name, ref_problem
+from modelgit.objects.refs import check_ref_name
 from modelgit.progress import SILENT, Progress
-from modelgit.remotes.base import RefUpdate, Transport, open_transport
+from modelgit.remotes.base import RefUpdate, Transport
 from modelgit.remotes.estimates import MovedEstimates, advertised_estimates, fetch_estimates, push_estimates
 from modelgit.remotes.notes import MovedNotes, advertised_notes, fetch_notes
 from modelgit.remotes.sync import fetch as fetch_objects
@@ -35,28 +22,14 @@ from modelgit.repo.notes import all_notes, keep_notes, travelling_notes
 from modelgit.repo.pending import due_suites
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.ref_policies import PushGuard, RefDecision
-from modelgit.repo.repository import Repository
+from modelgit.repo.remote import DEFAULT_REMOTE, open_remote
 from modelgit.repo.statistics import keep, kept_estimates, shapes_of, weights_of_history
-from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import MergeResult
+    from modelgit.repo.repository import Repository
 
-__all__ = [
-    "FetchedRefs",
-    "PullResult",
-    "PushedRefs",
-    "add_remote",
-    "clone",
-    "fetch",
-    "open_remote",
-    "pull",
-    "push",
-    "remotes",
-    "remove_remote",
-]
-
-DEFAULT_REMOTE = "origin"
+__all__ = ["FetchedRefs", "PullResult", "PushedRefs", "adopt", "fetch", "fetch_from", "pull", "push"]
 
 
 class FetchedRefs(NamedTuple):
@@ -98,62 +71,6 @@ class PullResult(NamedTuple):
     merged: MergeResult | None
     before: CommitId | None
     after: CommitId | None
-
-
-def remotes(repo: Repository) -> dict[str, str]:
-    """URLs by name."""
-    return {name: remote.url for name, remote in sorted(repo.settings.remote.items())}
-
-
-def add_remote(repo: Repository, name: str, url: str) -> None:
-    """Remember a remote.  Raises UsageError for a bad name or URL, RepositoryError when the name is taken."""
-    check_ref_name(f"remotes/{name}/x", what="remote")
-    if "/" in name:
-        raise UsageError(f"a remote's name cannot hold a slash: {name}", hint="`mgit remote add NAME URL`")
-    if name in repo.settings.remote:
-        raise RepositoryError(
-            f"remote {name} exists already ({repo.settings.remote[name].url})", hint=f"`mgit remote remove {name}`"
-        )
-    open_transport(url, environment=repo.environment, relative_to=repo.worktree).close()  # refuses malformed URLs
-    _edit(repo, lambda text: set_value(text, f"remote.{name}.url", _quoted(url), name=".mgit/config.toml"))
-
-
-def _quoted(value: str) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
-
-
-def remove_remote(repo: Repository, name: str) -> None:
-    """Forget a remote and its remote-tracking refs."""
-    _remote_url(repo, name)
-    _edit(repo, lambda text: unset_value(text, f"remote.{name}.url", name=".mgit/config.toml"))
-    prefix = f"remotes/{name}/"
-    repo.publish(
-        lambda view: view.with_refs({ref: tip for ref, tip in view.refs.items() if not ref.startswith(prefix)}),
-        f"remote: remove {name}",
-    )
-
-
-def _edit(repo: Repository, edit: Callable[[str], str]) -> None:
-    text = repo.paths.config.read_text(encoding="utf-8") if repo.paths.config.exists() else ""
-    write_durably(repo.paths.config, edit(text).encode())
-    repo.forget_settings()
-
-
-def _remote_url(repo: Repository, name: str) -> str:
-    remote = repo.settings.remote.get(name)
-    if remote is None:
-        known = ", ".join(sorted(repo.settings.remote))
-        raise UsageError(
-            f"no remote `{name}`", hint=f"known: {known}" if known else "`mgit remote add origin URL` adds one"
-        )
-    return remote.url
-
-
-def open_remote(repo: Repository, name: str) -> Transport:
-    """A transport to the remote called `name`."""
-    return open_transport(_remote_url(repo, name), environment=repo.environment, relative_to=repo.worktree)
 
 
 def push(
@@ -333,14 +250,15 @@ def fetch(
     """
     transport = open_remote(repo, remote)
     try:
-        return _fetch(repo, transport, remote, prune=prune, fisher=fisher, progress=progress)
+        return fetch_from(repo, transport, remote, prune=prune, fisher=fisher, progress=progress)
     finally:
         transport.close()
 
 
-def _fetch(
+def fetch_from(
     repo: Repository, transport: Transport, remote: str, *, prune: bool, fisher: bool, progress: Progress
 ) -> FetchedRefs:
+    """As `fetch`, through a transport that is open already."""
     state = transport.root()
     refs = advertised_refs(state, remote=remote)
     heads = {ref: commit for ref, commit in refs.items() if ref.startswith("heads/")}
@@ -405,7 +323,7 @@ def pull(
     if before == tip or (before is not None and is_ancestor(tip, before, repo.parents_of)):
         return PullResult(fetched, None, before, before)
     if before is None:
-        _adopt(repo, tip, f"pull: {remote}/{name}", progress)
+        adopt(repo, tip, f"pull: {remote}/{name}", progress)
         return PullResult(fetched, None, None, tip)
     from modelgit.repo.merge import merge
 
@@ -413,7 +331,7 @@ def pull(
     return PullResult(fetched, merged, before, repo.head())
 
 
-def _adopt(repo: Repository, tip: CommitId, description: str, progress: Progress) -> None:
+def adopt(repo: Repository, tip: CommitId, description: str, progress: Progress) -> None:
     """Check out a commit on a branch that has none yet."""
     from modelgit.objects import Manifest
     from modelgit.repo.training import joined, training_of
@@ -436,69 +354,3 @@ def _adopt(repo: Repository, tip: CommitId, description: str, progress: Progress
             after=after,
             progress=progress,
         )
-
-
-def clone(
-    url: str,
-    path: Path | str | None = None,
-    *,
-    branch: str | None = None,
-    borrow: Sequence[str] = (),
-    fisher: bool = False,
-    environment: Environment,
-    progress: Progress = SILENT,
-) -> Repository:
-    """Copy a remote repository into `path` (named after the URL) and check out its branch.
-
-    What the lenders in `borrow` have (see `repo.borrow`) is compared with its ids and not copied.  With `fisher` its
-    estimates come, too.
-
-    Nothing that the remote holds is run.  A failed clone leaves no half-made repository behind.
-    """
-    name = str(path) if path is not None else Path(url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".mgit")).name
-    target = (environment.cwd / (name or "clone")).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RepositoryError(f"{target} exists already and is not empty", hint="`mgit clone URL OTHER_DIRECTORY`")
-    existed = target.exists()
-    transport = open_transport(url, environment=environment, relative_to=environment.cwd)
-    try:
-        state = transport.root()  # before anything is made here: most failures show now
-        wanted = branch or state.view.branch or "main"
-        if ref_problem(f"heads/{wanted}") is not None:
-            raise RemoteError(
-                f"{url} names a default branch that cannot be one: {wanted[:60]!a}",
-                hint="`mgit clone URL --branch NAME` takes another one",
-            )
-        if f"heads/{wanted}" not in state.view.refs and branch is not None:
-            known = ", ".join(sorted(ref[6:] for ref in state.view.refs if ref.startswith("heads/"))) or "none"
-            raise RemoteError(f"{url} has no branch {branch}", hint=f"its branches: {known}")
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            repo = Repository.init(target, branch=wanted, environment=environment)
-            shown = url if "://" in url or url.startswith("file:") else str((environment.cwd / url).resolve())
-            add_remote(repo, DEFAULT_REMOTE, shown)
-            for lender in borrow:
-                from modelgit.repo.borrow import add as add_lender
-
-                add_lender(repo, lender, progress=progress)
-            _fetch(repo, transport, DEFAULT_REMOTE, prune=False, fisher=fisher, progress=progress)
-            tip = repo.view().refs.get(f"remotes/{DEFAULT_REMOTE}/{wanted}")
-            if tip is not None:
-                _adopt(repo, tip, f"clone: {shown}", progress)
-            elif state.view.refs:
-                raise NothingToDo(f"{url} has no branch {wanted}", hint="`mgit clone URL --branch NAME`")
-        except (MgitError, KeyboardInterrupt, OSError):
-            _discard(target, existed)
-            raise
-    finally:
-        transport.close()
-    return repo
-
-
-def _discard(target: Path, existed: bool) -> None:
-    if existed:
-        for entry in target.iterdir():
-            with contextlib.suppress(OSError):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    else:
-        shutil.rmtree(target, ignore_errors=True)

@@ -23,7 +23,7 @@ from modelgit.integrations.demo.assets import minilm_weights
 from modelgit.objects import Mask
 from modelgit.patching.positions import is_maskable
 from modelgit.repo import Repository
-from modelgit.repo.commit import CommitResult
+from modelgit.repo.commit_records import CommitResult
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.masks import keep_mask
 

@@ -14,10 +14,12 @@ from modelgit.errors import CheckpointFormatError, IntegrityError, LenderError, 
 from modelgit.objects import TensorId
 from modelgit.repo import Repository
 from modelgit.repo.borrow import add, copy, lenders, remove, update
+from modelgit.repo.cloning import clone
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
+from modelgit.repo.remote import add_remote
 from modelgit.repo.repair import repair
-from modelgit.repo.sync import add_remote, clone, fetch, push
+from modelgit.repo.sync import fetch, push
 from modelgit.store.base import is_foreign
 from tests.conftest import Files, environment_at
 

@@ -20,12 +20,14 @@ from modelgit.errors import ExternalAbsentError, IntegrityError, MissingExtraErr
 from modelgit.objects import BlobId, External, TensorId, TensorSpec, check_external, encode, leaf_digests, parse_source
 from modelgit.repo import Repository
 from modelgit.repo.borrow import add, copy, remove
+from modelgit.repo.cloning import clone
 from modelgit.repo.contents import file_bytes
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.hub import fetch_sources, pinned
+from modelgit.repo.remote import add_remote
 from modelgit.repo.switch import restore
-from modelgit.repo.sync import add_remote, clone, pull, push
+from modelgit.repo.sync import pull, push
 from modelgit.store.base import is_external
 from tests.conftest import Files, environment_at
 

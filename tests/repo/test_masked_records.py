@@ -17,14 +17,16 @@ from modelgit.errors import RepositoryError
 from modelgit.objects import BlobId, CommitId, Mask, MaskId, Patch, PatchId, TensorId, View
 from modelgit.repo import Repository
 from modelgit.repo.borrow import copy as copy_borrowed
+from modelgit.repo.cloning import clone
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.encodings import encodings
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.masks import keep_mask, mask_positions, remove_mask
 from modelgit.repo.prune import prune
+from modelgit.repo.remote import add_remote
 from modelgit.repo.repack import repack
-from modelgit.repo.sync import add_remote, clone, fetch, push
+from modelgit.repo.sync import fetch, push
 from modelgit.repo.usage import usage
 from modelgit.store.base import Located
 from modelgit.store.metadata import write_record

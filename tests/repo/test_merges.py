@@ -14,8 +14,9 @@ from modelgit.objects.merges import Overlap, Resolution
 from modelgit.repo import Repository
 from modelgit.repo.merge import continue_merge, merge, plan_merge, resolve_conflicts
 from modelgit.repo.picks import revert
+from modelgit.repo.remote import add_remote
 from modelgit.repo.replay import replay
-from modelgit.repo.sync import add_remote, fetch, push
+from modelgit.repo.sync import fetch, push
 
 
 def test_histories_without_a_common_commit_are_not_averaged_in_silence(make_repo, files, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from modelgit.objects import EvalRecord, EvalRecordId, KeptNote, NoteId
 from modelgit.remotes.directory import DirectoryTransport
 from modelgit.remotes.notes import MovedNotes
 from modelgit.repo import Repository
+from modelgit.repo.cloning import clone
 from modelgit.repo.evaluate import evaluate
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
@@ -30,7 +31,8 @@ from modelgit.repo.notes import (
     kept_notes,
     signing_key,
 )
-from modelgit.repo.sync import add_remote, clone, fetch, push
+from modelgit.repo.remote import add_remote
+from modelgit.repo.sync import fetch, push
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.store.metadata import read_record, write_record
 

@@ -12,7 +12,8 @@ from modelgit.repo.gate import recorded_verdicts
 from modelgit.repo.log import log
 from modelgit.repo.notes import attach_verdicts
 from modelgit.repo.pending import due_suites
-from modelgit.repo.sync import add_remote, push
+from modelgit.repo.remote import add_remote
+from modelgit.repo.sync import push
 
 SUITE = """
 [task.probe]

@@ -10,15 +10,17 @@ from modelgit.errors import UsageError, WeightsPruned
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_branch, create_tag
+from modelgit.repo.cloning import clone
 from modelgit.repo.fsck import fsck
 from modelgit.repo.gc import collect
 from modelgit.repo.log import log
 from modelgit.repo.prune import prune
 from modelgit.repo.pruned import pruned_commits
+from modelgit.repo.remote import add_remote
 from modelgit.repo.repack import repack
 from modelgit.repo.retention import plan_retention
 from modelgit.repo.switch import restore
-from modelgit.repo.sync import add_remote, clone, fetch, push
+from modelgit.repo.sync import fetch, push
 from modelgit.repo.undo import undo
 
 

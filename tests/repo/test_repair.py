@@ -10,8 +10,9 @@ import pytest
 from modelgit.errors import MgitError
 from modelgit.repo import Repository
 from modelgit.repo.fsck import fsck
+from modelgit.repo.remote import add_remote
 from modelgit.repo.repair import repair
-from modelgit.repo.sync import add_remote, push
+from modelgit.repo.sync import push
 
 
 def _shared(bot: Repository, files, tmp_path: Path) -> list[dict[str, str]]:

@@ -13,10 +13,10 @@ from modelgit.config.schema import TrackSettings
 from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.objects import CommitId, ManifestId
 from modelgit.repo import Repository
+from modelgit.repo.cloning import clone
 from modelgit.repo.fsck import fsck
 from modelgit.repo.reach import needed_objects
 from modelgit.repo.switch import restore
-from modelgit.repo.sync import clone
 from modelgit.repo.track import track_training, untrack
 from modelgit.repo.training import training_of
 from modelgit.repo.undo import redo, undo
