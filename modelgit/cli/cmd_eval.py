@@ -67,7 +67,11 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     help="Suites and data as recorded at REV (a protected branch), not those of the work tree.",
 )
 @click.option("--full", is_flag=True, help="Look at every example.")
-@click.option("--fail-fast", is_flag=True, help="Leave a suite at its first broken limit.")
+@click.option(
+    "--fail-fast",
+    is_flag=True,
+    help="Look where failures are likely first, and leave a suite at its first broken limit.",
+)
 @click.option(
     "--budget", metavar="TIME", callback=_seconds, help="Wall time for all suites in place of their own (60s, 5m)."
 )

@@ -107,13 +107,13 @@ class SuiteRun:
 
     `baselines` are those of different weights; `names` has all names of each by its own: "parent" and "tag:v1" may have
     the same weights.  `identity` is the id of the suite; `datasets` holds the data by the name that a test gives;
-    `task` is the suite's own and `tasks` are those that tests name.  `failing` counts the limits that a draw of
-    examples may find broken: each may do so wrongly with probability alpha / `failing`, so that the whole suite does
-    with at most alpha. `flips` collects the first negative flips for reports.  `root` is the repository's work tree,
-    from which trusted code runs; `trusted` says whether the code that the suite names may run, `code` is that code
-    (hashes by path), and `surroundings` are the environment variables that its programs are given. `accepted` are the
-    examples, by id, that each test lets break, with the acceptance that says so; `excused` collects the acceptances
-    that made a difference.
+    `task` is the suite's own and `tasks` are those that tests name.  With `fail_fast` a failure is looked for first,
+    and ends the run.  `failing` counts the limits that a draw of examples may find broken: each may do so wrongly with
+    probability alpha / `failing`, so that the whole suite does with at most alpha. `flips` collects the first negative
+    flips for reports.  `root` is the repository's work tree, from which trusted code runs; `trusted` says whether the
+    code that the suite names may run, `code` is that code (hashes by path), and `surroundings` are the environment
+    variables that its programs are given. `accepted` are the examples, by id, that each test lets break, with the
+    acceptance that says so; `excused` collects the acceptances that made a difference.
     """
 
     identity: str
@@ -130,6 +130,7 @@ class SuiteRun:
     surroundings: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failing: int = 1
+    fail_fast: bool = False
     show_flips: int = 20
     flips: list[Flip] = field(default_factory=list)
     accepted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

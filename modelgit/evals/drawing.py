@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,13 +99,15 @@ def draw_until_decided(
     *,
     alpha: float,
     alpha_fail: float | None = None,
+    in_turn: bool = False,
     deadline: Deadline | None = None,
     progress: Progress = SILENT,
 ) -> Draw:
     """Draw from `strata` (positions in drawing order) until every limit in `allowed` (counts of flips) is decided.
 
     `flips_at` evaluates ascending positions and says which of them flipped.  `alpha` bounds the error of a "pass",
-    `alpha_fail` (the same by default) that of a "fail".
+    `alpha_fail` (the same by default) that of a "fail".  With `in_turn` a stratum is drawn whole before the next one,
+    which finds a failure soonest where the first is the fragile one, and a pass late.
     """
     sizes = [len(stratum) for stratum in strata]
     failing = alpha if alpha_fail is None else alpha_fail
@@ -122,7 +124,9 @@ def draw_until_decided(
             break
         progress.check()
         sought = allowed[verdicts.index("open")]
-        for index, share in enumerate(allocate(sizes, drawn, flipped, next_batch(sum(drawn)), allowed=sought)):
+        batch = next_batch(sum(drawn))
+        shares = _in_turn(sizes, drawn, batch) if in_turn else allocate(sizes, drawn, flipped, batch, allowed=sought)
+        for index, share in enumerate(shares):
             if share:
                 chosen = np.sort(strata[index][drawn[index] : drawn[index] + share])
                 flips = chosen[flips_at(chosen)]
@@ -131,3 +135,10 @@ def draw_until_decided(
                 drawn[index] += share
     expected = sum(size * s / n for size, n, s in zip(sizes, drawn, flipped, strict=True) if n)
     return Draw(sum(drawn), sum(flipped), sum(sizes), expected, tuple(verdicts), np.sort(np.concatenate(found)))
+
+
+def _in_turn(sizes: Sequence[int], drawn: Sequence[int], batch: int) -> Iterator[int]:
+    for size, done in zip(sizes, drawn, strict=True):
+        share = min(size - done, batch)
+        batch -= share
+        yield share

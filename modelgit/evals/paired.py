@@ -77,6 +77,7 @@ class Pair:
             self.flips_at,
             alpha=self.run.settings.alpha,
             alpha_fail=alpha_fail,
+            in_turn=self.run.fail_fast,
             deadline=self.run.deadline,
             progress=self.run.progress,
         )

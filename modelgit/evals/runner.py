@@ -107,16 +107,15 @@ def run_suite(
     *,
     compared: Sequence[ComparedWith] = (),
     missing: Sequence[str] = (),
-    fail_fast: bool = False,
 ) -> EvalRecord:
     """Evaluate the candidate of `run` against the limits of a suite.
 
-    `compared` says what the baselines of `run` are, `missing` which ones of the suite mean nothing here (a tag that
-    no release has yet).  With `fail_fast`, or where the suite stops by itself, a failed test ends the run and leaves
-    the others inconclusive.  When drawing examples has in the end looked at them all, lines are exact.
+    `compared` says what the baselines of `run` are, `missing` which ones of the suite mean nothing here (a tag that no
+    release has yet).  Where the run is to fail fast, or where the suite stops by itself, a failed test ends the run and
+    leaves the others inconclusive.  When drawing examples has in the end looked at them all, lines are exact.
     """
     started = time.monotonic()
-    stops = fail_fast or (suite.stops and run.settings.sampling != "full")
+    stops = run.fail_fast or (suite.stops and run.settings.sampling != "full")
     found: dict[str, list[Row]] = {}
     failed = False
     # What draws few examples comes first: it may decide alone.

@@ -235,6 +235,7 @@ class _Candidate:
             code=suite_code(self.repo, suite),
             surroundings=self.repo.environment.surroundings,
             failing=sampled_limits(suite.tests, baselines=len(sides), names=len(compared)),
+            fail_fast=self.options.fail_fast,
             show_flips=_ALL if self.options.all_flips else suite.report.show_flips,
             accepted=accepted_examples(self.repo, suite.name, signers=allowed_signers(self.repo, self.law)),
             progress=self.progress,
@@ -245,7 +246,7 @@ class _Candidate:
             candidate.compare_with(sides[0])
         if self.options.verify_cache:
             self._verify([candidate, *sides], datasets)
-        return run_suite(suite, run, compared=compared, missing=absent, fail_fast=self.options.fail_fast)
+        return run_suite(suite, run, compared=compared, missing=absent)
 
     def _verify(self, sides: Sequence[ManifestSide], datasets: Mapping[str, Dataset]) -> None:
         import numpy as np

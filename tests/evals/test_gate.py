@@ -87,9 +87,10 @@ def run_tests(
     return run_on(suite, candidate, baseline)
 
 
-def run_on(suite: Suite, candidate: FakeSide, baseline: FakeSide | None) -> EvalRecord:
+def run_on(suite: Suite, candidate: FakeSide, baseline: FakeSide | None, *, fail_fast: bool = False) -> EvalRecord:
     baselines = [] if baseline is None else [baseline]
     run = SuiteRun(
+        fail_fast=fail_fast,
         identity=suite_id(suite, {"data": candidate.data.fingerprint}),
         settings=suite.run,
         candidate=candidate,  # type: ignore[arg-type]
@@ -213,6 +214,21 @@ def test_drawing_decides_with_few_examples(sampling: str, known: bool) -> None:
     assert bad.decision == "fail"
     assert len(candidate.asked) < 1500
     assert "proven at alpha 0.05" in bad.results[0].detail
+
+
+def test_failing_fast_draws_fragile_examples_first() -> None:
+    suite = compiled("smoke", EvalSettings(task="t", negative_flips=Limit(max=0.02), sampling="adaptive"))
+    asked = {}
+    for negative in (0, 130):
+        for fast in (False, True):
+            candidate, baseline = pair(4000, wrong=0, negative=negative, known=True)
+            # The last 600 are fragile; what flips is among them.
+            baseline.rows[3400:] = log_probs(np.arange(3400, 4000) % 3, sure=0.5)
+            record = run_on(suite, candidate, baseline, fail_fast=fast)
+            assert record.decision == ("fail" if negative else "pass")
+            asked[negative, fast] = candidate.asked
+    assert len(asked[130, True]) <= len(asked[130, False]) and min(asked[130, False]) < 3400 <= min(asked[130, True])
+    assert len(asked[0, False]) < 600 < len(asked[0, True]) and set(range(3400, 4000)) < asked[0, True]
 
 
 def test_drawing_agrees_with_the_full_run_where_it_is_clear() -> None:
