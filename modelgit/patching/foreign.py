@@ -25,8 +25,8 @@ from modelgit.objects import (
 from modelgit.patching.leaves import stored_leaves
 from modelgit.patching.records import RecordHeader
 from modelgit.store.base import Foreign, Located, ObjectStore
-from modelgit.store.fs import PackSession
 from modelgit.store.lenders import LentObject
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.patching.materialise import TensorReader

@@ -13,7 +13,7 @@ from modelgit.errors import BugError, IntegrityError
 from modelgit.objects import BlobId, ObjectId
 from modelgit.patching.chain import MAX_COST, chain_cost
 from modelgit.store.base import Foreign, Located, ObjectStore, StagedObject
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 __all__ = ["Recoded", "RecodingStore"]
 

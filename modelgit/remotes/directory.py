@@ -19,12 +19,13 @@ from modelgit.progress import Progress
 from modelgit.remotes.base import Needed, RefUpdate, RemoteRoot, Upload
 from modelgit.remotes.receive import verify_objects
 from modelgit.remotes.url import RemoteUrl
-from modelgit.store.base import Located
+from modelgit.store.base import Located, covers
 from modelgit.store.durable import write_durably
-from modelgit.store.fs import FileSystemStore, PackSession, covers
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
 from modelgit.store.root import FORMAT_LINE, FileRoot
+from modelgit.store.session import PackSession
 from modelgit.store.side_records import retention_records, statistics_records, with_estimates, with_notes
 
 __all__ = ["DirectoryTransport", "initialise_bare", "open_directory"]

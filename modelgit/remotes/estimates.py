@@ -25,8 +25,9 @@ from modelgit.remotes.reading import CombinedStore
 from modelgit.remotes.receive import copy_records, receive_objects
 from modelgit.remotes.selection import select_records
 from modelgit.store.base import ObjectStore
-from modelgit.store.fs import FileSystemStore, PackSession
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.metadata import read_record
+from modelgit.store.session import PackSession
 
 __all__ = ["MovedEstimates", "advertised_estimates", "check_estimate", "fetch_estimates", "push_estimates"]
 

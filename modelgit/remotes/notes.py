@@ -22,8 +22,8 @@ from modelgit.remotes.base import Needed, Transport
 from modelgit.remotes.reading import CombinedStore
 from modelgit.remotes.receive import receive_objects
 from modelgit.store.base import ObjectStore
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record
+from modelgit.store.session import PackSession
 
 __all__ = ["MovedNotes", "advertised_notes", "fetch_notes", "needed_by_notes"]
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from modelgit.errors import IntegrityError, RemoteError
 from modelgit.objects import Commit, CommitId, ObjectId
 from modelgit.remotes.base import Transport
-from modelgit.store.base import Foreign, Located, ObjectStore
+from modelgit.store.base import Foreign, Located, ObjectStore, covers
 from modelgit.store.borrow import missing_object
-from modelgit.store.fs import covers
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_record
 
 __all__ = ["CombinedStore"]

@@ -12,9 +12,9 @@ from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
 from modelgit.remotes.base import Needed, Transport
 from modelgit.remotes.selection import select_records
-from modelgit.store.base import Located, ObjectStore, RecordWriter, is_external
-from modelgit.store.fs import PackSession, read_external_record
+from modelgit.store.base import Located, ObjectStore, RecordWriter, is_external, read_external_record
 from modelgit.store.metadata import MAX_METADATA_BYTES, read_metadata, read_record
+from modelgit.store.session import PackSession
 
 __all__ = ["CHUNK_BYTES", "copy_records", "receive_objects", "verify_objects"]
 

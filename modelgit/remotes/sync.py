@@ -25,8 +25,9 @@ from modelgit.remotes.receive import copy_records, verify_objects
 from modelgit.remotes.selection import batches, select_records
 from modelgit.remotes.updates import allowed_updates, contains_commit
 from modelgit.store.base import ObjectStore
-from modelgit.store.fs import FileSystemStore, PackSession
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.metadata import read_record
+from modelgit.store.session import PackSession
 
 __all__ = ["FetchResult", "Guard", "PushResult", "fetch", "push"]
 

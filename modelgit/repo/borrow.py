@@ -20,8 +20,7 @@ from modelgit.repo.hub import pinned
 from modelgit.repo.layout import METADATA
 from modelgit.repo.lending import hash_lender
 from modelgit.repo.reach import commit_roots, kept_objects
-from modelgit.store.base import is_external, is_foreign
-from modelgit.store.fs import covers
+from modelgit.store.base import covers, is_external, is_foreign
 from modelgit.store.lenders import LenderLine
 
 if TYPE_CHECKING:

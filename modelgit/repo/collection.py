@@ -17,8 +17,8 @@ from modelgit.remotes.receive import copy_records
 from modelgit.repo.borrowers import lent_objects
 from modelgit.repo.reach import kept_objects, merge_roots, needed_objects
 from modelgit.store.base import Located, is_external
-from modelgit.store.fs import PACK_TARGET_BYTES
 from modelgit.store.packs import HEADER, packed_size
+from modelgit.store.session import PACK_TARGET_BYTES
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

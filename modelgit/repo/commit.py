@@ -22,7 +22,7 @@ from modelgit.repo.record import nonfinite_counts, record_worktree
 from modelgit.repo.training import record_training, training_files, training_of
 from modelgit.repo.tree import work_files
 from modelgit.repo.update import check_clean, move_worktree
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.patching.adapters import AdapterSet

@@ -25,8 +25,8 @@ from modelgit.objects.paths import find_twins
 from modelgit.patching.jobs import Stored
 from modelgit.repo.changes import Changes
 from modelgit.repo.training import TrainingState
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata, write_record
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

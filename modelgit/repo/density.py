@@ -20,7 +20,7 @@ from modelgit.repo.density_search import Tried, smallest_density
 from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 from modelgit.repo.training import record_training
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from pathlib import Path

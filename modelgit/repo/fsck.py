@@ -29,8 +29,7 @@ from modelgit.patching.files import check_table
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.reach import children_of, commit_roots, damaged_mask_files, kept_objects
-from modelgit.store.base import is_external, is_foreign
-from modelgit.store.fs import covers
+from modelgit.store.base import covers, is_external, is_foreign
 from modelgit.store.metadata import read_record
 from modelgit.store.packs import verify_pack
 

@@ -28,7 +28,7 @@ from modelgit.objects.manifest import manifest_id
 from modelgit.patching.encode import write_blob
 from modelgit.patching.files import StoredFile
 from modelgit.repo.record import write_content_record
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

@@ -32,7 +32,7 @@ from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, 
 from modelgit.repo.record import write_content_record
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean, move_worktree
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides

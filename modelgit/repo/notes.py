@@ -26,8 +26,8 @@ from modelgit.signing.program import NAMESPACE, matches, sign
 from modelgit.signing.signers import SIGNERS_FILE, AllowedSigner, AllowedSigners
 from modelgit.store.base import ObjectStore
 from modelgit.store.checked_files import read_checked, write_checked
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_record, write_record
+from modelgit.store.session import PackSession
 from modelgit.store.side_records import with_notes
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, 
 from modelgit.repo.merge_tensors import Work, compare_all, move_to, statistics_of, store_all, store_file
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

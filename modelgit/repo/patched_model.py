@@ -12,15 +12,7 @@ from modelgit.fisher.changes import TensorDelta, can_be_drawn
 from modelgit.fisher.patched import PatchedTensor
 from modelgit.fisher.sparsify import Plan
 from modelgit.formats.zip_checksums import ZIP_FORMATS
-from modelgit.objects import (
-    FileContent,
-    FileEntry,
-    Literal,
-    Manifest,
-    ModelEntry,
-    TensorEntry,
-    TensorId,
-)
+from modelgit.objects import FileContent, FileEntry, Literal, Manifest, ModelEntry, TensorEntry, TensorId
 from modelgit.patching.base import TensorSource
 from modelgit.patching.encode import write_blob
 from modelgit.patching.jobs import Stored, StoredObject, StoreJob
@@ -29,7 +21,7 @@ from modelgit.repo.contents import tensors_of
 from modelgit.repo.merge_files import with_checksums
 from modelgit.repo.record import write_content_record
 from modelgit.store.base import ObjectStore
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

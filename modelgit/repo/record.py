@@ -36,8 +36,8 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.outside import Outside
 from modelgit.repo.tree import WorkFile, work_files
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
+from modelgit.store.session import PackSession
 from modelgit.worktree.content import FileRange, LiteralBytes, assemble
 
 if TYPE_CHECKING:

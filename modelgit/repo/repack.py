@@ -29,8 +29,8 @@ from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.repack_plan import RepackItem, plan_repack
 from modelgit.store.base import Located, is_external
 from modelgit.store.durable import write_cache_file
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_metadata, read_record, write_metadata
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

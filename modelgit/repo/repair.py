@@ -16,9 +16,9 @@ from modelgit.repo.fsck import Finding, reachable_objects
 from modelgit.repo.gc import retire_packs
 from modelgit.repo.pruned import pruned_commits
 from modelgit.repo.remote import open_remote
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import read_metadata, write_metadata
 from modelgit.store.packs import read_index, verify_pack
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

@@ -35,10 +35,11 @@ from modelgit.repo.layout import METADATA, RepositoryPaths, discover
 from modelgit.repo.records import RecordCache
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
-from modelgit.store.fs import FileSystemStore, PackSession
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
 from modelgit.store.root import FORMAT_LINE, FileRoot
+from modelgit.store.session import PackSession
 from modelgit.store.side_records import retention_records, statistics_records
 from modelgit.worktree.index import StatIndex
 from modelgit.worktree.journal import Journal

@@ -22,7 +22,7 @@ from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.merge_tensors import Work, move_to, store_all
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -15,7 +15,7 @@ from modelgit.objects.graph import ancestors
 from modelgit.objects.refs import short_ref
 from modelgit.repo.contents import tensors_of, views_of
 from modelgit.repo.load import find_model, view_entries
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 from modelgit.store.side_records import with_estimates
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from modelgit.objects import CommitId, FileEntry, Manifest, ManifestId, encode
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.tree import WorkFile, look_at
-from modelgit.store.fs import PackSession
 from modelgit.store.metadata import write_metadata
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.objects import TensorEntry

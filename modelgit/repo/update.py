@@ -23,7 +23,7 @@ from modelgit.repo.tree import WorkFile, content_of, hash_changed
 from modelgit.store.base import ObjectStore
 from modelgit.store.borrow import require
 from modelgit.store.durable import sync_directory
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 from modelgit.worktree.checkout import find_regular, obstacles, remove_file, write_files
 from modelgit.worktree.copying import copy_file
 from modelgit.worktree.journal import Intent

@@ -18,7 +18,7 @@ from modelgit.patching.jobs import StoredObject, StoreJob
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import views_of
 from modelgit.repo.merge_files import merged_weights, open_side
-from modelgit.store.fs import PackSession
+from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from modelgit.errors import IntegrityError
-from modelgit.objects import BlobId, ObjectId, Root
+from modelgit.objects import BlobId, External, ObjectId, Root, TensorId, check_external, decode
 
 __all__ = [
     "Foreign",
@@ -24,6 +24,7 @@ __all__ = [
     "covers",
     "is_external",
     "is_foreign",
+    "read_external_record",
 ]
 
 BORROWED = "@"
@@ -86,6 +87,14 @@ def covers(records: Iterable[Located]) -> bool:
 def is_external(located: Located) -> bool:
     """Whether the record only says where the object lies (see `objects.external`): it has a header and no payload."""
     return not located.payload_bytes and located.stop > located.start
+
+
+def read_external_record(data: bytes, located: Located) -> tuple[External, TensorId | BlobId]:
+    """The external record `data`, checked against the id of its row.  Raises IntegrityError when it lies."""
+    object_id = TensorId(located.digest) if located.kind == TensorId.KIND else BlobId(located.digest)
+    external = decode(External, data, what=f"the external record of {object_id.KIND} {object_id}")
+    check_external(external, object_id, located.total)
+    return external, object_id
 
 
 def is_foreign(located: Located) -> bool:

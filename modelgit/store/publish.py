@@ -14,10 +14,11 @@ import msgspec
 
 from modelgit.errors import ConflictError, IntegrityError, RootMoved
 from modelgit.objects import ObjectId, Operation, OperationId, Pruning, Root, Statistics, View
-from modelgit.store.base import RootStore
-from modelgit.store.fs import FileSystemStore, PackSession, covers
+from modelgit.store.base import RootStore, covers
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.oplog import OperationLog
 from modelgit.store.root import FORMAT, RECENT_WRITES
+from modelgit.store.session import PackSession
 from modelgit.store.side_records import retention_records, statistics_records, with_prunings
 
 __all__ = ["initialise", "publish"]

@@ -361,7 +361,7 @@ def test_a_command_that_dies_leaves_the_dense_weights_somewhere(
 ) -> None:
     """Killed after each step; the next command finishes or forgets it."""
     from modelgit.repo import density, update
-    from modelgit.store.fs import PackSession
+    from modelgit.store.session import PackSession
 
     class Killed(BaseException):
         pass

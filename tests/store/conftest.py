@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from modelgit.objects import BlobId, ObjectId, Signature, View
-from modelgit.store.fs import FileSystemStore, PackSession
+from modelgit.store.fs import FileSystemStore
 from modelgit.store.metadata import write_metadata
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise
 from modelgit.store.root import FileRoot
+from modelgit.store.session import PackSession
 
 WHO = str(Signature(name="Ada", mail="ada@example.org", time_s=0))
 

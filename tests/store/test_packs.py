@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from modelgit.errors import IntegrityError, RepositoryError
 from modelgit.objects import BlobId, TensorId
-from modelgit.store.fs import covers
+from modelgit.store.base import covers
 from modelgit.store.metadata import read_metadata
 from modelgit.store.packs import FOOTER, HEADER, PACK_NAME, ROW, ROWS, PackWriter, read_index, verify_pack
 
@@ -192,7 +192,7 @@ def test_nothing_is_seen_before_it_is_sealed_and_nothing_stays_of_an_aborted_ses
 
 
 def test_a_session_makes_several_packs_when_it_is_large(bare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelgit.store.fs.PACK_TARGET_BYTES", 1000)
+    monkeypatch.setattr("modelgit.store.session.PACK_TARGET_BYTES", 1000)
     contents = [os.urandom(400) for _ in range(10)]
     ids = bare.add(*contents)
     assert len(bare.store.lookup.packs()) == 4
