@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,6 +78,8 @@ def no_commands(session: Session) -> Iterator[None]:
 
     It looks for them in every line of a log, and names of tests and models are foreign.
     """
+    import secrets
+
     token = secrets.token_hex(16)
     session.output.raw(f"::stop-commands::{token}\n")
     try:
@@ -158,6 +159,8 @@ def _of_worktree(session: Session, names: Sequence[str]) -> tuple[dict[str, str]
 
 
 def _write_records(session: Session, records: Sequence[EvalRecord], reports: Reports, files: Mapping[str, str]) -> None:
+    if reports == Reports():
+        return  # nobody pays for loading what writes reports
     from modelgit.reporting.entries import verdict_groups
     from modelgit.reporting.markdown import verdict_markdown
     from modelgit.reporting.verdict_html import verdict_html

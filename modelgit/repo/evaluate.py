@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from modelgit.objects import CommitId, EvalRecord, Manifest
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.gate import builtin_record
-from modelgit.repo.record import record_worktree
 from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
 from modelgit.store.base import ObjectStore
 
@@ -39,6 +38,8 @@ def evaluate(
         parents = repo.parents_of(commit)
         parent = parents[0] if parents else None
         return _run(repo, repo.store, repo.manifest_of(commit), parent, suites, options, law, progress)
+    from modelgit.repo.record import record_worktree
+
     with repo.writing():
         head = repo.head()
         session = repo.session()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from modelgit.config.schema import TaskSettings
@@ -117,6 +118,7 @@ def library_versions() -> dict[str, str]:
     return {"modelgit": __version__, **{package: version for package, version in found.items() if version != "none"}}
 
 
+@functools.cache
 def _version(package: str) -> str:
     """Major and minor version of an installed package, "none" when it is not there."""
     from importlib.metadata import PackageNotFoundError, version
