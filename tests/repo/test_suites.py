@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import py_compile
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,6 +248,24 @@ def test_predictions_that_are_not_those_of_the_weights_are_found(bot: Repository
         cache.write(file.stem, held[0], held[1][::-1].copy(), examples=120)
     record = only(bot, verify_cache=40)
     assert record.decision == "error" and "cached predictions" in record.results[0].detail
+
+
+WARM = """
+import sys
+from modelgit.cli.main import main
+code = main(["eval", "HEAD"], values={"HOME": ".", "PATH": "/usr/bin:/bin"})
+heavy = {"torch", "transformers", "tokenizers", "urllib.request", "modelgit.repo.record", "modelgit.patching.encode"}
+print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_a_warm_repeat_loads_neither_a_model_nor_what_could_run_one(bot: Repository) -> None:
+    cost = '\n[[test]]\nname = "cost"\nkind = "resources"\ndata = "topic"\nmetrics.p50_ms = { max_ratio = 1e9 }'
+    write(bot, suite() + cost)
+    assert only(bot).decision == "pass"
+    done = subprocess.run([sys.executable, "-c", WARM], cwd=bot.worktree, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert "cost: p50_ms" in done.stdout
 
 
 def test_layers_that_a_change_left_alone_are_computed_once(bot: Repository) -> None:
