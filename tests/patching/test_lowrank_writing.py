@@ -161,7 +161,7 @@ def test_convolutions_and_other_ranks(shelf) -> None:
 
 
 def test_a_tensor_of_several_extents(shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelgit.patching.encode.EXTENT_BYTES", 8 << 20)
+    monkeypatch.setattr("modelgit.patching.coding.EXTENT_BYTES", 8 << 20)
     shape = (4300, 1100)  # 18 MiB: three extents, whose borders lie inside of rows
     base, new, _ = merged("F32", shape=shape)
     spec = TensorSpec(dtype="F32", shape=shape)

@@ -227,7 +227,7 @@ def test_dense_deltas_rest_on_one_another_twice_at_most(shelf) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["planes", "sparse", "context", "raw"])
 def test_large_tensors_in_extents_and_windows(shelf, monkeypatch: pytest.MonkeyPatch, threads: int, kind: str) -> None:
-    monkeypatch.setattr("modelgit.patching.encode.EXTENT_BYTES", 16 * MIB)
+    monkeypatch.setattr("modelgit.patching.coding.EXTENT_BYTES", 16 * MIB)
     count = (41 * MIB + 12) // 4
     base = normal(1 << 16)
     values = np.resize(base, count)
