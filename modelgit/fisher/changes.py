@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = [
     "NEEDS_FISHER",
     "STEP",
     "Diagonal",
+    "Margins",
     "RawReads",
     "Scale",
     "TensorDelta",
@@ -76,14 +77,48 @@ class Window(NamedTuple):
     forced: NDArray[np.bool_]
 
 
+class Margins(NamedTuple):
+    """The mean diagonal of each row and of each column of a matrix, the latter over the mean of all."""
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, fisher: NDArray[np.float32]) -> Margins | None:
+        """Of a tensor `[rows, ...]`; None where it has no columns, or nothing but zeros."""
+        if fisher.ndim < 2 or not fisher.size:
+            return None
+        matrix = fisher.reshape(len(fisher), -1)
+        rows, columns = matrix.mean(1, dtype=np.float64), matrix.mean(0, dtype=np.float64)
+        mean = float(rows.mean())
+        return cls(rows, columns / mean) if mean > 0 else None
+
+    def products(self, first: int, last: int) -> NDArray[np.float64]:
+        """Row times column of the elements `first` to `last`, float64 `[last - first]`."""
+        width = self.columns.size
+        low, high = first // width, -(-last // width)
+        whole = np.multiply.outer(self.rows[low:high], self.columns).reshape(-1)
+        return whole[first - low * width : last - low * width]
+
+    @property
+    def largest(self) -> float:
+        """The largest product."""
+        return float(self.rows.max() * self.columns.max())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What the score of a value depends on besides the value: all of it follows from the change as a whole."""
+    """What the score of a value depends on besides the value: all of it follows from the change as a whole.
+
+    `shrinkage` is how far the diagonal of a matrix is drawn towards the product of its `margins`.
+    """
 
     importance: str
     mean_fisher: float
     floor: float
     factor: float
+    shrinkage: float = 0.0
+    margins: Mapping[str, Margins] = field(default_factory=dict)
 
 
 def windows(delta: TensorDelta, scale: Scale, fisher: Diagonal | None, progress: Progress) -> Iterator[Window]:
@@ -105,7 +140,11 @@ def read_window(delta: TensorDelta, scale: Scale, fisher: Diagonal | None, first
     found = None
     if fisher is not None and delta.name in fisher:
         found = fisher[delta.name].reshape(-1)[first:last].astype(np.float64)
-    return Window(first, old, change, found, _score(change, found, forced, scale), forced)
+    ranked = found
+    if found is not None and delta.name in scale.margins:
+        products = scale.margins[delta.name].products(first, last)
+        ranked = (1 - scale.shrinkage) * found + scale.shrinkage * products
+    return Window(first, old, change, found, _score(change, ranked, forced, scale), forced)
 
 
 def _score(

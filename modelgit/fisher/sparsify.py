@@ -18,7 +18,7 @@ threads nor the order of tensors matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from modelgit.fisher.changes import (
     IMPORTANCES,
     NEEDS_FISHER,
     Diagonal,
+    Margins,
     Scale,
     TensorDelta,
     Window,
@@ -40,10 +41,15 @@ from modelgit.numerics.draws import uniform
 from modelgit.numerics.ranking import BINS, histogram
 from modelgit.progress import SILENT, Progress
 
-__all__ = ["EPSILON", "Kept", "Plan", "Survey", "draw", "survey"]
+__all__ = ["EPSILON", "SHRINKAGE", "Kept", "Plan", "Survey", "draw", "survey"]
 
 EPSILON = 1e-1
 """What is added to the diagonal, in units of its mean: an estimate of a few hundred examples has zeros by chance."""
+
+SHRINKAGE = 0.8
+"""How far the diagonal of a matrix is drawn towards row mean times column mean, which have far less noise than its
+elements: the factored second moments of Adafactor (Shazeer and Stern 2018), and exact where activations and gradients
+are independent, as K-FAC supposes (Martens and Grosse 2015).  Only the probabilities use it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,15 +263,17 @@ def survey(
     importance: str = "fisher",
     fisher: Diagonal | None = None,
     epsilon: float = EPSILON,
+    shrinkage: float = SHRINKAGE,
     progress: Progress = SILENT,
 ) -> Survey:
     """Look at a dense change of a model of `elements` values: two passes.
 
     `taken` counts values outside of `deltas` that are taken whole and counted (a head that is new).
 
-    A tensor without a diagonal is ranked as if it had the mean one everywhere.  Nothing but ratios counts: a change and
-    a model of any scale give the same patch.  Raises UsageError for an unknown importance, for one that needs a
-    diagonal without one, and for a diagonal that is zero or does not fit.
+    `epsilon` and `shrinkage` steady a diagonal estimated from few examples (see `EPSILON`, `SHRINKAGE`); the prediction
+    of what a patch costs uses it as it is.  A tensor without a diagonal is ranked as if it had the mean one everywhere.
+    Nothing but ratios counts: a change and a model of any scale give the same patch.  Raises UsageError for an unknown
+    importance, for one that needs a diagonal without one, and for a diagonal that is zero or does not fit.
     """
     if importance not in IMPORTANCES:
         raise UsageError(f"no importance `{importance}`", hint=f"known: {', '.join(IMPORTANCES)}")
@@ -297,13 +305,25 @@ def survey(
             "the Fisher information of what changed is zero: the task does not depend on it",
             hint="`--importance magnitude` needs no task",
         )
-    scale = Scale(importance=importance, mean_fisher=mean, floor=epsilon * mean, factor=1.0)
+    margins: dict[str, Margins] = {}
+    if importance == "fisher" and fisher is not None and shrinkage:
+        found = {delta.name: Margins.of(fisher[delta.name]) for delta in ordered if delta.name in fisher}
+        margins = {name: item for name, item in found.items() if item is not None}
+    peak = max(peak, *(item.largest for item in margins.values()), 0.0)
+    scale = Scale(
+        importance=importance,
+        mean_fisher=mean,
+        floor=epsilon * mean,
+        factor=1.0,
+        shrinkage=shrinkage,
+        margins=margins,
+    )
     top = {"uniform": 1.0, "magnitude": largest, "top-k": largest}.get(
         importance, float(np.sqrt(peak + scale.floor)) * largest
     )
     # A power of two: nothing is rounded, and scores keep clear of the ends of float32.
     factor = float(np.ldexp(1.0, -int(np.frexp(top)[1]))) if top > 0 else 1.0
-    scale = Scale(importance=importance, mean_fisher=mean, floor=epsilon * mean, factor=factor)
+    scale = replace(scale, factor=factor)
     counts = np.zeros(BINS, np.int64)
     sums, costs, slopes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for delta in ordered:

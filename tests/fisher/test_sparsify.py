@@ -9,7 +9,7 @@ import pytest
 
 from modelgit.errors import UsageError
 from modelgit.fisher import changes
-from modelgit.fisher.changes import IMPORTANCES, TensorDelta, can_be_drawn
+from modelgit.fisher.changes import IMPORTANCES, Margins, TensorDelta, can_be_drawn
 from modelgit.fisher.patched import PatchedTensor
 from modelgit.fisher.sparsify import Plan, Survey, survey
 from modelgit.numerics.floats import from_float64, to_float64
@@ -169,8 +169,33 @@ def test_the_predicted_divergence_is_the_mean_of_what_the_draws_cost() -> None:
 
 def test_the_default_costs_least_of_all_for_the_same_budget() -> None:
     change = Change()
-    costs = {name: change.survey(name, epsilon=1e-6).plan(0.05).kept().predicted_kl for name in DRAWN}
+    costs = {name: change.survey(name, epsilon=1e-6, shrinkage=0.0).plan(0.05).kept().predicted_kl for name in DRAWN}
     assert costs["fisher"] < 0.7 * costs["magnitude"] < 0.7 * costs["uniform"]
+
+
+def test_a_noisy_estimate_drawn_towards_its_margins_gives_a_patch_that_costs_less() -> None:
+    random = np.random.default_rng(5)
+    true = np.multiply.outer(random.gamma(0.5, 1.0, 120), random.gamma(0.5, 1.0, 80)) + 1e-3
+    noisy = (true * random.gamma(0.2, 5.0, true.shape)).astype(np.float32)
+    change = (0.01 * random.standard_normal(true.shape)).astype(np.float32)
+    delta = delta_of("a", np.zeros_like(change), change)
+
+    def cost(shrinkage: float) -> float:
+        """What the patch is expected to cost under the true diagonal."""
+        found = survey(
+            [delta], elements=true.size, importance="fisher", fisher={"a": noisy}, epsilon=0.01, shrinkage=shrinkage
+        )
+        plan = found.plan(0.02)
+        probability = np.concatenate([plan.choose(delta, window)[1] for window in found.body()])
+        return float(0.5 * (true.reshape(-1) * change.reshape(-1) ** 2 * (1 / probability - 1)).sum())
+
+    assert cost(0.8) < 0.7 * cost(0.0)
+    margins = Margins.of(noisy)
+    assert margins is not None
+    products = np.multiply.outer(noisy.mean(1, dtype=float), noisy.mean(0, dtype=float)) / noisy.mean(dtype=float)
+    assert np.allclose(margins.products(37, 5003), products.reshape(-1)[37:5003], rtol=1e-12)
+    assert Margins.of(noisy[0]) is None
+    assert Margins.of(np.zeros((3, 2), np.float32)) is None
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
