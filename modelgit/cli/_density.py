@@ -39,6 +39,8 @@ def reduced_data(reduced: Reduced) -> dict[str, object]:
         "density": reduced.density,
         "importance": reduced.importance,
         "seed": reduced.seed,
+        "draw": reduced.draw,
+        "draws": list(reduced.draws),
         "task": reduced.task,
         "fisher": reduced.fisher,
         "kept": asdict(reduced.kept),
@@ -59,6 +61,8 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
         predicted = "" if tried.predicted_kl is None else f", predicted {change(tried.predicted_kl)}"
         output.say(f"  tried {_density(tried.density)}: KL {change(tried.measured_kl)} nats measured{predicted}")
     drawn = f", seed {reduced.seed}" if not reduced.importance.startswith("top-k") else ""
+    if reduced.draws:
+        drawn += f", draw {reduced.draw} of {len(reduced.draws)}"
     dropped = kept.changed - kept.kept
     output.say(
         f"  kept {amount(kept.kept)} of {amount(kept.changed)} changed values "
@@ -67,6 +71,9 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
     )
     mass = "" if kept.fisher_share is None else f" and {share(kept.fisher_share, 1)} of its Fisher information"
     output.say(f"  they hold {share(kept.norm_share, 1)} of the squared change{mass}")
+    if reduced.draws:
+        least, most = change(min(reduced.draws)), change(max(reduced.draws))
+        output.say(f"  the draws cost {least} to {most} nats on other inputs; the cheapest is taken")
     if reduced.exact:
         output.say(f"  {plural(len(reduced.exact), 'tensor')} taken whole: new, of another shape, or no floats")
     if reduced.compared is not None:

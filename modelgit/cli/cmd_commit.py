@@ -53,6 +53,12 @@ _TEMPLATE = "\n# What changed, and why?  Lines that start with # are left out; a
     help="Of a lossy patch: how values are chosen (fisher).",
 )
 @click.option("--seed", type=SEED, metavar="N", help="Of a lossy patch: the seed of its draws (0).")
+@click.option(
+    "--draws",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Of a lossy patch: draw N, take the one of least KL (1).",
+)
 @click.option("--task", metavar="NAME", help="Of a lossy patch: the task of mgit.toml that it is judged by.")
 @click.option(
     "--examples", type=click.IntRange(min=1), metavar="N", help="Of a lossy patch: inputs of the Fisher pass (512)."
@@ -77,6 +83,7 @@ def commit(
     max_kl: float | None,
     importance: str | None,
     seed: int | None,
+    draws: int | None,
     task: str | None,
     examples: int | None,
     as_json: bool,
@@ -95,8 +102,9 @@ def commit(
     afterwards.  The dense weights stay in .mgit/rescue for 7 days.  Values are drawn with a probability and what is
     kept is divided by it, so that the patch is right on average: by Fisher information and size of the change (fisher:
     the least KL for its size, needs a task with inputs, labels or not), by size alone (magnitude), or all alike
-    (uniform, known as DARE).  top-k and top-k-fisher keep the largest values as they are; what they drop adds up in one
-    direction, and at a density of some per cent the model falls apart.
+    (uniform, known as DARE).  Below some 0.2 % one draw may cost twice what another does: --draws takes the best of N.
+    top-k and top-k-fisher keep the largest values as they are; what they drop adds up in one direction, and at a
+    density of some per cent the model falls apart.
     """
     message = "\n\n".join(messages) or _ask_for_message()
     common: dict[str, Any] = {
@@ -110,7 +118,7 @@ def commit(
         "progress": session.progress,
     }
     exact = {"--mask": masks, "--base": base, "--adapter": adapters, "--allow-empty": allow_empty}
-    lossy = {"importance": importance, "seed": seed, "task": task, "examples": examples}
+    lossy = {"importance": importance, "seed": seed, "draws": draws, "task": task, "examples": examples}
     reduced: Reduced | None = None
     try:
         if density is not None or max_kl is not None:

@@ -59,9 +59,10 @@ class Reduced:
     """A commit of a sparse patch, and what became of the dense change of the model at `model`.
 
     `exact` names tensors that nothing can be drawn from (new ones, other types or shapes).  `compared` is None without
-    a task and data, for which `note` has the reason.  `bytes_patch` is what the weights take in the store,
-    `bytes_dense` what they would have taken.  `rescued` is where the dense weights are, None when they never were in
-    the work tree.
+    a task and data, for which `note` has the reason.  Where several patches were drawn, `draws` has the KL of each from
+    the dense model, on the inputs of the Fisher pass, and `draw` is the one that was taken, from 1.  `bytes_patch` is
+    what the weights take in the store, `bytes_dense` what they would have taken.  `rescued` is where the dense weights
+    are, None when they never were in the work tree.
     """
 
     commit: CommitResult
@@ -69,6 +70,8 @@ class Reduced:
     density: float
     importance: str
     seed: int
+    draw: int
+    draws: tuple[float, ...]
     kept: Kept
     exact: tuple[str, ...]
     task: str | None
@@ -82,13 +85,19 @@ class Reduced:
 
 
 class _Attempt(NamedTuple):
-    """A patch that lies in a session of its own and may become the commit."""
+    """A patch that lies in a session of its own and may become the commit.
+
+    `cost` is what chooses among several draws, `compared` what is measured of the one that is taken.
+    """
 
     session: PackSession
     kept: Kept
     tree: RecordedTree
     bytes_patch: int
-    compared: Compared | None
+    draw: int
+    cost: float
+    compared: Compared | None = None
+    draws: tuple[float, ...] = ()
 
     @property
     def kl(self) -> float:
@@ -118,6 +127,7 @@ def commit_patch(
     max_kl: float | None = None,
     importance: str = "fisher",
     seed: int = 0,
+    draws: int = 1,
     task: str | None = None,
     examples: int = DEFAULT_EXAMPLES,
     only: Sequence[str] = (),
@@ -131,10 +141,11 @@ def commit_patch(
 ) -> Reduced:
     """Commit the `density` share of one model's dense change, or the smallest whose measured KL is below `max_kl`.
 
-    `importance` is one of `fisher.changes.IMPORTANCES`; `seed` belongs to its draws.  The task says how the model
-    computes and on what: with `importance` "fisher" its diagonal is taken at the dense weights on `examples` inputs.
-    The other arguments are those of `commit`.  What is recorded, gated and left in the work tree is the patched model;
-    the dense weights of the work tree go into the rescue area, and `undo` brings them back.
+    `importance` is one of `fisher.changes.IMPORTANCES`; `seed` belongs to its draws.  Of `draws` patches the one with
+    the least KL on the inputs of the Fisher pass is taken, and what it costs is measured on others.  The task says how
+    the model computes and on what: with `importance` "fisher" its diagonal is taken at the dense weights on `examples`
+    inputs.  The other arguments are those of `commit`.  What is recorded, gated and left in the work tree is the
+    patched model; the dense weights of the work tree go into the rescue area, and `undo` brings them back.
 
     Raises what `commit` raises, and UsageError when data are needed and not named, or the density has no room for the
     head.  In each case nothing was recorded and the work tree is as it was.
@@ -151,8 +162,9 @@ def commit_patch(
         with repo.session() as dense_session:
             try:
                 return _Reduction(
-                    repo, opened, dense_session, message, importance, seed, task, examples, gate, author, progress
-                ).run(density, max_kl)
+                    repo, opened, dense_session, message, importance, seed, draws, task, examples, gate, author,
+                    progress,
+                ).run(density, max_kl)  # fmt: skip
             finally:
                 dense_session.abort()
 
@@ -168,6 +180,7 @@ class _Reduction:
         message: str,
         importance: str,
         seed: int,
+        draws: int,
         task: str | None,
         examples: int,
         gate: str,
@@ -177,6 +190,7 @@ class _Reduction:
         self.repo, self.opened, self.dense_session = repo, opened, dense_session
         self.message, self.importance, self.seed, self.gate, self.author = message, importance, seed, gate, author
         self.progress = progress
+        self.draws = draws
         self.dense = record_worktree(
             repo, dense_session, opened.before, only=opened.selected, outside=opened.outside, progress=progress
         )
@@ -188,6 +202,7 @@ class _Reduction:
         self.fisher_words: str | None = None
         self.survey = self._survey(name, examples)
         self.tried: tuple[Tried, ...] = ()
+        self._check_draws()
 
     # -- what is to be reduced, and by what
 
@@ -317,12 +332,38 @@ class _Reduction:
             attempt.give_up()
             raise
 
+    def _check_draws(self) -> None:
+        if self.draws == 1:
+            return
+        if self.importance.startswith("top-k"):
+            raise UsageError(f"{self.importance} draws nothing: there is one such patch", hint="leave out `--draws`")
+        if self.data is None:
+            raise UsageError(f"several draws cannot be compared: {self.note}", hint="leave out `--draws`")
+
     def _attempt(self, density: float) -> _Attempt:
-        """Write the patch of a density into a session of its own and measure what comes back from it."""
+        """The patch of a density, the best of several where so many are drawn, and what it costs."""
+        best = self._drawn(density, 0)
+        costs = [best.cost]
+        try:
+            for number in range(1, self.draws):
+                made = self._drawn(density, number)
+                costs.append(made.cost)
+                best, other = (made, best) if made.cost < best.cost else (best, made)
+                other.give_up()
+            if self.data is not None:
+                found = self._compare(best.session, best.tree.manifest, self.data, self.data.measure_on)
+                best = best._replace(compared=found)
+        except BaseException:
+            best.give_up()
+            raise
+        return best._replace(draws=tuple(costs) if self.draws > 1 else ())
+
+    def _drawn(self, density: float, number: int) -> _Attempt:
+        """Write the patch that a density's draw `number` gives into a session of its own."""
         from modelgit.repo.patched_model import write_patched
 
         repo, opened = self.repo, self.opened
-        plan = self.survey.plan(density, seed=self.seed, progress=self.progress)
+        plan = self.survey.plan(density, seed=self.seed + number, progress=self.progress)
         session = repo.session()
         try:
             files = write_patched(
@@ -333,13 +374,17 @@ class _Reduction:
             dense = self.dense.manifest
             entries = tuple(files.entries.get(entry.path, entry) for entry in dense.files)
             manifest = Manifest(files=entries, models=dense.models)
-            compared = None if self.data is None else self._compare(session, manifest, self.data)
+            cost = 0.0
+            if self.draws > 1 and self.data is not None:
+                # Inputs that the diagonal is of: those that the cost is measured on must not choose.
+                cost = self._compare(session, manifest, self.data, self.data.estimate_on).kl
             return _Attempt(
                 session,
                 plan.kept(progress=self.progress),
                 RecordedTree(manifest, {**others, **files.stored}),
                 sum(item.bytes_written for items in files.stored.values() for item in items),
-                compared,
+                number + 1,
+                cost,
             )
         except BaseException:
             session.abort()
@@ -361,11 +406,11 @@ class _Reduction:
                 )
         return tree.stored
 
-    def _compare(self, session: PackSession, manifest: Manifest, data: _Data) -> Compared:
+    def _compare(self, session: PackSession, manifest: Manifest, data: _Data, inputs: ExampleSet) -> Compared:
         from modelgit.fisher.kl import measure
 
         patched = open_task(self.repo, manifest, data.settings, store=session)
-        found = measure(data.model, patched, data.measure_on, limit=_MEASURED, listed=0, progress=self.progress)
+        found = measure(data.model, patched, inputs, limit=_MEASURED, listed=0, progress=self.progress)
         return Compared(
             found.examples,
             found.outputs,
@@ -427,6 +472,8 @@ class _Reduction:
             density=density,
             importance=self.importance,
             seed=self.seed,
+            draw=attempt.draw,
+            draws=attempt.draws,
             kept=attempt.kept,
             exact=self.change.exact,
             task=None if self.data is None else self.data.name,
@@ -448,6 +495,8 @@ class _Reduction:
             "seed": str(self.seed),
             "kept": f"{kept.kept} of {kept.changed} changed values, {kept.elements} in all",
         }
+        if attempt.draws:
+            trailers["draw"] = f"{attempt.draw} of {self.draws}"
         if self.fisher_words is not None:
             trailers["fisher"] = self.fisher_words
         if kept.predicted_kl is not None:

@@ -373,6 +373,7 @@ class Repository:
         max_kl: float | None = None,
         importance: str = "fisher",
         seed: int = 0,
+        draws: int = 1,
         task: str | None = None,
         gate: str = "block",
         progress: Progress = SILENT,
@@ -381,8 +382,8 @@ class Repository:
         from modelgit.repo.density import commit_patch
 
         return commit_patch(
-            self, message, density=density, max_kl=max_kl, importance=importance, seed=seed, task=task, gate=gate,
-            progress=progress,
+            self, message, density=density, max_kl=max_kl, importance=importance, seed=seed, draws=draws, task=task,
+            gate=gate, progress=progress,
         )  # fmt: skip
 
     def load(self, revision: str = "HEAD", *, model: str | None = None) -> ModelState:

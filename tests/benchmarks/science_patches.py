@@ -1,9 +1,10 @@
 """Sparse patches of a dense fine-tune without training: what do they keep, and is their cost predicted?
 
 Everything is drawn against the published weights and compared with the dense fine-tune of seed 0.  The Fisher
-information is that of the dense weights on 400 validation texts without their labels; the constant that is added to it
-is chosen by the divergence on the other validation texts.  Figures are of the test texts, means over the seeds 0, 1 and
-2 of the draws; the head is taken whole and counted.
+information is that of the dense weights on 400 validation texts without their labels; the constant that is added to it,
+and whether it is drawn towards its margins, are chosen by the divergence on the other validation texts.  Figures are of
+the test texts, means over the seeds 0, 1 and 2 of the draws; the head is taken whole and counted.  "Best of 4" is what
+`commit --draws 4` takes: of four draws for each seed that with the least divergence on the 400 validation texts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from table import Row
 from modelgit.fisher.changes import TensorDelta
 from modelgit.fisher.estimate import estimate
 from modelgit.fisher.patched import PatchedTensor
-from modelgit.fisher.sparsify import EPSILON, Survey, survey
+from modelgit.fisher.sparsify import EPSILON, SHRINKAGE, Survey, survey
 from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.objects import TensorSpec
 
@@ -29,7 +30,8 @@ __all__ = ["rows"]
 
 SEEDS = (0, 1, 2)
 DENSITIES = (0.001, 0.005)
-_EPSILONS = (1e-4, 1e-3, 1e-2, 1e-1)
+_EPSILONS = (1e-3, 1e-2, 1e-1, 3e-1)
+_DRAWS = 4
 _INPUTS = 400
 
 
@@ -53,9 +55,17 @@ class _Case(NamedTuple):
     trial: TaskModel
     logits: Mapping[str, torch.Tensor]
 
-    def survey(self, importance: str, epsilon: float = EPSILON) -> Survey:
+    def survey(self, importance: str, steadied: tuple[float, float] = (EPSILON, SHRINKAGE)) -> Survey:
         elements = sum(delta.spec.elements for delta in self.deltas)
-        return survey(self.deltas, elements=elements, importance=importance, fisher=self.fisher, epsilon=epsilon)
+        epsilon, shrinkage = steadied
+        return survey(
+            self.deltas,
+            elements=elements,
+            importance=importance,
+            fisher=self.fisher,
+            epsilon=epsilon,
+            shrinkage=shrinkage,
+        )
 
 
 class _Outcome(NamedTuple):
@@ -82,14 +92,15 @@ def _task(plan: Plan, name: str) -> Iterator[Row]:
         for tensor, new in after.items()
     )
     inputs = min(_INPUTS, len(task.validation) // 2 if plan.quick else _INPUTS)
-    found = estimate(tuned, task.validation.select(range(inputs)), estimator="rademacher", limit=None, seed=0)
+    known = task.validation.select(range(inputs))
+    found = estimate(tuned, known, estimator="rademacher", limit=None, seed=0)
     rest = task.validation.select(range(inputs, len(task.validation)))
-    sets = {"rest": rest, "test": task.test}
+    sets = {"known": known, "rest": rest, "test": task.test}
     case = _Case(task, deltas, found.values, trial, {key: logits_of(tuned, data) for key, data in sets.items()})
     group = f"Patches without training ({name}, full MiniLM, 22.6 M weights)"
     whole = _right(case.logits["test"], task.test)
     yield Row(group, "dense accuracy", whole, "%", note=f"{len(task.test)} test texts")
-    chosen = yield from _constant(case, group, rest)
+    chosen = yield from _steadied(case, group, rest)
     seeds = SEEDS[:1] if plan.quick else SEEDS
     for density in DENSITIES:
         outcomes: dict[str, list[_Outcome]] = {}
@@ -97,9 +108,15 @@ def _task(plan: Plan, name: str) -> Iterator[Row]:
             look = case.survey(importance, chosen)
             outcomes[importance] = [_outcome(case, look, density, seed, task.test, "test") for seed in seeds]
         mean = {key: float(np.mean([item.accuracy for item in items])) for key, items in outcomes.items()}
-        bar = 98.0 if density == 0.005 else 95.0
         shown = f"{100 * density:g} % kept"
-        yield Row(group, f"{shown}, by Fisher and size: accuracy kept", 100 * mean["fisher"] / whole, "%", bar,
+        kept = 100 * mean["fisher"] / whole
+        if density == min(DENSITIES):
+            best = [_best_draw(case, case.survey("fisher", chosen), density, seed, known) for seed in seeds]
+            reached = float(np.mean([item.accuracy for item in best]))
+            yield Row(group, f"{shown}, by Fisher and size, best of {_DRAWS}: accuracy kept", 100 * reached / whole,
+                      "%", 95.0, note=f"{reached:.1f} %; {_list(item.accuracy for item in best)}")  # fmt: skip
+        yield Row(group, f"{shown}, by Fisher and size, one draw: accuracy kept", kept, "%",
+                  98.0 if density == max(DENSITIES) else None,
                   note=f"{mean['fisher']:.1f} %; {_list(item.accuracy for item in outcomes['fisher'])}")  # fmt: skip
         yield Row(
             group, f"{shown}, by size alone", 100 * mean["magnitude"] / whole, "%", note=f"{mean['magnitude']:.1f} %"
@@ -122,16 +139,25 @@ def _task(plan: Plan, name: str) -> Iterator[Row]:
         yield Row(group, f"0.5 % kept, {importance}", 100 * got.accuracy / whole, "%", note=f"KL {got.kl:.2f}")
 
 
-def _constant(case: _Case, group: str, rest: ExampleSet) -> Iterator[Row]:
-    """The constant with the least divergence on validation texts, over both sizes; returns it."""
-    scores: dict[float, float] = {}
-    for epsilon in _EPSILONS:
-        look = case.survey("fisher", epsilon)
-        kls = [_outcome(case, look, density, 0, rest, "rest").kl for density in DENSITIES]
-        scores[epsilon] = float(np.log(kls).mean())
-        yield Row(group, f"KL on validation texts, constant {epsilon:g} of the mean", kls[0], "nats",
-                  note=f"at 0.1 %; {kls[1]:.4f} at 0.5 %")  # fmt: skip
-    return min(scores, key=lambda epsilon: scores[epsilon])
+def _steadied(case: _Case, group: str, rest: ExampleSet) -> Iterator[Row]:
+    """The constant and the shrinkage with the least divergence on validation texts, over both sizes; returns them."""
+    scores: dict[tuple[float, float], float] = {}
+    for shrinkage in (0.0, SHRINKAGE):
+        for epsilon in _EPSILONS:
+            look = case.survey("fisher", (epsilon, shrinkage))
+            kls = [_outcome(case, look, density, 0, rest, "rest").kl for density in DENSITIES]
+            scores[epsilon, shrinkage] = float(np.log(kls).mean())
+            drawn = f", drawn {100 * shrinkage:g} % towards its margins" if shrinkage else ""
+            yield Row(group, f"KL on validation texts, constant {epsilon:g} of the mean{drawn}", kls[0], "nats",
+                      note=f"at 0.1 %; {kls[1]:.4f} at 0.5 %")  # fmt: skip
+    return min(scores, key=lambda settings: scores[settings])
+
+
+def _best_draw(case: _Case, look: Survey, density: float, seed: int, known: ExampleSet) -> _Outcome:
+    """Of draws that no other seed has, the one with the least divergence on the texts that the diagonal is of."""
+    draws = range(seed * _DRAWS, (seed + 1) * _DRAWS)
+    costs = {draw: _outcome(case, look, density, draw, known, "known").kl for draw in draws}
+    return _outcome(case, look, density, min(draws, key=lambda draw: costs[draw]), case.task.test, "test")
 
 
 @torch.no_grad()

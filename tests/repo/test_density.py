@@ -223,6 +223,30 @@ def test_the_patch_depends_on_the_seed_and_nothing_else(bot: Repository, write: 
     assert commit_patch(bot, "three", density=0.05, seed=2).commit.manifest != first.manifest
 
 
+def test_the_best_of_several_draws_is_taken(bot: Repository, write: Callable[..., None]) -> None:
+    singles = []
+    for seed in (3, 4, 5):
+        singles.append(commit_patch(bot, "one", density=0.05, importance="magnitude", seed=seed))
+        undo(bot)
+    made = commit_patch(bot, "three", density=0.05, importance="magnitude", seed=3, draws=3)
+    assert len(made.draws) == 3
+    assert made.draw == 1 + int(np.argmin(made.draws))
+    assert made.commit.manifest == singles[made.draw - 1].commit.manifest
+    assert made.compared == singles[made.draw - 1].compared
+    assert len({single.commit.manifest for single in singles}) == 3
+    assert bot.commit_at(made.commit.id).trailers["draw"] == f"{made.draw} of 3"
+    assert all(single.draws == () for single in singles)
+
+
+def test_several_draws_need_something_to_compare_them_by(bot: Repository) -> None:
+    with pytest.raises(UsageError, match="draws nothing"):
+        commit_patch(bot, "top", density=0.1, importance="top-k", draws=2)
+    (bot.worktree / "mgit.toml").write_text('[track]\npaths = ["models/bot", "data"]\n')
+    bot.forget_settings()
+    with pytest.raises(UsageError, match="cannot be compared"):
+        commit_patch(bot, "blind", density=0.1, importance="magnitude", draws=2)
+
+
 def test_the_smallest_density_below_a_divergence_is_found(bot: Repository) -> None:
     dense = dense_of(bot)
     made = commit_patch(bot, "sparse", max_kl=2e-3)
