@@ -37,9 +37,9 @@ class CheckResult(Record, frozen=True, kw_only=True):
     `value` and `baseline` are in `unit` ("" for a ratio in [0, 1], "number" for one that is none, "nats", "count",
     "bytes", "ms"); `limit` is the sentence that was tested ("max 1.0 %"); `detail` says on how many examples, and what
     was found.  `test` is the test of the suite that the line belongs to, "" where a suite has lines only; `against`
-    names the baseline that it compares with ("parent", "tag:v1.0"), "" for an absolute limit; `slice` is "FIELD=VALUE"
-    for a part of the examples.  `broken` counts the examples that speak against the candidate among the `examples`
-    evaluated of `total` (negative flips, failed pins).
+    names the baseline that it compares with ("parent", "parent:2", "tag:v1.0"), "" for an absolute limit; `slice` is
+    "FIELD=VALUE" for a part of the examples.  `broken` counts the examples that speak against the candidate among the
+    `examples` evaluated of `total` (negative flips, failed pins).
     """
 
     name: str

@@ -7,46 +7,75 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import UnknownRevision
-from modelgit.objects import CommitId
-from modelgit.objects.graph import is_ancestor, merge_bases
+from modelgit.objects import CommitId, ManifestId
+from modelgit.objects.graph import ancestors, is_ancestor, merge_bases
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["Baseline", "find_baselines"]
+__all__ = ["PARENT", "Baseline", "find_baselines", "is_parent", "parents_of_merge"]
 
+PARENT = "parent"
 _PATTERN = frozenset("*?[")
 
 
 class Baseline(NamedTuple):
-    """A commit to compare with, and what it is called: "parent", "tag:v1.0", "branch:main", or as it was typed."""
+    """A commit to compare with, and what it is called: "parent", "tag:v1.0", "branch:main", or as it was typed.
+
+    The further parents of a merge are "parent:2", "parent:3", ...
+    """
 
     name: str
     commit: CommitId
 
 
-def find_baselines(repo: Repository, names: Sequence[str], parent: CommitId | None) -> tuple[list[Baseline], list[str]]:
-    """The baselines called `names` of a candidate whose parent is `parent`, and the names that mean nothing yet.
+def is_parent(name: str) -> bool:
+    """Whether a baseline of this name is a parent of the candidate."""
+    return name == PARENT or name.startswith(f"{PARENT}:")
 
-    "tag:PATTERN" is the newest tag that matches, among those in the candidate's history if there is one.  Nothing yet
-    are the parent of a first commit, a pattern that no tag matches, and anything before there is a commit.
+
+def parents_of_merge(repo: Repository, parents: Sequence[CommitId], known: Sequence[CommitId]) -> list[Baseline]:
+    """The sides of a merge that none of the commits `known` has in its history; none for what is no merge.
+
+    Whoever compares a merge with one commit in place of its parents compares with these, too: what only the other side
+    had right may have broken.
+    """
+    if len(parents) < 2:
+        return []
+    return [
+        baseline
+        for baseline in _parents(parents)
+        if not any(is_ancestor(baseline.commit, commit, repo.parents_of) for commit in known)
+    ]
+
+
+def find_baselines(
+    repo: Repository, names: Sequence[str], parents: Sequence[CommitId], *, candidate: ManifestId | None = None
+) -> tuple[list[Baseline], list[str]]:
+    """The baselines called `names` of a candidate with these `parents`, and the names that mean nothing yet.
+
+    "parent" is every parent of a merge, each a baseline of its own.  "tag:PATTERN" is the newest tag that matches,
+    among those in the candidate's history if there is one; a tag of the `candidate` itself is none.  Nothing yet are
+    the parent of a first commit, a pattern that no tag matches, and anything before there is a commit.
     Raises UnknownRevision for what is named and not there.
     """
     found: list[Baseline] = []
     missing: list[str] = []
     for name in names:
         kind, _, rest = name.partition(":")
-        if name == "parent":
-            commit = parent
-        elif parent is None and not repo.view().refs:
+        if name == PARENT:
+            found += _parents(parents)
+            missing += [] if parents else [name]
+            continue
+        if not parents and not repo.view().refs:
             commit = None
         elif kind == "tag" and rest:
-            tag = _newest_tag(repo, rest, parent)
+            tag = _newest_tag(repo, rest, parents, candidate)
             name, commit = (name, None) if tag is None else tag
         elif kind == "branch" and rest:
             commit = _branch(repo, rest)
         elif kind == "merge-base" and rest:
-            commit = _merge_base(repo, rest, parent)
+            commit = _merge_base(repo, rest, parents)
         else:
             commit = repo.resolve(name)
         if commit is None:
@@ -56,16 +85,28 @@ def find_baselines(repo: Repository, names: Sequence[str], parent: CommitId | No
     return found, missing
 
 
-def _newest_tag(repo: Repository, pattern: str, parent: CommitId | None) -> tuple[str, CommitId] | None:
+def _parents(parents: Sequence[CommitId]) -> list[Baseline]:
+    return [
+        Baseline(PARENT if number == 1 else f"{PARENT}:{number}", commit) for number, commit in enumerate(parents, 1)
+    ]
+
+
+def _newest_tag(
+    repo: Repository, pattern: str, parents: Sequence[CommitId], candidate: ManifestId | None
+) -> tuple[str, CommitId] | None:
     tags = {ref.removeprefix("tags/"): commit for ref, commit in repo.view().refs.items() if ref.startswith("tags/")}
     matching = [(name, commit) for name, commit in tags.items() if fnmatchcase(name, pattern)]
     if not matching:
         if _PATTERN.isdisjoint(pattern):
             raise UnknownRevision(f"no tag `{pattern}`, which the suite compares with", hint="`mgit tag` lists tags")
         return None
-    if parent is not None:
-        behind = [item for item in matching if is_ancestor(item[1], parent, repo.parents_of)]
-        matching = behind or matching
+    if parents:
+        history = set(ancestors(parents, repo.parents_of))
+        behind = [item for item in matching if item[1] in history]
+        # A release that is measured after it was tagged would otherwise be compared with itself.
+        matching = behind or [item for item in matching if repo.commit_at(item[1]).manifest != candidate]
+    if not matching:
+        return None
     name, commit = max(matching, key=lambda item: (repo.commit_at(item[1]).committer.time_s, item[0]))
     return f"tag:{name}", commit
 
@@ -78,11 +119,11 @@ def _branch(repo: Repository, name: str) -> CommitId:
     raise UnknownRevision(f"no branch `{name}`, which the suite compares with", hint="`mgit branch` lists branches")
 
 
-def _merge_base(repo: Repository, revision: str, parent: CommitId | None) -> CommitId | None:
+def _merge_base(repo: Repository, revision: str, parents: Sequence[CommitId]) -> CommitId | None:
     other = repo.resolve(revision)
-    if parent is None:
+    if not parents:
         return None
-    bases = merge_bases(parent, other, repo.parents_of)
+    bases = merge_bases(parents[0], other, repo.parents_of)
     if not bases:
         raise UnknownRevision(
             f"this history has nothing in common with `{revision}`, which the suite compares with",

@@ -223,13 +223,16 @@ class _Check:
             yield CheckSection(name="eval", outcome="skip", summary=f"{self.base} has no suites", seconds=0.0)
 
     def _evaluate(self, law: Manifest) -> list[EvalRecord]:
+        from modelgit.repo.baselines import parents_of_merge
         from modelgit.repo.suite_runs import evaluate_manifest
 
+        # A merge may have lost what only the other side had right: "parent" is that side, too.
+        others = parents_of_merge(self.repo, self.repo.parents_of(self.commit), [self.base_commit])
         return evaluate_manifest(
             self.repo,
             self.repo.store,
             self.new.manifest,
-            self.base_commit,
+            (self.base_commit, *(side.commit for side in others)),
             suites=sorted(self.suites or ()),
             law=law,
             progress=self.progress,

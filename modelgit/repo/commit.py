@@ -121,7 +121,7 @@ def commit(
                 repo,
                 session,
                 tree.manifest,
-                parent,
+                () if parent is None else (parent,),
                 mode=gate,
                 counted=nonfinite_counts(tree.stored.values()),
                 progress=progress,

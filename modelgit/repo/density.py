@@ -444,14 +444,15 @@ class _Reduction:
         training_bytes = session.bytes_written - model_bytes
         counts = {(self.model.path, item.name): item.values_changed for path in weights for item in stored[path]}
         changes = compare_manifests(repo, before, manifest, new_store=session, counts=counts)
+        parents = () if opened.parent is None else (opened.parent,)
         evaluations = run_gate(
-            repo, session, manifest, opened.parent, mode=self.gate,
+            repo, session, manifest, parents, mode=self.gate,
             counted=nonfinite_counts(stored.values()), progress=self.progress,
         )  # fmt: skip
         result = write_commit(
             repo, session, manifest, before, changes,
             message=self.message,
-            parents=() if opened.parent is None else (opened.parent,),
+            parents=parents,
             author=self.author,
             evaluations=evaluations,
             training=training,

@@ -28,16 +28,14 @@ def evaluate(
 ) -> list[EvalRecord]:
     """The verdicts of the built-in gate and of the suites (or of those named only).
 
-    "parent" is the first parent of a revision, and the current commit for the work tree (revision None), unless
+    "parent" is every parent of a revision, and the current commit for the work tree (revision None), unless
     `options.baselines` says what to compare with.  `law` is the manifest whose suites and data count in place of the
     work tree's suites and the revision's data.  Nothing is recorded.
     """
     options = options or EvalOptions()
     if revision is not None:
         commit = repo.resolve(revision)
-        parents = repo.parents_of(commit)
-        parent = parents[0] if parents else None
-        return _run(repo, repo.store, repo.manifest_of(commit), parent, suites, options, law, progress)
+        return _run(repo, repo.store, repo.manifest_of(commit), repo.parents_of(commit), suites, options, law, progress)
     from modelgit.repo.record import record_worktree
 
     with repo.writing():
@@ -45,7 +43,7 @@ def evaluate(
         session = repo.session()
         try:
             tree = record_worktree(repo, session, repo.manifest_of(head), progress=progress)
-            return _run(repo, session, tree.manifest, head, suites, options, law, progress)
+            return _run(repo, session, tree.manifest, () if head is None else (head,), suites, options, law, progress)
         finally:
             session.abort()
 
@@ -54,7 +52,7 @@ def _run(
     repo: Repository,
     store: ObjectStore,
     manifest: Manifest,
-    parent: CommitId | None,
+    parents: Sequence[CommitId],
     suites: Sequence[str],
     options: EvalOptions,
     law: Manifest | None,
@@ -62,10 +60,10 @@ def _run(
 ) -> list[EvalRecord]:
     records: list[EvalRecord] = []
     if not suites:
-        against = repo.resolve(options.baselines[0]) if options.baselines else parent
+        against = repo.resolve(options.baselines[0]) if options.baselines else next(iter(parents), None)
         before = None if against is None else repo.manifest_of(against)
         records.append(builtin_record(repo, store, manifest, before, progress=progress))
     records += evaluate_manifest(
-        repo, store, manifest, parent, suites=suites, law=law, options=options, progress=progress
+        repo, store, manifest, parents, suites=suites, law=law, options=options, progress=progress
     )
     return records

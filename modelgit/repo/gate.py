@@ -33,25 +33,25 @@ def run_gate(
     repo: Repository,
     store: ObjectStore,
     manifest: Manifest,
-    parent: CommitId | None,
+    parents: Sequence[CommitId],
     *,
     mode: str = "block",
     counted: Mapping[TensorId, ValueCounts] | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
-    """The verdicts on a candidate against its parent; `counted` is what the writer saw (see `run_builtin`).
+    """The verdicts on a candidate against its parents; `counted` is what the writer saw (see `run_builtin`).
 
     Raises GateRefused in mode "block" unless every verdict is a pass (or the first baseline); the verdicts are then in
     `refused.records`.  In mode "warn" a broken limit is kept in the records, with the override noted.
     """
-    before = repo.manifest_of(parent)
-    baseline = before if parent is not None else None
+    parent = parents[0] if parents else None
+    baseline = None if parent is None else repo.manifest_of(parent)
     records = [builtin_record(repo, store, manifest, baseline, counted=counted, progress=progress)]
     if records[0].decision not in ("fail", "error"):
         texts = _gate_suites(repo, store, manifest, parent)
         later = repo.settings.gate.when == "push"
         options = EvalOptions(stages=("commit", "push") if later else ("commit",), reuse=True, defer=later)
-        records += evaluate_manifest(repo, store, manifest, parent, texts=texts, options=options, progress=progress)
+        records += evaluate_manifest(repo, store, manifest, parents, texts=texts, options=options, progress=progress)
     refused = [record for record in records if _refuses(record.decision)]
     if not refused:
         return records

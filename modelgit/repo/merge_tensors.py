@@ -108,9 +108,8 @@ def make_commit(
             return None
         from modelgit.repo.gate import run_gate
 
-        evaluations = run_gate(
-            repo, session, manifest, state.ours, mode=gate, counted=tensors.counted, progress=progress
-        )
+        parents = (state.ours,) if state.verb else (state.ours, state.theirs)
+        evaluations = run_gate(repo, session, manifest, parents, mode=gate, counted=tensors.counted, progress=progress)
         result = write_commit(
             repo,
             session,
@@ -118,7 +117,7 @@ def make_commit(
             before,
             compare_manifests(repo, before, manifest, new_store=session),
             message=state.message,
-            parents=(state.ours,) if state.verb else (state.ours, state.theirs),
+            parents=parents,
             author=state.author or None,
             evaluations=evaluations,
             training=training_of(repo, state.ours),

@@ -149,7 +149,7 @@ def _merge(
         manifest, before = made.manifest, repo.manifest_of(state.ours)
         from modelgit.repo.gate import run_gate
 
-        evaluations = run_gate(repo, session, manifest, state.ours, mode=gate, counted=made.counted, progress=progress)
+        evaluations = run_gate(repo, session, manifest, commits, mode=gate, counted=made.counted, progress=progress)
         result = write_commit(
             repo,
             session,

@@ -6,6 +6,7 @@ Blending a new model with the one before keeps most of what it gained and takes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.errors import GateRefused, NothingToDo, RepositoryError, UsageError
@@ -58,7 +59,7 @@ class Softened(NamedTuple):
 def soften(repo: Repository, *, message: str | None = None, progress: Progress = SILENT) -> Softened:
     """Find the largest blend of the current commit with its parent that passes the gate, and commit it on top.
 
-    The gate compares with the parent, as for the commit itself (which `mgit commit --gate warn` records although it
+    The gate compares with the parents, as for the commit itself (which `mgit commit --gate warn` records although it
     broke a limit).  Tensors that are no floats, or that the parent does not have in this form, stay as in the commit.
 
     Raises NothingToDo when the commit passes as it is, GateRefused when even the smallest blend does not.
@@ -69,10 +70,10 @@ def soften(repo: Repository, *, message: str | None = None, progress: Progress =
         parents = () if head is None else repo.parents_of(head)
         if head is None or not parents:
             raise RepositoryError("there is no parent to blend with", hint="`mgit log` shows the history")
-        parent = parents[0]
+        parent = parents[0]  # of a merge, the side that it went to
         new, old = (open_side(repo, repo.manifest_of(commit)) for commit in (head, parent))
         check_clean(repo, new.manifest, Manifest(), verb="blending", hint="`mgit commit --gate warn -m …` first")
-        blend = _Blend(repo, old, new, parent, progress)
+        blend = _Blend(repo, old, new, parents, progress)
         return _search(repo, blend, head, parent, message, progress)
 
 
@@ -120,8 +121,10 @@ def _search(
 class _Blend:
     """Two commits of which blends can be made."""
 
-    def __init__(self, repo: Repository, old: OpenSide, new: OpenSide, parent: CommitId, progress: Progress) -> None:
-        self.repo, self.new, self.parent, self.progress = repo, new, parent, progress
+    def __init__(
+        self, repo: Repository, old: OpenSide, new: OpenSide, parents: Sequence[CommitId], progress: Progress
+    ) -> None:
+        self.repo, self.new, self.parents, self.progress = repo, new, parents, progress
         self.parts: dict[str, list[TensorParts]] = {}
         for model, tensors in new.side.models.items():
             before = old.side.models.get(model, {})
@@ -160,7 +163,7 @@ class _Blend:
             try:
                 manifest, counted = self.write(session, alpha)
                 records = tuple(
-                    run_gate(self.repo, session, manifest, self.parent, counted=counted, progress=self.progress)
+                    run_gate(self.repo, session, manifest, self.parents, counted=counted, progress=self.progress)
                 )
                 probes.append(Probe(alpha, True, records))
                 return records

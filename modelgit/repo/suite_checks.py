@@ -211,11 +211,11 @@ def selftest(
     if not worktree_suites(repo):
         raise UsageError("there are no suites to try", hint="write evals/NAME.toml, or [eval.NAME] in mgit.toml")
     options = EvalOptions(baselines=("parent",))
-    same = evaluate_manifest(repo, repo.store, manifest, commit, suites=suites, options=options, progress=progress)
+    same = evaluate_manifest(repo, repo.store, manifest, [commit], suites=suites, options=options, progress=progress)
     with repo.session() as session:
         try:
             copy = zeroed_copy(repo, session, manifest, share, progress=progress)
-            pruned = evaluate_manifest(repo, session, copy, commit, suites=suites, options=options, progress=progress)
+            pruned = evaluate_manifest(repo, session, copy, [commit], suites=suites, options=options, progress=progress)
         finally:
             session.abort()
     return [_judged(a, b, share) for a, b in zip(same, pruned, strict=True)]

@@ -11,11 +11,11 @@ import msgspec
 
 from modelgit.config.suite_files import duration_s
 from modelgit.errors import MgitError, UsageError
-from modelgit.objects import CommitId, ComparedWith, EvalRecord, Manifest
+from modelgit.objects import CommitId, ComparedWith, EvalRecord, Manifest, ManifestId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.acceptances import accepted_examples
-from modelgit.repo.baselines import Baseline, find_baselines
+from modelgit.repo.baselines import PARENT, Baseline, find_baselines, is_parent, parents_of_merge
 from modelgit.repo.notes import allowed_signers
 from modelgit.repo.suites import SuiteTexts, identity_of, recorded_suites, worktree_suites
 from modelgit.repo.trust import suite_code, suite_is_trusted
@@ -41,13 +41,13 @@ _ALL = 1 << 30
 class EvalOptions:
     """What stands for what the suites say.
 
-    `baselines` replace theirs, with `keep_baselines` the parent only.  `full` looks at every example, `fail_fast` ends
-    a suite at its first broken limit, `budget_s` is wall time for all suites together, in place of their own.  `stages`
-    leaves out suites that are due at others.  With `reuse`, a suite is not run again for the weights, data and
-    baselines that the parent was passed with: a change of a message or of documentation costs nothing; with `defer`,
-    what would have to run is "pending".  `verify_cache` random predictions of each cache are first computed again and
-    compared; `verified` is told how many there were, cache by cache.  `all_flips` keeps every example that broke, not
-    the first few.
+    `baselines` replace theirs, with `keep_baselines` the parent only (of a merge: the sides that they have).  `full`
+    looks at every example, `fail_fast` ends a suite at its first broken limit, `budget_s` is wall time for all suites
+    together, in place of their own.  `stages` leaves out suites that are due at others.  With `reuse`, a suite is not
+    run again for the weights, data and baselines that the parent was passed with: a change of a message or of
+    documentation costs nothing; with `defer`, what would have to run is "pending".  `verify_cache` random predictions
+    of each cache are first computed again and compared; `verified` is told how many there were, cache by cache.
+    `all_flips` keeps every example that broke, not the first few.
     """
 
     baselines: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def evaluate_manifest(
     repo: Repository,
     store: ObjectStore,
     manifest: Manifest,
-    parent: CommitId | None,
+    parents: Sequence[CommitId],
     *,
     suites: Sequence[str] = (),
     texts: SuiteTexts | None = None,
@@ -75,7 +75,7 @@ def evaluate_manifest(
     options: EvalOptions | None = None,
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
-    """Run the suites (or those named) on a manifest, whose new objects are in `store`.
+    """Run the suites (or those named) on a manifest with these `parents`, whose new objects are in `store`.
 
     Suites are those of `texts`, by default of the work tree; their data those of `manifest`.  With `law` both are those
     that another manifest records: that of the tip of a protected branch, whose gate a change may not edit.  What
@@ -86,7 +86,7 @@ def evaluate_manifest(
         texts = worktree_suites(repo) if law is None else recorded_suites(repo, law)
     if not texts and not suites:
         return []
-    candidate = _Candidate(repo, store, manifest, parent, law, options, progress)
+    candidate = _Candidate(repo, store, manifest, parents, law, options, progress)
     due = [suite for suite in texts.suites(suites) if suites or not options.stages or suite.run.stage in options.stages]
     return [candidate.verdict(suite) for suite in due]
 
@@ -99,7 +99,7 @@ class _Candidate:
         repo: Repository,
         store: ObjectStore,
         manifest: Manifest,
-        parent: CommitId | None,
+        parents: Sequence[CommitId],
         law: Manifest | None,
         options: EvalOptions,
         progress: Progress,
@@ -109,7 +109,7 @@ class _Candidate:
         self.repo = repo
         self.store = store
         self.manifest = manifest
-        self.parent = parent
+        self.parents = tuple(parents)
         self.data_from = (store, manifest) if law is None else (repo.store, law)
         self.law = law
         self.options = options
@@ -130,7 +130,12 @@ class _Candidate:
         if self.options.budget_s is not None:
             settings = msgspec.structs.replace(settings, budget=f"{max(self.options.budget_s, 0.001):.3f}s")
         try:
-            found, missing = find_baselines(self.repo, settings.baselines, self.parent)
+            found, missing = find_baselines(
+                self.repo, settings.baselines, self.parents, candidate=manifest_id(self.manifest)
+            )
+            if self.options.baselines and self.options.keep_baselines and PARENT in suite.run.baselines:
+                given = [self.repo.resolve(name) for name in self.options.baselines]
+                found += parents_of_merge(self.repo, self.parents, given)
             self._refuse_own_data(suite)
             datasets = {
                 name: read_dataset(self.repo, self.data_from[0], self.data_from[1], source)
@@ -148,8 +153,12 @@ class _Candidate:
             if self.options.defer:
                 return self._pending(suite.name, settings, "")  # the machine that runs it may have what is missing here
             # What cannot be compared is never a pass; it is a verdict of its own that names the reason.
-            baseline = None if self.parent is None else self.repo.commit_at(self.parent).manifest
-            return unavailable(suite.name, manifest_id(self.manifest), baseline, error.message, stage=settings.stage)
+            return unavailable(
+                suite.name, manifest_id(self.manifest), self._before(), error.message, stage=settings.stage
+            )
+
+    def _before(self) -> ManifestId | None:
+        return self.repo.commit_at(self.parents[0]).manifest if self.parents else None
 
     def _refuse_own_data(self, suite: Suite) -> None:
         """Data that the law does not record are those of the work tree, which may be the candidate's: its own gate."""
@@ -163,7 +172,7 @@ class _Candidate:
     def _pending(self, name: str, settings: RunSettings, identity: str) -> EvalRecord:
         return EvalRecord(
             candidate=manifest_id(self.manifest),
-            baseline=None if self.parent is None else self.repo.commit_at(self.parent).manifest,
+            baseline=self._before(),
             suite=name,
             suite_id=identity,
             results=(),
@@ -269,9 +278,9 @@ class _Candidate:
 
     def _known(self, name: str, identity: str, found: Sequence[Baseline]) -> EvalRecord | None:
         """The parent's verdict, when it was a pass on the very same weights, data, suite and baselines."""
-        if self.parent is None:
+        if not self.parents:
             return None
-        before = self.repo.commit_at(self.parent)
+        before, *others = (self.repo.commit_at(parent) for parent in self.parents)
         verdict = next((item for item in before.verdicts if item.suite == name), None)
         if verdict is None or verdict.decision not in ("pass", "warn"):
             return None
@@ -279,10 +288,12 @@ class _Candidate:
         if record.suite_id != identity or record.override is not None or record.accepted:
             return None  # what was accepted then may have lapsed
         weights = weights_tree(self.repo, self.manifest, store=self.store)
-        if not weights == record.weights == weights_tree(self.repo, self.repo.manifest_at(before.manifest)):
+        # The other sides of a merge were never compared with these weights, unless they have them, too.
+        sides = {weights_tree(self.repo, self.repo.manifest_at(item.manifest)) for item in (before, *others)}
+        if sides != {weights} or record.weights != weights:
             return None
-        now = {baseline.name: baseline.commit for baseline in found if baseline.name != "parent"}
-        then = {baseline.name: baseline.commit for baseline in record.baselines if baseline.name != "parent"}
+        now = {baseline.name: baseline.commit for baseline in found if not is_parent(baseline.name)}
+        then = {baseline.name: baseline.commit for baseline in record.baselines if not is_parent(baseline.name)}
         if now != then:
             return None
         return msgspec.structs.replace(record, candidate=manifest_id(self.manifest), seconds=0.0)

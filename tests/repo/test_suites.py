@@ -26,8 +26,12 @@ from modelgit.errors import GateRefused, UsageError  # noqa: E402
 from modelgit.objects import EvalRecord, Manifest  # noqa: E402
 from modelgit.progress import SilentProgress  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.check import check  # noqa: E402
 from modelgit.repo.eval_sides import ManifestSide  # noqa: E402
 from modelgit.repo.evaluate import evaluate  # noqa: E402
+from modelgit.repo.flips import flips  # noqa: E402
+from modelgit.repo.merge import merge  # noqa: E402
+from modelgit.repo.octopus import merge_many  # noqa: E402
 from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
 from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
 from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
@@ -168,6 +172,77 @@ def test_names_that_mean_the_same_weights_are_compared_once(bot: Repository, mon
         "flips: negative flips vs v1",
         "scores: accuracy vs tag:v1, v1",
     ]
+
+
+def sides_to_merge(bot: Repository, *names: str) -> None:
+    """Branches with other weights than `main`, whose tip is HEAD and has the suites of the work tree."""
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text().replace("paths = [", 'paths = ["evals", '))
+    bot.forget_settings()
+    bot.commit("suites", gate="warn")
+    file = bot.worktree / "models/bot/model.safetensors"
+    for number, name in enumerate(names):
+        bot.switch(name, create=True, start="main~2")
+        rng = np.random.default_rng(9 + number)
+        state = {key: array + rng.normal(0, 0.05, array.shape) for key, array in load_file(file).items()}
+        save_file({key: array.astype(np.float32) for key, array in state.items()}, file)
+        bot.commit(f"side {name}", gate="warn")
+    bot.switch("main")
+
+
+def flips_by_baseline(record: EvalRecord) -> dict[str, int]:
+    return {line.against: line.broken for line in record.results if line.name == "negative flips"}
+
+
+def test_a_merge_is_compared_with_both_sides(bot: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(bot, suite(run='sampling = "full"', flips="max_vs.parent = 0.0"))
+    sides_to_merge(bot, "side")
+    # What only the other side had right broke: against the first parent nothing changes.
+    with pytest.raises(GateRefused) as refused:
+        merge(bot, "side", strategy="average", rules={"*": "ours"})
+    records = {record.suite: record for record in refused.value.records}  # type: ignore[attr-defined]
+    found = flips_by_baseline(records["compat"])
+    (against_side,) = flips(bot, "side", "main")
+    assert found == {"parent": 0, "parent:2": against_side.counts.negative} and found["parent:2"] > 0
+    limits = {line.against: line.limit for line in records["compat"].results if line.name == "negative flips"}
+    assert limits == {"parent": "max 0.0 %", "parent:2": "max 0.0 %"}
+    main, side = bot.resolve("main"), bot.resolve("side")
+    merge(bot, "side", strategy="average", rules={"*": "ours"}, gate="warn")
+    loaded: list[str] = []
+    monkeypatch.setattr(ManifestSide, "load", lambda self, task: loaded.append(self.name))
+    record = only(bot, "HEAD")
+    assert [(one.name, one.commit) for one in record.baselines] == [("parent", main), ("parent:2", side)]
+    assert flips_by_baseline(record) == found and record.decision == "fail" and loaded == []
+    # A record against one side leaves out the other no more than a check of the merge does.
+    kept = only(bot, "HEAD", baselines=("side",), keep_baselines=True)
+    assert [one.name for one in kept.baselines] == ["side", "parent"]
+    report = check(bot, str(main), suites=["compat"])
+    (verdict,) = [item.evaluation for item in report.sections if item.evaluation is not None]
+    assert [(one.name, one.commit) for one in verdict.baselines] == [("parent", main), ("parent:2", side)]
+    assert flips_by_baseline(verdict) == found
+    assert [one.name for one in only(bot, "HEAD", baselines=("side",)).baselines] == ["side"]
+
+
+def test_many_sides_are_all_compared_and_words_keep_the_verdict(bot: Repository) -> None:
+    write(bot, suite(run='sampling = "full"'))
+    sides_to_merge(bot, "side", "third")
+    merged = merge_many(bot, ["side", "third"], strategy="average").commit
+    record = {record.suite: record for record in merged.evaluations}["compat"]
+    assert [one.name for one in record.baselines] == ["parent", "parent:2", "parent:3"]
+    assert len({line.against for line in record.results if line.name == "accuracy"}) == 3
+    (bot.worktree / "models/bot/README.md").write_text("# words\n")
+    again = {record.suite: record for record in bot.commit("words").evaluations}["compat"]
+    assert again.seconds == 0.0 and again.results == record.results
+
+
+def test_a_tag_of_the_candidate_itself_is_no_baseline(bot: Repository) -> None:
+    from modelgit.repo.branches import create_tag
+
+    write(bot, suite(baselines='["parent", "tag:r*"]'))
+    create_tag(bot, "r1")
+    record = only(bot, "HEAD")
+    assert [one.name for one in record.baselines] == ["parent"]
+    assert [line.against for line in record.results if line.decision == "baseline"] == ["tag:r*"]
 
 
 def test_a_tag_that_does_not_exist_yet_is_told_and_one_that_is_named_is_an_error(bot: Repository) -> None:

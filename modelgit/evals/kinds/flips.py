@@ -79,9 +79,14 @@ def _limits(test: NfrTest, names: Sequence[str]) -> dict[str, float | None]:
 
 
 def limit_against(test: NfrTest, baseline: str) -> float | None:
-    """The limit for one baseline: that of the first name or pattern in `max_vs` that matches, else `max`."""
+    """The limit for one baseline: that of the first name or pattern in `max_vs` that matches, else `max`.
+
+    What is said of "parent" holds for every parent of a merge ("parent:2").
+    """
     for pattern, rate in test.max_vs.items():
         if pattern == baseline or fnmatchcase(baseline, pattern):
+            return rate
+        if pattern == "parent" and baseline.startswith("parent:"):
             return rate
     return test.max
 
