@@ -51,7 +51,7 @@ def demo(session: Session, target: str | None, small: bool) -> None:
     place = session.path(target) if target else _fresh(session.environment.cwd)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RepositoryError(f"{target} exists already and is not empty", hint="`mgit demo OTHER_DIRECTORY`")
-    from modelgit.cli._demo import check_tokenizers
+    from modelgit.integrations.demo.small import check_tokenizers
 
     check_tokenizers()
     if small:
@@ -156,7 +156,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _make_small(session: Session, place: Path) -> None:
-    from modelgit.cli._demo import make_demo
+    from modelgit.integrations.demo.small import make_demo
 
     output = session.output
     make_demo(place, environment=session.environment, progress=session.progress, tell=output.say).close()

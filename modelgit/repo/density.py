@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modelgit.config.schema import TaskSettings
 from modelgit.errors import NothingToDo, UsageError
+from modelgit.fisher.density_search import Tried, smallest_density
 from modelgit.objects import FileEntry, Manifest, ModelEntry
 from modelgit.patching.jobs import SourceChangedError, Stored
 from modelgit.progress import SILENT, Progress
@@ -16,7 +17,6 @@ from modelgit.repo.commit import BegunCommit, begin_commit, check_lossless, chec
 from modelgit.repo.commit_records import NO_TRAINING_STATE, CommitResult, count_encodings, write_commit
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.dense_weights import keep_dense
-from modelgit.repo.density_search import Tried, smallest_density
 from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 from modelgit.repo.training import record_training

@@ -32,12 +32,12 @@ from modelgit.objects import (
 )
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.layout import METADATA, RepositoryPaths, discover
-from modelgit.repo.records import RecordCache
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.fs import FileSystemStore
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
+from modelgit.store.record_cache import RecordCache
 from modelgit.store.root import FORMAT_LINE, FileRoot
 from modelgit.store.session import PackSession
 from modelgit.store.side_records import retention_records, statistics_records

@@ -91,7 +91,7 @@ def files_at(repo: Repository, paths: set[str]) -> dict[str, WorkFile]:
 def strangers(
     repo: Repository, source: Manifest, target: Manifest, *, paths: Collection[str] | None = None
 ) -> list[str]:
-    """What nobody recorded and lies where a directory or a file of `target` must go (see `worktree.obstacles`)."""
+    """What nobody recorded and lies where a directory or a file of `target` must go (`worktree.checkout.obstacles`)."""
     before = {entry.path: entry.digest for entry in source.files}
     after = {entry.path: entry.digest for entry in target.files}
     names = {*before, *after} if paths is None else {*paths}

@@ -1,4 +1,4 @@
-"""Diffs and verdicts as GitHub-flavoured Markdown: for pull requests, step summaries and model cards."""
+"""Verdicts and checks as GitHub-flavoured Markdown: for pull requests and step summaries."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _write_model(folder: Path, seed: int) -> None:
 def test_suites_from_the_command_line(mgit: Any) -> None:
     import torch
 
-    from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data
+    from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data
 
     torch.set_num_threads(1)
     root = mgit.directory

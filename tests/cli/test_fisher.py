@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("torch")
 
-from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data
+from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_an_accepted_example_lets_the_suite_pass_until_it_lapses(mgit: Runner, k
     pytest.importorskip("tokenizers")
     from safetensors.numpy import load_file, save_file
 
-    from modelgit.cli._demo import write_checkpoint, write_data
+    from modelgit.integrations.demo.small import write_checkpoint, write_data
 
     mgit("init")
     write_checkpoint(mgit.directory / "models/bot")

@@ -74,14 +74,14 @@ class Stage:
         return together.getvalue().replace(str(self.folder), "…"), code
 
     def new_model(self) -> None:
-        from modelgit.cli._demo import write_checkpoint, write_data
+        from modelgit.integrations.demo.small import write_checkpoint, write_data
 
         write_data(self.place / "data")
         write_checkpoint(self.place / "models" / "bot")
 
     def add_tasks(self) -> None:
         """Two tasks and two suites, written at the end of mgit.toml."""
-        from modelgit.cli._demo import SETTINGS
+        from modelgit.integrations.demo.small import SETTINGS
 
         file = self.place / "mgit.toml"
         file.write_text(file.read_text() + "\n" + SETTINGS[SETTINGS.index("[task.topic]") :])
@@ -95,14 +95,14 @@ class Stage:
             yield repo
 
     def train_base(self) -> None:
-        from modelgit.cli._demo import train_base
+        from modelgit.integrations.demo.small import train_base
 
         with self.repository() as repo:
             train_base(repo)
 
     def train(self, task: str) -> None:
         """Train under the newest mask."""
-        from modelgit.cli._demo import train_task
+        from modelgit.integrations.demo.small import train_task
 
         with self.repository() as repo:
             train_task(repo, task, mask=repo.mask("latest").positions())

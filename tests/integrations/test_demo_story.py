@@ -18,12 +18,12 @@ pytest.importorskip("tokenizers")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from modelgit.cli._demo import write_checkpoint, write_data  # noqa: E402
 from modelgit.cli._output import Output  # noqa: E402
 from modelgit.cli.cmd_demo import TerminalStage  # noqa: E402
 from modelgit.cli.main import main  # noqa: E402
 from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import CheckFailed  # noqa: E402
+from modelgit.integrations.demo.small import write_checkpoint, write_data  # noqa: E402
 from modelgit.integrations.demo.story import Recipe, Suites, Training, play  # noqa: E402
 from modelgit.integrations.demo.texts import Row, TaskTexts, mislabel  # noqa: E402
 from modelgit.repo.log import log  # noqa: E402

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
-from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.errors import IntegrityError, MgitError, UsageError  # noqa: E402
+from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.objects import (  # noqa: E402
     CommitId,
     FisherEstimate,

@@ -373,7 +373,7 @@ def test_a_model_in_shards(repo: Repository, files) -> None:
 def toy(repo: Repository) -> Repository:
     """A repository with two tasks over an untrained model."""
     pytest.importorskip("tokenizers")
-    from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data
+    from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data
 
     (repo.worktree / "mgit.toml").write_text(SETTINGS.split("# The gate")[0])
     repo.forget_settings()

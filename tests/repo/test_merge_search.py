@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
-from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.errors import GateRefused, NothingToDo, UsageError  # noqa: E402
+from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.merge_search import default_candidates, search, shares_of  # noqa: E402
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from modelgit.objects import BlobId, ContentId, FileContent, FileEntry, Literal, Manifest, ManifestId
 from modelgit.repo import records
-from modelgit.repo.records import RecordCache
 from modelgit.store.fs import FileSystemStore
 from modelgit.store.metadata import write_record
+from modelgit.store.record_cache import RecordCache
 
 
 def test_a_record_is_read_once_and_the_oldest_goes_first(tmp_path, monkeypatch) -> None:

@@ -20,9 +20,9 @@ pytest.importorskip("tokenizers")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from modelgit.cli._demo import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.environment import Environment  # noqa: E402
 from modelgit.errors import GateRefused, UsageError  # noqa: E402
+from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.objects import EvalRecord, Manifest  # noqa: E402
 from modelgit.progress import SilentProgress  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402

@@ -1,4 +1,4 @@
-"""What `mgit demo` makes: a small BERT with two heads, data for both, limits for a gate, and two trained branches.
+"""What `mgit demo --small` makes: a small BERT with two heads, data for both, limits for a gate, two trained branches.
 
 The sentences are drawn from word lists, so that nothing is downloaded and everything comes out the same every time.
 """
