@@ -138,11 +138,11 @@ def _memory(field: str) -> int:
 def _child(action: str) -> None:
     from modelgit.codecs.base import CODECS
     from modelgit.environment import Environment
-    from modelgit.evals import builtin, gate
-    from modelgit.repo import commit, record, switch
+    from modelgit.evals import builtin
+    from modelgit.repo import commit, gate, record, switch
     from modelgit.repo.repository import Repository
 
-    del builtin, gate, commit, record
+    del builtin, commit, gate, record
     for name in CODECS.names():
         CODECS.get(name)
     with Repository.open(".", environment=Environment.capture()) as repo:

@@ -1,6 +1,7 @@
 """Rules of the house that a program can check, for every module of the package."""
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,3 +120,35 @@ def test_imports_are_absolute() -> None:
         return [node.lineno for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level]
 
     assert offenders(MODULES, problem) == {}
+
+
+@functools.cache
+def names_of(module: str) -> set[str]:
+    """What can be imported from a module of the package."""
+    path = ROOT / module.replace(".", "/")
+    if path.is_dir():
+        return {entry.stem for entry in path.iterdir()} | names_of(f"{module}.__init__")
+    found = set()
+    for node in ast.walk(TREES[path.with_suffix(".py")]):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    return found
+
+
+def test_benchmarks_import_what_there_is() -> None:
+    """They are seldom run, and no type checker reads them."""
+
+    def problem(path: Path) -> list[str]:
+        return [
+            f"line {node.lineno}: {node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE.name
+            for alias in node.names
+            if alias.name not in names_of(str(node.module))
+        ]
+
+    assert offenders(sorted((ROOT / "tests/benchmarks").rglob("*.py")), problem) == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelgit.objects import BlobId, ContentId, FileContent, FileEntry, Literal, Manifest, ManifestId
-from modelgit.repo import records
+from modelgit.store import record_cache
 from modelgit.store.fs import FileSystemStore
 from modelgit.store.metadata import write_record
 from modelgit.store.record_cache import RecordCache
@@ -17,8 +17,10 @@ def test_a_record_is_read_once_and_the_oldest_goes_first(tmp_path, monkeypatch) 
     ids = [write_record(session, ManifestId, manifest) for manifest in manifests]
     session.seal()
     asked = []
-    real = records.read_record
-    monkeypatch.setattr(records, "read_record", lambda store, *rest: (asked.append(rest[0]), real(store, *rest))[1])
+    real = record_cache.read_record
+    monkeypatch.setattr(
+        record_cache, "read_record", lambda store, *rest: (asked.append(rest[0]), real(store, *rest))[1]
+    )
     cache = RecordCache(max_entries=7)
     for _ in range(2):
         assert cache.read(store, ids[0], Manifest) == manifests[0]
