@@ -17,7 +17,7 @@ def run_harness(request: HarnessRequest) -> dict[str, Any]:
 
     The model is loaded by transformers, without code of its own, and scored one request at a time, so that padding
     plays no part.  Raises MissingExtraError without the package, UsageError for tasks that it does not know,
-    CheckFailed for one that gives no metrics.
+    or whose data are on a hub, CheckFailed for one that gives no metrics.
     """
     try:
         import lm_eval
@@ -45,18 +45,24 @@ def run_harness(request: HarnessRequest) -> dict[str, Any]:
         batch_size=1,
         trust_remote_code=False,
     )
-    found = lm_eval.simple_evaluate(
-        model=model,
-        tasks=list(request.tasks),
-        task_manager=manager,
-        limit=request.limit,
-        log_samples=True,
-        bootstrap_iters=0,
-        random_seed=request.seed,
-        numpy_random_seed=request.seed,
-        torch_random_seed=request.seed,
-        fewshot_random_seed=request.seed,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(request.tasks),
+            task_manager=manager,
+            limit=request.limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            random_seed=request.seed,
+            numpy_random_seed=request.seed,
+            torch_random_seed=request.seed,
+            fewshot_random_seed=request.seed,
+        )
+    except ConnectionError as error:
+        raise UsageError(
+            f"data of the tasks {', '.join(request.tasks)} are on a hub, and tests run without a network: {error}",
+            hint="name a file of the repository in the task's YAML, `dataset_path: json` with `data_files`",
+        ) from error
     return _outcome(found or {}, request)
 
 

@@ -6,14 +6,18 @@ import json
 import os
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from modelgit.config.suites import LmEvalTest, MetricLimit, PythonTest, ShellTest
 from modelgit.errors import CheckFailed, MgitError, MissingExtraError, UsageError
 from modelgit.evals.base import KINDS, SuiteRun
+from modelgit.evals.child import HarnessRequest
+from modelgit.evals.harness import run_harness
 from modelgit.evals.outcomes import parse_outcome
 from modelgit.evals.processes import Limits, environment_of, run_program, shell_arguments
 from modelgit.objects import CheckResult
@@ -338,6 +342,61 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch
     with pytest.raises(MissingExtraError, match="lm-evaluation-harness") as refused:
         lines(LmEvalTest(name="arc", tasks=("arc",), nfr_max=0.1), suite_run(side(tmp_path / "new"), root=tmp_path))
     assert refused.value.hint == "`pip install 'modelgit[lm-eval]'`"
+
+
+def _harness_that_gives(found: object, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Put a package in place of the harness that knows the task `local` and gives `found`; what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class TaskManager:
+        all_tasks = ("local",)
+
+        def __init__(self, **_: object) -> None:
+            """Whatever it is given."""
+
+    def simple_evaluate(**options: Any) -> object:
+        asked.append(options)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    parts = {"lm_eval": {"simple_evaluate": simple_evaluate}, "lm_eval.models": {}}
+    parts |= {"lm_eval.models.huggingface": {"HFLM": dict}, "lm_eval.tasks": {"TaskManager": TaskManager}}
+    for name, values in parts.items():
+        module = types.ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    return asked
+
+
+def test_what_the_harness_gives_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = HarnessRequest(
+        tasks=("local",), include_path="evals", metric="acc", root="", model="m", result="", seed=3, limit=2
+    )
+    # As version 0.4.13 gives it: numbers by metric and filter, and a record for each document and filter.
+    asked = _harness_that_gives(
+        {
+            "results": {"local": {"alias": "local", "acc,none": 0.5, "acc_stderr,none": "N/A", "acc,strict": 0.25}},
+            "samples": {"local": [{"doc_id": 0, "acc": 1.0}, {"doc_id": 1, "acc": 0.0}, {"doc_id": 1, "acc": 1.0}]},
+        },
+        monkeypatch,
+    )
+    assert run_harness(request) == {
+        "metrics": {"local.acc": 0.5, "acc": 0.5, "local.acc.strict": 0.25},
+        "examples": [{"id": "local/0", "score": 1.0}, {"id": "local/1", "score": 0.0}],
+    }
+    assert (asked[0]["tasks"], asked[0]["limit"], asked[0]["random_seed"]) == (["local"], 2, 3)
+    assert asked[0]["model"] == {
+        "pretrained": "m", "device": "cpu", "dtype": "float32", "batch_size": 1, "trust_remote_code": False
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="has no task `other`"):
+        run_harness(msgspec.structs.replace(request, tasks=("other",)))
+    _harness_that_gives(ConnectionError("couldn't reach 'org/data' on the Hub"), monkeypatch)
+    with pytest.raises(UsageError, match="data of the tasks local are on a hub"):
+        run_harness(request)
+    _harness_that_gives({"results": {"local": {"alias": "local"}}}, monkeypatch)
+    with pytest.raises(CheckFailed, match="gave no metrics"):
+        run_harness(request)
 
 
 def test_local_tasks_of_the_harness(tmp_path: Path) -> None:
