@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelgit.cli._options import command, json_option, pass_session
-from modelgit.cli._output import dim, green, yellow
+from modelgit.cli._output import Part, columns, dim, green, yellow
 from modelgit.cli._session import Session
 from modelgit.errors import UsageError
 
@@ -20,9 +20,10 @@ __all__ = ["trust"]
 def trust(session: Session, only_list: bool, revoke: bool, as_json: bool) -> None:
     """Allow the code that mgit.toml and the suites name to run on this machine.
 
-    Trust is bound to the content of that code and lapses when it changes.  Look at the files before you trust them.
+    Trust is bound to the content of that code and lapses when it changes.  Look at the files before you trust them;
+    what is new, changed or removed since the last time is marked.
     """
-    from modelgit.repo.trust import is_trusted, named_code
+    from modelgit.repo.trust import changed_code, is_trusted, named_code
     from modelgit.repo.trust import revoke as trust_nothing
     from modelgit.repo.trust import trust as trust_code
 
@@ -35,17 +36,21 @@ def trust(session: Session, only_list: bool, revoke: bool, as_json: bool) -> Non
         trust_nothing(repo)
         output.say("Trusting nothing.")
         return
+    changes = {change.name: change.what for change in changed_code(repo)}
     if only_list:
         code, trusted = named_code(repo), is_trusted(repo)
         if as_json:
-            output.json("mgit.trust/1", {"trusted": trusted, "code": code})
+            output.json("mgit.trust/2", {"trusted": trusted, "code": code, "changes": changes})
             return
-        for name, digest in code.items():
-            output.line(name, "  ", dim(digest[:12]))
+        code |= {name: "" for name, what in changes.items() if what == "removed"}
+        rows: list[list[Part]] = [
+            [name, dim(digest[:12]), yellow(changes.get(name, ""))] for name, digest in sorted(code.items())
+        ]
+        output.lines(columns(rows))
         if code:
             output.say(green("trusted") if trusted else yellow("not trusted"))
         else:
             output.say("mgit.toml names no code that would run")
         return
     for name in trust_code(repo):
-        output.say("Trusting ", name)
+        output.say("Trusting ", name, yellow(f"  {changes[name]}") if name in changes else "")

@@ -110,10 +110,10 @@ class SuiteRun:
     `task` is the suite's own and `tasks` are those that tests name.  With `fail_fast` a failure is looked for first,
     and ends the run.  `failing` counts the limits that a draw of examples may find broken: each may do so wrongly with
     probability alpha / `failing`, so that the whole suite does with at most alpha. `flips` collects the first negative
-    flips for reports.  `root` is the repository's work tree, from which trusted code runs; `trusted` says whether the
-    code that the suite names may run, `code` is that code (hashes by path), and `surroundings` are the environment
-    variables that its programs are given. `accepted` are the examples, by id, that each test lets break, with the
-    acceptance that says so; `excused` collects the acceptances that made a difference.
+    flips for reports.  `root` is the repository's work tree, from which trusted code runs; `distrust` says why the
+    code that the suite names may not run (None: it may), `code` is that code (hashes by path), and `surroundings` are
+    the environment variables that its programs are given. `accepted` are the examples, by id, that each test lets
+    break, with the acceptance that says so; `excused` collects the acceptances that made a difference.
     """
 
     identity: str
@@ -125,7 +125,7 @@ class SuiteRun:
     root: Path
     task: TaskSettings | None = None
     tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
-    trusted: bool = False
+    distrust: str | None = "the code that this suite names is not trusted here"
     code: Mapping[str, str] = field(default_factory=dict)
     surroundings: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

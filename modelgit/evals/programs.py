@@ -28,11 +28,8 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFF
 
 def refuse_untrusted(run: SuiteRun, what: str) -> None:
     """Raise UsageError where the code that the suite names is not trusted on this machine."""
-    if not run.trusted:
-        raise UsageError(
-            f"{what} is code, and the code that this suite names is not trusted here",
-            hint="look at it, then `mgit trust`",
-        )
+    if run.distrust is not None:
+        raise UsageError(f"{what} is code, and {run.distrust}", hint="look at it, then `mgit trust`")
 
 
 def limits_of(timeout: str, memory_gib: float | None) -> Limits:

@@ -18,7 +18,7 @@ from modelgit.repo.acceptances import accepted_examples
 from modelgit.repo.baselines import PARENT, Baseline, find_baselines, is_parent, parents_of_merge
 from modelgit.repo.notes import allowed_signers
 from modelgit.repo.suites import SuiteTexts, identity_of, recorded_suites, worktree_suites
-from modelgit.repo.trust import suite_code, suite_is_trusted
+from modelgit.repo.trust import suite_code, suite_distrust
 from modelgit.repo.weights import weights_tree
 from modelgit.store.base import ObjectStore
 from modelgit.store.metadata import read_record
@@ -240,7 +240,7 @@ class _Candidate:
             root=self.repo.worktree,
             task=suite.task,
             tasks=suite.tasks,
-            trusted=suite_is_trusted(self.repo, suite),
+            distrust=suite_distrust(self.repo, suite),
             code=suite_code(self.repo, suite),
             surroundings=self.repo.environment.surroundings,
             failing=sampled_limits(suite.tests, baselines=len(sides), names=len(compared)),

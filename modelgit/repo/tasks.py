@@ -13,7 +13,7 @@ from modelgit.models.load import build_task, encode_examples
 from modelgit.objects import Manifest
 from modelgit.objects.paths import path_problem
 from modelgit.repo.load import find_model, model_files, model_state
-from modelgit.repo.trust import is_trusted, named_code
+from modelgit.repo.trust import allow_entry, named_code
 from modelgit.store.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -75,12 +75,14 @@ def check_data_path(path: str) -> None:
 def open_task(
     repo: Repository, manifest: Manifest, settings: TaskSettings, *, store: ObjectStore | None = None
 ) -> TaskModel:
-    """The task's model with the weights of `manifest`."""
+    """The task's model with the weights of `manifest`.  Raises UsageError where its entry is not trusted."""
     store = store or repo.store
     entry = find_model(manifest, settings.model)
     state = model_state(repo, manifest, entry, store=store)
     files = model_files(repo, manifest, entry.path, store=store)
-    return build_task(settings, state.arrays(), files, trusted=is_trusted(repo, settings.entry), root=repo.worktree)
+    if settings.entry is not None:
+        allow_entry(repo, settings.entry)
+    return build_task(settings, state.arrays(), files, trusted=True, root=repo.worktree)
 
 
 def encoded(
@@ -92,11 +94,11 @@ def encoded(
     *,
     store: ObjectStore | None = None,
 ) -> ExampleSet:
-    """The inputs of the task's model for `examples`."""
+    """The inputs of the task's model for `examples`.  Raises UsageError where its entry is not trusted."""
     files = model_files(repo, manifest, settings.model, store=store)
-    return encode_examples(
-        settings, examples, fingerprint, files, trusted=is_trusted(repo, settings.entry), root=repo.worktree
-    )
+    if settings.entry is not None:
+        allow_entry(repo, settings.entry)
+    return encode_examples(settings, examples, fingerprint, files, trusted=True, root=repo.worktree)
 
 
 def code_version(repo: Repository, settings: TaskSettings) -> str:

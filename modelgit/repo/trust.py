@@ -1,21 +1,23 @@
 """Code that mgit.toml and suites name runs only after somebody on this machine looked at it and said so.
 
-Trust is bound to the content of the code: when a named module or one beside it changes, it lapses.  What covers a
-command is its text, and the files of the repository that its words name.
+Trust is bound to the content of the code: when a named module or one beside it changes, comes or goes, it lapses.  What
+covers a command is its text, and the files of the repository that its words name.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Literal as OneOf
 
+import msgspec
 from blake3 import blake3
 
-from modelgit.errors import MgitError, NothingToDo
+from modelgit.errors import MgitError, NothingToDo, UsageError
 from modelgit.objects.paths import is_within, path_problem
 from modelgit.repo.contents import file_bytes
 from modelgit.store.durable import write_durably
@@ -28,21 +30,33 @@ if TYPE_CHECKING:
     from modelgit.store.base import ObjectStore
 
 __all__ = [
+    "CodeChange",
     "CodeFiles",
     "RecordedFiles",
     "WorktreeFiles",
+    "allow_entry",
+    "changed_code",
     "is_trusted",
     "named_code",
     "revoke",
     "suite_code",
-    "suite_is_trusted",
+    "suite_distrust",
     "trust",
 ]
 
 _MAX_BYTES = 16 << 20
 """A file that a command names and that is larger is taken for data."""
+_VERSION = 2
+_SHOWN = 5
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
 _CACHED = "__pycache__"
+
+
+class CodeChange(NamedTuple):
+    """A file, or what names code ("shell python evals/tool.py"), that is not as it was when it was trusted."""
+
+    name: str
+    what: OneOf["changed", "new", "removed"]
 
 
 def named_code(repo: Repository) -> dict[str, str]:
@@ -72,32 +86,52 @@ def suite_code(
     return found
 
 
-def is_trusted(repo: Repository, entry: str | None = None) -> bool:
-    """Whether exactly the code that `entry` (by default everything that is named) reaches now was trusted here.
+def is_trusted(repo: Repository) -> bool:
+    """Whether exactly the code that is named reaches now was trusted here, and there is any."""
+    covered = _covered(repo)
+    return bool(covered) and not _changes(_known(repo), covered)
+
+
+def changed_code(repo: Repository) -> tuple[CodeChange, ...]:
+    """What is not as it was when it was trusted, of all code that is named; everything is new before that."""
+    return _changes(_known(repo), _covered(repo))
+
+
+def allow_entry(repo: Repository, entry: str) -> None:
+    """Raise UsageError unless exactly the code that `entry` reaches now was trusted here.
 
     `entry` must be among what mgit.toml names: a merge may bring one that nobody here has looked at.
     """
-    covered = _of_tasks(WorktreeFiles(repo), repo.settings.task.values()) if entry is not None else _covered(repo)
-    if entry is not None:
-        name = f"entry {entry}"
-        covered = {name: covered[name]} if name in covered else {}
-    return bool(covered) and _all_trusted(repo, covered)
+    name, known = f"entry {entry}", _known(repo)
+    covered = _of_tasks(WorktreeFiles(repo), repo.settings.task.values())
+    if name not in covered or not known:
+        raise UsageError(f"entry `{entry}` is code, and this repository is not trusted", hint="`mgit trust`")
+    if changes := _changes(known, {name: covered[name]}):
+        raise UsageError(
+            f"entry `{entry}` is code that is no longer trusted: {_words(changes)} since",
+            hint="look at it, then `mgit trust`",
+        )
 
 
-def suite_is_trusted(repo: Repository, suite: Suite) -> bool:
-    """Whether all code that the tests of a suite name was trusted here as it is now; also when they name none."""
-    return _all_trusted(repo, _of_tests(WorktreeFiles(repo), suite))
+def suite_distrust(repo: Repository, suite: Suite) -> str | None:
+    """Why the code that the tests of a suite name may not run here, as a clause; None when it may, or none is named."""
+    covered, known = _of_tests(WorktreeFiles(repo), suite), _known(repo)
+    if covered and not known:
+        return "the code that this suite names is not trusted here"
+    changes = _changes(known, covered)
+    return f"the code that this suite names is no longer trusted: {_words(changes)} since" if changes else None
 
 
 def trust(repo: Repository) -> dict[str, str]:
     """Trust the code as it is now; returns what was trusted.  Raises NothingToDo when nothing names any."""
-    code = named_code(repo)
-    if not code:
+    covered = _covered(repo)
+    if not covered:
         raise NothingToDo(
             "neither mgit.toml nor a suite names code that would run", hint="`mgit config list` shows the settings"
         )
-    write_durably(_path(repo), json.dumps(code, indent=1, sort_keys=True).encode())
-    return code
+    content = {"version": _VERSION, "code": covered}
+    write_durably(_path(repo), json.dumps(content, indent=1, sort_keys=True).encode())
+    return {name: digest for files in covered.values() for name, digest in files.items()}
 
 
 def revoke(repo: Repository) -> None:
@@ -109,14 +143,43 @@ def _path(repo: Repository) -> Path:
     return repo.paths.directory / "trust.json"
 
 
-def _all_trusted(repo: Repository, covered: Mapping[str, Mapping[str, str]]) -> bool:
+_Code = Mapping[str, Mapping[str, str]]
+"""By what names it, the hash of each file that it reaches."""
+
+
+def _known(repo: Repository) -> _Code:
+    """The code that was trusted; none where the file is of another version."""
     try:
-        known = json.loads(_path(repo).read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        return False
-    return all(known.get(name) == digest for files in covered.values() for name, digest in files.items())
+        content = json.loads(_path(repo).read_bytes())
+        return msgspec.convert(content["code"], dict[str, dict[str, str]]) if content["version"] == _VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _changes(known: _Code, covered: _Code) -> tuple[CodeChange, ...]:
+    """What differs between the code that was trusted and what is reached now, each file once."""
+    everything = {name: digest for files in known.values() for name, digest in files.items()}
+    found: dict[str, CodeChange] = {}
+    for called, files in covered.items():
+        before = known.get(called, everything)
+        for name, digest in files.items():
+            if name not in before:
+                found[name] = CodeChange(name, "new")
+            elif before[name] != digest:
+                found[name] = CodeChange(name, "changed")
+        for name in known.get(called, {}):
+            if name not in files:
+                found[name] = CodeChange(name, "removed")
+    return tuple(found[name] for name in sorted(found))
+
+
+def _words(changes: Sequence[CodeChange]) -> str:
+    """`evals/tool.py changed, evals/json.py is new`, as a part of a sentence."""
+    verbs = {"changed": "changed", "new": "is new", "removed": "was removed"}
+    shown = [f"{change.name} {verbs[change.what]}" for change in changes[:_SHOWN]]
+    if len(changes) > _SHOWN:
+        shown.append(f"{len(changes) - _SHOWN} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 # -- what covers what

@@ -399,7 +399,16 @@ def test_code_of_strangers_is_listed_before_it_is_trusted(mgit: Any) -> None:
     mgit("trust")
     assert json.loads(mgit("trust", "--list", "--json").out)["trusted"] is True
     (mgit.directory / "net.py").write_text("def build(files): evil()\n")
-    assert mgit("trust", "--list").err == "not trusted\n"
+    listed = mgit("trust", "--list")
+    assert listed.err == "not trusted\n"
+    assert [line.split()[-1] for line in listed.out.splitlines() if line.startswith("net.py")] == ["changed"]
+    (mgit.directory / "os.py").write_text("")
+    assert json.loads(mgit("trust", "--list", "--json").out)["changes"] == {"net.py": "changed", "os.py": "new"}
+    assert "Trusting net.py  changed\nTrusting os.py  new\n" in mgit("trust").err
+    (mgit.directory / "os.py").unlink()
+    assert [line.split() for line in mgit("trust", "--list").out.splitlines() if "os.py" in line] == [
+        ["os.py", "removed"]
+    ]
     mgit("trust", "--revoke")
 
 

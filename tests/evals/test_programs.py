@@ -181,7 +181,7 @@ def test_a_command_is_asked_once_for_weights_and_code(tmp_path: Path) -> None:
     )
 
     def run(**more: Any) -> SuiteRun:
-        return suite_run(new, old, root=tmp_path, trusted=True, **more)
+        return suite_run(new, old, root=tmp_path, distrust=None, **more)
 
     valid, other = lines(test, run())
     assert (valid.value, valid.baseline, valid.decision, valid.unit, valid.against) == (
@@ -205,7 +205,7 @@ def test_scores_of_examples_flip_beyond_a_dead_band(tmp_path: Path) -> None:
     new = side(tmp_path / "new", outcome=outcome(1, 0, 0.45, 1))
     old = side(tmp_path / "old", "parent", outcome=outcome(1, 1, 0.5, 0))
     command = 'cat "$MGIT_CHECKOUT/outcome"'
-    run = suite_run(new, old, root=tmp_path, trusted=True)
+    run = suite_run(new, old, root=tmp_path, distrust=None)
     (line,) = lines(ShellTest(name="judge", command=command, nfr_max=0.25), run)
     assert (line.name, line.decision, line.broken, line.total) == ("negative flips", "fail", 2, 4)
     assert [(flip.example, flip.before, flip.after) for flip in run.flips] == [("q1", "1", "0"), ("q2", "0.5", "0.45")]
@@ -214,7 +214,7 @@ def test_scores_of_examples_flip_beyond_a_dead_band(tmp_path: Path) -> None:
     # The mean of the scores is the one metric that is asked for.
     test = ShellTest(name="judge", command=command, metrics={"quality": MetricLimit(max_drop=0.01)})
     assert lines(test, run)[0].value == pytest.approx(2.45 / 4)
-    assert lines(test, suite_run(new, root=tmp_path, trusted=True))[0].decision == "baseline"
+    assert lines(test, suite_run(new, root=tmp_path, distrust=None))[0].decision == "baseline"
 
 
 def test_sides_with_other_examples_do_not_compare(tmp_path: Path) -> None:
@@ -222,13 +222,13 @@ def test_sides_with_other_examples_do_not_compare(tmp_path: Path) -> None:
     old = side(tmp_path / "old", "parent", outcome='{"examples": [{"id": "b", "score": 1}]}')
     test = ShellTest(name="judge", command="cat {checkout}/outcome", nfr_max=0.1)
     with pytest.raises(CheckFailed, match="`a` is of one of them only"):
-        lines(test, suite_run(new, old, root=tmp_path, trusted=True))
+        lines(test, suite_run(new, old, root=tmp_path, distrust=None))
 
 
 def test_a_metric_that_is_not_given_is_an_error(tmp_path: Path) -> None:
     new = side(tmp_path / "new", outcome='{"metrics": {"valid": 1}}')
     test = ShellTest(name="tool", command="cat {checkout}/outcome", metrics={"vaild": MetricLimit(min=0.5)})
-    (line,) = lines(test, suite_run(new, root=tmp_path, trusted=True))
+    (line,) = lines(test, suite_run(new, root=tmp_path, distrust=None))
     assert (line.decision, line.detail) == ("error", "the test gave no such metric; it gave `valid`")
 
 
@@ -279,7 +279,7 @@ def test_a_function_is_given_the_model_and_keeps_its_outcome(tmp_path: Path) -> 
         metrics={"seed": MetricLimit(max=0), "draw": MetricLimit(max=1)},
         level="info",
     )
-    run = suite_run(new, root=tmp_path, trusted=True, task=made.settings)
+    run = suite_run(new, root=tmp_path, distrust=None, task=made.settings)
     seed, draw = lines(test, run)
     torch.manual_seed(0)
     assert (seed.value, draw.value) == (0.0, float(torch.rand(())))
@@ -432,7 +432,7 @@ def test_local_tasks_of_the_harness(tmp_path: Path) -> None:
     )
     with pytest.raises(MgitError, match="is not trusted here"):
         lines(test, suite_run(new, old, root=tmp_path, task=made[0].settings))
-    run = suite_run(new, old, root=tmp_path, trusted=True, task=made[0].settings)
+    run = suite_run(new, old, root=tmp_path, distrust=None, task=made[0].settings)
     accuracy, flips = lines(test, run)
     (kept,) = new.kept.values()
     scores = kept["outcome"]["scores"]

@@ -10,7 +10,7 @@ from modelgit.repo.fsck import fsck
 from modelgit.repo.merge import merge
 from modelgit.repo.switch import restore
 from modelgit.repo.tasks import task_examples
-from modelgit.repo.trust import is_trusted, trust
+from modelgit.repo.trust import allow_entry, trust
 
 SUITE = """
 [task.probe]
@@ -61,8 +61,9 @@ def test_code_that_a_merge_brings_does_not_run(bot: Repository, files) -> None:
     bot.commit("my own code")
     _bring_suite(bot, files, 'entry = "evil:build"')
     trust(bot)
-    assert is_trusted(bot, "good:build")
-    assert not is_trusted(bot, "evil:build")
+    allow_entry(bot, "good:build")
+    with pytest.raises(UsageError, match="entry `evil:build` is code, and this repository is not trusted"):
+        allow_entry(bot, "evil:build")
     (bot.worktree / "probe.jsonl").write_text('{"text": "a", "label": "yes"}\n')
     with pytest.raises(GateRefused):
         merge(bot, "strict", strategy="average")

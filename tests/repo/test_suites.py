@@ -35,7 +35,7 @@ from modelgit.repo.octopus import merge_many  # noqa: E402
 from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
 from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
 from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
-from modelgit.repo.trust import named_code, suite_code, suite_is_trusted, trust  # noqa: E402
+from modelgit.repo.trust import allow_entry, changed_code, named_code, revoke, suite_code, suite_distrust, trust  # noqa: E402
 from modelgit.repo.zeroed import zeroed_copy  # noqa: E402
 from modelgit.reporting.verdict_text import check_label  # noqa: E402
 
@@ -394,19 +394,58 @@ def test_trust_covers_functions_and_commands_and_lapses_with_what_they_name(bot:
         "evals/leak.py", "evals/tool.py", "python evals/leak.py:check", "shell python evals/tool.py {checkout}",
     }  # fmt: skip
 
-    def trusted() -> bool:
-        return suite_is_trusted(bot, worktree_suites(bot).suites(["compat"])[0])
+    def distrust() -> str | None:
+        return suite_distrust(bot, worktree_suites(bot).suites(["compat"])[0])
 
-    assert not trusted()
+    assert distrust() == "the code that this suite names is not trusted here"
     trust(bot)
-    assert trusted()
+    assert distrust() is None
     before = suite_ids(bot, bot.manifest_of(bot.head()))
     (bot.worktree / "evals/tool.py").write_text("x = 2\n")
-    assert not trusted() and before == {}
+    assert before == {}
+    assert distrust() == "the code that this suite names is no longer trusted: evals/tool.py changed since"
+    record = only(bot, None)
+    assert "evals/tool.py changed since; look at it, then `mgit trust`" in record.results[0].detail
     trust(bot)
     text = (bot.worktree / "evals/compat.toml").read_text()
     write(bot, text.replace("{checkout}", "{checkout} --all"))
-    assert not trusted()
+    assert "no longer trusted: shell python evals/tool.py {checkout} --all is new since" in (distrust() or "")
+    revoke(bot)
+    assert distrust() == "the code that this suite names is not trusted here"
+
+
+def test_a_refusal_names_what_changed_since_trust_was_given(bot: Repository) -> None:
+    config = bot.worktree / "mgit.toml"
+    config.write_text(config.read_text() + '[task.mine]\nmodel = "models/bot"\nentry = "lib.net:build"\n')
+    bot.forget_settings()
+    folder = bot.worktree / "lib"
+    folder.mkdir()
+    for name in ("net", "helper", "other"):
+        (folder / f"{name}.py").write_text("def build(state, files): ...\n")
+    with pytest.raises(UsageError, match="this repository is not trusted"):
+        allow_entry(bot, "lib.net:build")
+    trust(bot)
+    allow_entry(bot, "lib.net:build")
+    (folder / "net.py").write_text("def build(state, files): evil()\n")
+    (folder / "helper.py").unlink()
+    (folder / "json.py").write_text("")
+    with pytest.raises(UsageError) as refused:
+        allow_entry(bot, "lib.net:build")
+    assert refused.value.message == (
+        "entry `lib.net:build` is code that is no longer trusted:"
+        " lib/helper.py was removed, lib/json.py is new and lib/net.py changed since"
+    )
+    found = {change.name: change.what for change in changed_code(bot)}
+    assert found == {"lib/helper.py": "removed", "lib/json.py": "new", "lib/net.py": "changed"}
+    for number in range(9):
+        (folder / f"more{number}.py").write_text("")
+    with pytest.raises(UsageError, match=r"lib/more2\.py is new and 7 more since"):
+        allow_entry(bot, "lib.net:build")
+    trust(bot)
+    allow_entry(bot, "lib.net:build")
+    (bot.paths.directory / "trust.json").write_text('{"lib/net.py": "0"}')  # as an older mgit wrote it
+    with pytest.raises(UsageError, match="this repository is not trusted"):
+        allow_entry(bot, "lib.net:build")
 
 
 def _cached(source: Path, code: str) -> bytes:
