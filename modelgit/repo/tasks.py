@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from modelgit.config.schema import TaskSettings
@@ -123,9 +125,30 @@ def library_versions() -> dict[str, str]:
 @functools.cache
 def _version(package: str) -> str:
     """Major and minor version of an installed package, "none" when it is not there."""
-    from importlib.metadata import PackageNotFoundError, version
+    found = _recorded_version(package)
+    if found is None:
+        from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return ".".join(version(package).split("+")[0].split(".")[:2])
-    except PackageNotFoundError:
-        return "none"
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            return "none"
+    return ".".join(found.split("+")[0].split(".")[:2])
+
+
+def _recorded_version(package: str) -> str | None:
+    """The version that the name of a package's record has (`torch-2.13.0.dist-info`); None where there is none.
+
+    `importlib.metadata` would know it, too, but to load that takes half as long as all else that a warm evaluation
+    does beside numpy.
+    """
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")
+        except OSError:
+            continue
+        for name in names:
+            project, _, version = name.removesuffix(".dist-info").partition("-")
+            if version and name.endswith(".dist-info") and project.lower().replace("-", "_") == package:
+                return version
+    return None
