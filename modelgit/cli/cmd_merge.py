@@ -54,6 +54,13 @@ __all__ = ["merge", "say_merge", "show_refusal"]
     "--candidate", "candidates", multiple=True, metavar="STRATEGY", help="With --search: try this; repeatable."
 )
 @click.option(
+    "--search-suite",
+    "suites",
+    multiple=True,
+    metavar="SUITE",
+    help="With --search: score by this suite, and not by all; repeatable.",
+)
+@click.option(
     "--search-data", "data", multiple=True, metavar="SUITE=FILE", help="With --search: score a suite on FILE instead."
 )
 @click.option("--exhaustive", is_flag=True, help="With --search: score every candidate on all of the data.")
@@ -86,6 +93,7 @@ def merge(
     strategies: tuple[str, ...],
     search: bool,
     candidates: tuple[str, ...],
+    suites: tuple[str, ...],
     data: tuple[str, ...],
     exhaustive: bool,
     replay: str | None,
@@ -110,9 +118,10 @@ def merge(
         _replay(session, replay)
         return
     revision = revisions[0] if revisions else None
-    if (candidates or data or exhaustive) and not search:
+    if (candidates or suites or data or exhaustive) and not search:
         raise UsageError(
-            "--candidate, --search-data and --exhaustive go with --search", hint="`mgit merge REV --search`"
+            "--candidate, --search-suite, --search-data and --exhaustive go with --search",
+            hint="`mgit merge REV --search`",
         )
     if search:
         if len(revisions) != 1 or only_plan or dry_run or go_on or abort or no_ff or allow_unrelated:
@@ -125,6 +134,7 @@ def merge(
             revisions[0],
             strategies=strategies,
             candidates=candidates,
+            suites=suites,
             data=data,
             exhaustive=exhaustive,
             message=message,

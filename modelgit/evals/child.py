@@ -49,7 +49,10 @@ class PythonRequest(msgspec.Struct, frozen=True, kw_only=True, tag="python"):
 
 
 class HarnessRequest(msgspec.Struct, frozen=True, kw_only=True, tag="lm-eval"):
-    """Run `tasks` of the lm-evaluation-harness on the model directory `model`; the outcome goes to `result`."""
+    """Run `tasks` of the lm-evaluation-harness on the model directory `model`; the outcome goes to `result`.
+
+    `limit` takes the first so many documents of each; `documents`, by task and ascending, those of these numbers.
+    """
 
     tasks: tuple[str, ...]
     include_path: str | None
@@ -59,6 +62,7 @@ class HarnessRequest(msgspec.Struct, frozen=True, kw_only=True, tag="lm-eval"):
     result: str
     seed: int
     limit: int | None = None
+    documents: dict[str, tuple[int, ...]] | None = None
     device: str = "cpu"
     dtype: str = "float32"
     memory_bytes: int | None = None

@@ -45,12 +45,15 @@ def run_harness(request: HarnessRequest) -> dict[str, Any]:
         batch_size=1,
         trust_remote_code=False,
     )
+    documents = request.documents
+    chosen = {} if documents is None else {"samples": {task: list(numbers) for task, numbers in documents.items()}}
     try:
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=list(request.tasks),
             task_manager=manager,
             limit=request.limit,
+            **chosen,
             log_samples=True,
             bootstrap_iters=0,
             random_seed=request.seed,

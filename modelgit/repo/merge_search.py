@@ -9,28 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from modelgit.config.suites import ClassificationTest, NfrTest, RunSettings
 from modelgit.errors import GateRefused, NothingToDo, UsageError
-from modelgit.evals.base import Dataset, data_name
-from modelgit.evals.suites import DataSource, Suite
 from modelgit.merging.base import BoundStrategy, parse_rule, rule_text
 from modelgit.merging.resolve import ruled_resolutions
-from modelgit.models.data import UNLABELLED
 from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.eval_sides import LoadedModels, ManifestSide, read_dataset
 from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, sides_of
 from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.merge_tensors import merged_manifest
-from modelgit.repo.suites import worktree_suites
+from modelgit.repo.search_objectives import Objective, objectives, side_of
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
@@ -44,9 +37,10 @@ _FIRST = 32
 
 
 class Score(NamedTuple):
-    """A candidate (a strategy as it is typed), the mean accuracy over the suites, and that of each.
+    """A candidate (a strategy as it is typed), the mean score over the suites, and that of each.
 
-    `examples` counts those of all suites that it was scored on.
+    A score is an accuracy, or what a task of the lm-evaluation-harness measures.  `examples` counts those of all
+    suites that it was scored on.
     """
 
     candidate: str
@@ -69,14 +63,6 @@ class SearchResult(NamedTuple):
     refused: tuple[str, ...]
     notes: tuple[str, ...]
     merged: MergeResult
-
-
-class _Data(NamedTuple):
-    """The examples of a suite, and the positions of the labelled ones in a seeded order."""
-
-    suite: str
-    examples: Dataset
-    order: NDArray[np.int64]
 
 
 def default_candidates(*, fisher: bool = True, grams: bool = True) -> tuple[str, ...]:
@@ -109,6 +95,7 @@ def search(
     revision: str,
     *,
     candidates: Sequence[str] = (),
+    suites: Sequence[str] = (),
     data: Mapping[str, str] | None = None,
     rules: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -119,12 +106,14 @@ def search(
 ) -> SearchResult:
     """Score candidates for the merge of `revision`, and merge with the best that passes the gate.
 
-    `candidates` are strategies with options as they are typed (none: `default_candidates`).  Scores are the accuracies
-    of the suites of mgit.toml, on their data or, by suite name, on other files in `data`: data that chose should not
-    be the data that reports.  `exhaustive` scores every candidate on everything.  Predictions are cached by weights and
-    data: a search that was interrupted goes on where it was.
+    `candidates` are strategies with options as they are typed (none: `default_candidates`).  Scores are those of the
+    suites of the work tree, or of `suites`: accuracies on their labelled data or, by suite name, on other files in
+    `data`, and the metrics of their tests of kind `lm-eval`.  Data that chose should not be the data that reports.
+    `exhaustive` scores every candidate on everything.  Predictions and scores are cached by weights and data: a search
+    that was interrupted goes on where it was.  For programs that score a model one candidate at a time is written into
+    a temporary directory, which goes when it is scored.
 
-    Raises UsageError without a suite that has labels, GateRefused when the gate refuses every finalist.
+    Raises UsageError without a suite that scores anything, GateRefused when the gate refuses every finalist.
     """
     head = repo.resolve("HEAD")
     if is_ancestor(repo.resolve(revision), head, repo.parents_of):
@@ -150,17 +139,12 @@ def search(
         )
     if "combine" not in planned.plan.counts:
         raise UsageError("no tensor was changed on both sides: there is nothing to search", hint="`mgit merge REV`")
-    found = _data(repo, sides, data or {}, seed)
+    found = objectives(repo, sides.ours.manifest, suites=suites, files=data or {}, seed=seed, progress=progress)
     texts = tuple(candidates) or default_candidates(**_statistics(repo, sides, planned.plan, progress))
     bound = {rule_text(item): item for item in (parse_rule(text) for text in texts)}
     scores, evaluated = _rounds(repo, sides, planned, state, bound, found, exhaustive, progress)
-    total = sum(item.order.size for item in found)
-    notes = [
-        f"suite {item.suite}: the data that chose are the data that the gate reports on; "
-        f"`--search-data {item.suite}=FILE` takes others"
-        for item in found
-        if item.suite not in (data or {})
-    ]
+    total = sum(item.size for item in found)
+    notes = [item.note for item in found if item.note]
     refused: list[str] = []
     finalists = [score for score in scores if score.examples == scores[0].examples]
     for score in finalists:
@@ -194,15 +178,15 @@ def _rounds(
     planned: Planned,
     state: MergeState,
     bound: Mapping[str, BoundStrategy],
-    data: Sequence[_Data],
+    scored_by: Sequence[Objective],
     exhaustive: bool,
     progress: Progress,
 ) -> tuple[tuple[Score, ...], int]:
     """The final order, and the examples that it took."""
-    smallest = min(item.order.size for item in data)
+    smallest = min(item.size for item in scored_by)
 
     def score(name: str, share: float) -> Score:
-        return _score(repo, sides, planned, state, name, bound[name], data, share, progress)
+        return _score(repo, sides, planned, state, name, bound[name], scored_by, share, progress)
 
     return halve(list(bound), [1.0] if exhaustive else shares_of(len(bound), smallest), score, progress=progress)
 
@@ -258,58 +242,22 @@ def _score(
     state: MergeState,
     name: str,
     bound: BoundStrategy,
-    data: Sequence[_Data],
+    scored_by: Sequence[Objective],
     share: float,
     progress: Progress,
 ) -> Score:
     """Merge, predict, count; what was written for it is dropped."""
     chosen = msgspec.structs.replace(state, strategy=bound.name, options=bound.recipe)
-    accuracies = {}
+    scores = {}
     examples = 0
     with repo.session() as session, ExitStack() as stack:
         manifest = merged_manifest(repo, session, chosen, sides, planned, bound, progress)
-        merged = ManifestSide(
-            repo, session, manifest, name="candidate", settings=RunSettings(), models=LoadedModels(), stack=stack
-        )
-        for item in data:
-            count = max(1, round(share * item.order.size))
-            rows = np.sort(item.order[:count])
-            right = merged.predictions(item.examples, rows).labels == item.examples.labels[rows]
-            accuracies[item.suite] = float(np.mean(right))
+        merged = side_of(repo, session, manifest, stack, progress)
+        for item in scored_by:
+            scores[item.name], count = item.score(merged, share)
             examples += count
         session.abort()
-    return Score(name, float(np.mean(list(accuracies.values()))), accuracies, examples)
-
-
-def _data(repo: Repository, sides: Sides, files: Mapping[str, str], seed: int) -> list[_Data]:
-    suites = worktree_suites(repo).suites()
-    unknown = sorted(set(files) - {suite.name for suite in suites})
-    if unknown:
-        raise UsageError(f"no suite `{unknown[0]}`", hint="`mgit config list` shows those of mgit.toml")
-    found = []
-    for suite in suites:
-        source = _labelled_source(suite)
-        if source is None:
-            continue
-        source = replace(source, name=suite.name, path=files.get(suite.name, source.path))
-        examples = read_dataset(repo, repo.store, sides.ours.manifest, source)
-        labelled = np.flatnonzero(examples.labels != UNLABELLED)
-        if labelled.size:
-            order = np.random.Generator(np.random.Philox(seed)).permutation(labelled)
-            found.append(_Data(suite.name, examples, order.astype(np.int64)))
-    if not found:
-        raise UsageError(
-            "a search needs a suite with labelled data to score merges on",
-            hint='write `task = "NAME"` and `accuracy = { max_drop = 0.02 }` under [eval.NAME] in mgit.toml',
-        )
-    return found
-
-
-def _labelled_source(suite: Suite) -> DataSource | None:
-    """The data of the first test that counts right and wrong; those of any test of an [eval.NAME]."""
-    counting = tuple(test for test in suite.tests if isinstance(test, NfrTest | ClassificationTest))
-    keys = [data_name(test) or "" for test in counting or suite.tests]
-    return next((suite.data[key] for key in keys if key in suite.data), None)
+    return Score(name, float(np.mean(list(scores.values()))), scores, examples)
 
 
 def _statistics(repo: Repository, sides: Sides, plan: MergePlan, progress: Progress) -> dict[str, bool]:

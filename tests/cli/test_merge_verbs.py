@@ -47,6 +47,8 @@ def test_tensors_that_move_apart_are_named_and_the_table_of_a_search_is_json(dem
     assert f"Resolved {name}: rows 0:=theirs" in demo("resolve", name, "--rows", "0:=theirs").all
     demo("merge", "--abort")
     assert "belongs to a merge that starts" in demo("merge", "--abort", "--block-signs", code=2).err
+    refused = demo("merge", "tone", "--search", "--search-suite", "smok", code=2)
+    assert "no suite `smok`" in refused.err
     found = json.loads(demo("merge", "tone", "--search", "--candidate", "average", "--json").out)
     assert found["schema"] == "mgit.merge-search/1"
     assert found["chosen"] == "average" and found["evaluated"] == found["exhaustive"] == 240
