@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -55,14 +54,6 @@ class Outcome(msgspec.Struct, frozen=True):
         if only and set(self.metrics) == {NAMELESS}:
             return self.metrics[NAMELESS]
         return self.mean_score if only and not self.metrics else None
-
-    @classmethod
-    def known(cls, value: Mapping[str, Any] | None) -> Outcome | None:
-        """From what `plain` gave; None for anything else."""
-        try:
-            return msgspec.convert(value, cls)
-        except msgspec.ValidationError:
-            return None
 
 
 def parse_outcome(data: bytes, *, what: str) -> Outcome:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from blake3 import blake3
 
-from modelgit.config.schema import TaskSettings
 from modelgit.config.suite_files import duration_s
 from modelgit.errors import CheckFailed, MissingExtraError, UsageError
 from modelgit.evals.base import Side, SuiteRun
 from modelgit.evals.child import Answer, HarnessRequest, PythonRequest, digest_of
+from modelgit.evals.kept import kept_as
 from modelgit.evals.outcomes import Outcome, parse_outcome
 from modelgit.evals.processes import Limits, environment_of, physical_memory_bytes, run_program
 
-__all__ = ["asked_python", "home_of_test", "kept_outcome", "limits_of", "outcome_key", "plain_task", "refuse_untrusted"]
+__all__ = ["asked_python", "home_of_test", "kept_outcome", "limits_of", "refuse_untrusted"]
 
 _MAX_RESULT_BYTES = 256 << 20
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -45,31 +44,6 @@ def home_of_test(run: SuiteRun) -> Iterator[tuple[Path, dict[str, str]]]:
         yield Path(folder), environment_of(Path(folder), run.surroundings, seed=run.settings.seed)
 
 
-def outcome_key(kind: str, run: SuiteRun, side: Side, *asked: object) -> str:
-    """The name under which an outcome is kept for the weights of `side`.
-
-    It covers what was `asked`, the code that the suite names, seed, device and dtype, and the versions of the libraries
-    that compute; limits are no part of it.
-    """
-    settings = run.settings
-    content = msgspec.json.encode(
-        (
-            kind,
-            asked,
-            sorted(run.code.items()),
-            (settings.seed, settings.device, settings.dtype),
-            sorted(side.versions.items()),
-        ),
-        order="deterministic",
-    )
-    return f"{kind}:{blake3(content).hexdigest()}"
-
-
-def plain_task(side: Side, task: TaskSettings) -> TaskSettings:
-    """The task as far as it says what is computed: the side's model, and not where data lie."""
-    return msgspec.structs.replace(task, train=None, test=None, model=side.model_path(task))
-
-
 def kept_outcome(
     run: SuiteRun, side: Side, key: str | None, compute: Callable[[], tuple[Outcome, Mapping[str, str]]]
 ) -> Outcome:
@@ -79,7 +53,7 @@ def kept_outcome(
     """
     held = None if key is None else side.scores(key)
     if held is not None:
-        known, read = Outcome.known(held.get("outcome")), held.get("read")
+        known, read = kept_as(Outcome, held.get("outcome")), held.get("read")
         if known is not None and isinstance(read, dict) and _unchanged(run.root, read):
             return known
     outcome, files = compute()

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-from blake3 import blake3
 
 from modelgit.config.suites import KlTest
 from modelgit.errors import CheckFailed
 from modelgit.evals.base import Dataset, Side, SuiteRun
 from modelgit.evals.checks import Row, Spread, divergence_row
+from modelgit.evals.kept import kept_as, output_key
 from modelgit.evals.metrics import kl_divergences
 from modelgit.evals.paired import predictions_at
 from modelgit.models.kinds import GAUSSIAN_KINDS, LANGUAGE_KINDS, PER_EXAMPLE_KINDS
@@ -76,11 +76,12 @@ def _of_outputs(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
     from modelgit.evals.streams import output_divergences
 
     candidate, indices = run.candidate, np.sort(run.order(data))
-    key = _key(run, side, data)
-    try:
-        return msgspec.convert(candidate.scores(key), Spread)
-    except msgspec.ValidationError:
-        pass  # nothing is kept
+    settings = run.settings
+    drawn = None if settings.examples is None else (settings.examples, settings.seed, run.identity)
+    key = output_key("divergence", run, side, data, side.weights, candidate.model_path(data.task), drawn)
+    known = kept_as(Spread, candidate.scores(key))
+    if known is not None:
+        return known
     old, new = ((one.model(data), one.encode(data, indices)) for one in (side, candidate))
     divergences = output_divergences(old, new, check=run.check, progress=run.progress)
     if not divergences.size:
@@ -88,16 +89,3 @@ def _of_outputs(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
     spread = Spread.of(divergences)
     candidate.keep_scores(key, msgspec.to_builtins(spread))
     return spread
-
-
-def _key(run: SuiteRun, side: Side, data: Dataset) -> str:
-    """All that a divergence depends on beside the candidate's weights."""
-    task = msgspec.structs.replace(data.task, train=None, test=None)
-    settings = run.settings
-    drawn = None if settings.examples is None else (settings.examples, settings.seed, run.identity)
-    code = sorted(run.code.items()) if task.entry is not None else []
-    asked = (
-        (side.weights, side.model_path(task), task, data.fingerprint, drawn),
-        (settings.device, settings.dtype, code, sorted(side.versions.items())),
-    )
-    return f"divergence:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"

@@ -11,8 +11,9 @@ from modelgit.errors import MissingExtraError, UsageError
 from modelgit.evals.base import Side, SuiteRun
 from modelgit.evals.checks import Row
 from modelgit.evals.child import HarnessRequest
+from modelgit.evals.kept import outcome_key, plain_task
 from modelgit.evals.outcomes import Outcome
-from modelgit.evals.programs import asked_python, kept_outcome, limits_of, outcome_key, plain_task, refuse_untrusted
+from modelgit.evals.programs import asked_python, kept_outcome, limits_of, refuse_untrusted
 from modelgit.evals.scored import scored_rows
 from modelgit.objects.paths import path_problem
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from blake3 import blake3
 
 from modelgit.config.suites import MetricLimit, PerplexityTest
 from modelgit.errors import CheckFailed, UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun
 from modelgit.evals.checks import Row, failed, metric_row
+from modelgit.evals.kept import output_key
 from modelgit.evals.losses import Losses
 from modelgit.models.kinds import LANGUAGE_KINDS
 from modelgit.objects import CheckResult
@@ -75,7 +75,7 @@ def _perplexity(losses: Losses) -> float:
 
 def _losses(run: SuiteRun, side: Side, data: Dataset) -> Losses:
     """From what is kept for the weights, or computed now and kept."""
-    key = _key(run, side, data)
+    key = output_key("losses", run, side, data)
     known = _known(side.scores(key), len(data))
     if known is not None:
         return known
@@ -85,14 +85,6 @@ def _losses(run: SuiteRun, side: Side, data: Dataset) -> Losses:
     losses = output_losses(side.model(data), side.encode(data, everything), check=run.check, progress=run.progress)
     side.keep_scores(key, {"sums": losses.sums.tolist(), "counts": losses.counts.tolist()})
     return losses
-
-
-def _key(run: SuiteRun, side: Side, data: Dataset) -> str:
-    task = msgspec.structs.replace(data.task, train=None, test=None, model=side.model_path(data.task))
-    settings = (run.settings.device, run.settings.dtype)
-    code = sorted(run.code.items()) if data.task.entry is not None else []
-    asked = (task, data.fingerprint, settings, code, sorted(side.versions.items()))
-    return f"losses:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"
 
 
 def _known(value: Mapping[str, Any] | None, count: int) -> Losses | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from blake3 import blake3
 
 from modelgit.config.suites import MetricLimit, ResourcesTest
 from modelgit.errors import UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun, data_name
 from modelgit.evals.checks import Row, failed, metric_row
+from modelgit.evals.kept import output_key
 from modelgit.evals.machine import machine_class
 
 __all__ = ["run"]
@@ -69,7 +69,11 @@ def _medians_ms(
 ) -> list[float]:
     """The durations of the sides, measured together: now, or when the same was asked before."""
     repeats = limit.repeats or _REPEATS
-    key = None if test.cache == "none" else _key(run, sides, data, repeats)
+    key = None
+    if test.cache != "none":
+        measured = [(side.model_path(data.task), side.weights) for side in sides]
+        machine = machine_class(run.settings.device, run.surroundings)
+        key = output_key("durations", run, run.candidate, data, measured, repeats, machine)
     known = None if key is None else _known(run.candidate.scores(key), len(sides))
     if known is not None:
         return known
@@ -79,20 +83,6 @@ def _medians_ms(
     if key is not None:
         run.candidate.keep_scores(key, {"medians_ms": found})
     return found
-
-
-def _key(run: SuiteRun, sides: Sequence[Side], data: Dataset, repeats: int) -> str:
-    """All that durations depend on beside the candidate's weights, as far as it is known."""
-    task = msgspec.structs.replace(data.task, train=None, test=None, model="")
-    settings = run.settings
-    asked = (
-        [(side.model_path(data.task), side.weights) for side in sides],
-        (task, data.fingerprint, repeats),
-        (settings.device, settings.dtype, sorted(run.code.items()) if task.entry is not None else []),
-        sorted(run.candidate.versions.items()),
-        machine_class(settings.device, run.surroundings),
-    )
-    return f"durations:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"
 
 
 def _known(value: Mapping[str, Any] | None, count: int) -> list[float] | None:

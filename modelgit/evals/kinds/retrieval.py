@@ -6,8 +6,7 @@ and searched with the embeddings of the candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -18,6 +17,7 @@ from modelgit.config.suites import MetricLimit, RetrievalTest
 from modelgit.errors import CheckFailed, UsageError
 from modelgit.evals.base import Dataset, Side, SuiteRun
 from modelgit.evals.checks import Row, accuracy_row, failed, metric_row
+from modelgit.evals.kept import kept_as, output_key
 from modelgit.evals.metrics import cosines, recall_at_k
 
 __all__ = ["run"]
@@ -42,10 +42,11 @@ def run(test: RetrievalTest, run: SuiteRun) -> Iterator[Row]:
                 yield failed(name, limit, "", decision="baseline")
         return
     new = None
+    where, labels = run.candidate.model_path(data.task), blake3(data.labels.tobytes()).hexdigest()
     k = test.k if test.max_drop is not None or test.level == "info" else None
     for side in run.baselines:
-        key = _key(run, side, data, k)
-        found = _known(run.candidate.scores(key))
+        key = output_key("retrieval", run, side, data, side.weights, where, labels, k)
+        found = kept_as(_Found, run.candidate.scores(key))
         if found is None:
             try:
                 new = _embeddings(run, run.candidate, data) if new is None else new
@@ -98,24 +99,6 @@ def _measured(data: Dataset, old: NDArray[np.float32], new: NDArray[np.float32],
     after = recall_at_k(new, old, data.labels, k=k)
     same = float(np.mean(before.first == after.first))
     return msgspec.structs.replace(found, queries=after.queries, hits=after.hits, hits_before=before.hits, same=same)
-
-
-def _key(run: SuiteRun, side: Side, data: Dataset, k: int | None) -> str:
-    """All that it depends on beside the candidate's weights."""
-    task = msgspec.structs.replace(data.task, train=None, test=None)
-    code = sorted(run.code.items()) if task.entry is not None else []
-    asked = (
-        (side.weights, side.model_path(task), task, data.fingerprint, blake3(data.labels.tobytes()).hexdigest(), k),
-        (run.settings.device, run.settings.dtype, code, sorted(side.versions.items())),
-    )
-    return f"retrieval:{blake3(msgspec.json.encode(asked, order='deterministic')).hexdigest()}"
-
-
-def _known(value: Mapping[str, Any] | None) -> _Found | None:
-    try:
-        return msgspec.convert(value, _Found)
-    except msgspec.ValidationError:
-        return None
 
 
 def _embeddings(run: SuiteRun, side: Side, data: Dataset) -> NDArray[np.float32]:

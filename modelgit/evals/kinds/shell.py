@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from modelgit.config.suites import ShellTest
 from modelgit.evals.base import Side, SuiteRun
 from modelgit.evals.checks import Row
+from modelgit.evals.kept import outcome_key
 from modelgit.evals.outcomes import Outcome, parse_outcome
 from modelgit.evals.processes import run_program, shell_arguments
-from modelgit.evals.programs import home_of_test, kept_outcome, limits_of, outcome_key, refuse_untrusted
+from modelgit.evals.programs import home_of_test, kept_outcome, limits_of, refuse_untrusted
 from modelgit.evals.scored import scored_rows
 
 __all__ = ["run"]
