@@ -37,6 +37,10 @@ class View(Record, frozen=True, kw_only=True):
         """The view with other refs; the current branch, or the detached head, stays."""
         return View(refs=dict(refs), branch=self.branch, detached=self.detached)
 
+    def with_moved(self, refs: Mapping[str, CommitId | None]) -> View:
+        """The view after some refs moved, or went (None)."""
+        return self.with_refs({ref: commit for ref, commit in {**self.refs, **refs}.items() if commit is not None})
+
     def with_head(self, commit: CommitId) -> View:
         """The view after the current branch, or the detached head, moved to `commit`."""
         if self.branch is None:

@@ -10,8 +10,6 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from modelgit.environment import Environment
 from modelgit.errors import ConflictError, IntegrityError, LenderError, RemoteError, RepositoryError, RootMoved
 from modelgit.objects import BlobId, KeptEstimate, KeptNote, ObjectId, Pruning, Statistics, View
@@ -306,12 +304,8 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def _moved(view: View, updates: Sequence[RefUpdate], url: str) -> View:
-    refs = dict(view.refs)
     for update in updates:
-        if refs.get(update.name) != update.expected:
+        if view.refs.get(update.name) != update.expected:
             raise ConflictError(f"{update.name} moved on {url} at the same moment", hint="run the command again")
-        if update.new is None:
-            refs.pop(update.name, None)
-        else:
-            refs[update.name] = update.new
-    return msgspec.structs.replace(view, refs=refs)
+        view = view.with_moved({update.name: update.new})
+    return view

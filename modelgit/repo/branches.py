@@ -46,7 +46,7 @@ def _create(repo: Repository, ref: str, start: str | None, kind: str, *, force: 
             raise RepositoryError(
                 f"{kind} {name} exists already (at {view.refs[ref].short})", hint=f"`mgit {kind} -d {name}` removes it"
             )
-        return view.with_refs({**view.refs, ref: commit})
+        return view.with_moved({ref: commit})
 
     repo.publish(change, f"{kind}: {name}")
     return commit
@@ -76,11 +76,7 @@ def _delete(repo: Repository, ref: str, kind: str, *, force: bool) -> CommitId:
             raise RepositoryError(
                 f"{name} has commits that nothing else reaches", hint=f"`mgit branch -D {name}` deletes it all the same"
             )
-
-    def change(now: View) -> View:
-        return now.with_refs({other: commit for other, commit in now.refs.items() if other != ref})
-
-    repo.publish(change, f"{kind} -d: {name}")
+    repo.publish(lambda now: now.with_moved({ref: None}), f"{kind} -d: {name}")
     return tip
 
 

@@ -276,7 +276,7 @@ def _advance_other(before: View, commit: CommitId) -> Callable[[View], View]:
     def change(view: View) -> View:
         if view.refs.get(ref) != before.refs.get(ref):
             raise ConflictError(f"{before.branch} moved while this was being recorded", hint="run the command again")
-        return view.with_refs({**view.refs, ref: commit})
+        return view.with_moved({ref: commit})
 
     return change
 

@@ -220,18 +220,8 @@ def _fetch_notes(
 
 def _track(repo: Repository, remote: str, moved: Mapping[str, CommitId | None], description: str) -> None:
     """Note where the remote's branches are now."""
-
-    def change(view: View) -> View:
-        refs = dict(view.refs)
-        for ref, commit in moved.items():
-            name = f"remotes/{remote}/{ref.removeprefix('heads/')}"
-            if commit is None:
-                refs.pop(name, None)
-            else:
-                refs[name] = commit
-        return view.with_refs(refs)
-
-    repo.publish(change, description)
+    refs = {f"remotes/{remote}/{ref.removeprefix('heads/')}": commit for ref, commit in moved.items()}
+    repo.publish(lambda view: view.with_moved(refs), description)
 
 
 def fetch(

@@ -258,15 +258,9 @@ def _step(intent: Intent) -> Callable[[View], View]:
     """
 
     def change(view: View) -> View:
-        refs = dict(view.refs)
-        for ref, commit in intent.refs.items():
-            if refs.get(ref) != intent.expected.get(ref):
-                continue
-            if commit is None:
-                refs.pop(ref, None)
-            else:
-                refs[ref] = commit
-        return View(refs=refs, branch=intent.branch, detached=intent.detached)
+        free = (ref for ref in intent.refs if view.refs.get(ref) == intent.expected.get(ref))
+        moved = view.with_moved({ref: intent.refs[ref] for ref in free})
+        return View(refs=moved.refs, branch=intent.branch, detached=intent.detached)
 
     return change
 

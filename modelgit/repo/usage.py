@@ -174,8 +174,7 @@ class _Account:
         whole = self._live_size(view.tips)
         rows = []
         for ref in sorted(view.refs):
-            refs = {name: commit for name, commit in view.refs.items() if name != ref}
-            left = self._live_size(view.with_refs(refs).tips)
+            left = self._live_size(view.with_moved({ref: None}).tips)
             rows.append(UsageRow(name=ref, bytes=whole - left, detail=view.refs[ref].short))
         return rows
 
