@@ -6,12 +6,13 @@ Each of the three versions of a file is brought to the merged vocabulary; then t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modelgit.merging.json_merge import merge_json
 from modelgit.merging.json_text import Style, value_span, written
-from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
+from modelgit.merging.learned import Clash, decided, lost_tokens, read_pairs, united_order, united_values
 from modelgit.merging.sentencepiece import FILES, merge_models, read_model
 from modelgit.merging.vocabulary import Vocabulary, json_object
 from modelgit.objects.merges import SideName
@@ -30,6 +31,8 @@ _NUMBERS = (
     "force_words_ids",
 )
 """Ends of the names of settings that hold rows of tokens."""
+_SHOWN = 24
+_DEEPEST = 8
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 Versions = tuple[bytes | None, bytes | None, bytes | None]
@@ -77,6 +80,9 @@ def aligned_versions(
     learned = _learned(documents, merged, first) if name == "tokenizer.json" else {}
     if isinstance(learned, Clash):
         return learned
+    added = _entries([_added(document) for document in documents], merged, first)
+    if isinstance(added, Clash):
+        return added
     rendered: _Rendered = {}
     changed = []
     for data, document, known in zip(versions, documents, vocabularies, strict=True):
@@ -84,7 +90,7 @@ def aligned_versions(
             changed.append(data)
             continue
         moved = _moved_ids(name, document, known, merged)
-        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned), rendered))
+        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned, added), rendered))
     return changed[0], changed[1], changed[2]
 
 
@@ -145,9 +151,13 @@ def _scores(listed: object) -> dict[str, float] | None:
     found = {
         item[0]: item[1]
         for item in items
-        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int | float)
+        if isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and _is_score(item[1])
     }
     return found if len(found) == len(items) and found else None
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _lines(versions: Versions) -> Versions:
@@ -195,6 +205,7 @@ def _set(
     merged: Vocabulary,
     rows: int | None,
     learned: Mapping[str, Any],
+    added: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """One version of a file with everything that names tokens as the merged file has it."""
     found = dict(document)
@@ -202,16 +213,11 @@ def _set(
     if name in ("added_tokens.json", "vocab.json"):
         return {token: merged.ids[token] for token in {**ours, **theirs} if token in merged.ids}
     if name == "tokenizer.json":
-        found["added_tokens"] = _entries(
-            [_by_content(side.get("added_tokens")) for side in (base, ours, theirs)], merged, with_id=True
-        )
+        found["added_tokens"] = [{"id": merged.ids[entry["content"]], **entry} for entry in added]
         if isinstance(found.get("model"), dict):
             found["model"] = {**found["model"], **learned}
     if any("added_tokens_decoder" in side for side in (ours, theirs)):
-        decoders = [side.get("added_tokens_decoder") for side in (base, ours, theirs)]
-        known = [_by_content(list(_table(table).values())) for table in decoders]
-        entries = _entries(known, merged, with_id=False)
-        found["added_tokens_decoder"] = {str(merged.ids[entry["content"]]): entry for entry in entries}
+        found["added_tokens_decoder"] = {str(merged.ids[entry["content"]]): entry for entry in added}
     base_list, ours_list, theirs_list = (side.get("additional_special_tokens") for side in (base, ours, theirs))
     if isinstance(ours_list, list) and isinstance(theirs_list, list):
         before = base_list if isinstance(base_list, list) else []
@@ -228,22 +234,30 @@ def _table(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _added(document: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The added tokens of a tokenizer.json or a tokenizer_config.json by their text."""
+    decoder = _table((document or {}).get("added_tokens_decoder"))
+    return _by_content(list(decoder.values()) if decoder else (document or {}).get("added_tokens"))
+
+
 def _by_content(entries: object) -> dict[str, dict[str, Any]]:
     listed = entries if isinstance(entries, list) else []
     return {item["content"]: item for item in listed if isinstance(item, dict) and isinstance(item.get("content"), str)}
 
 
 def _entries(
-    sides: Sequence[Mapping[str, dict[str, Any]]], merged: Vocabulary, *, with_id: bool
-) -> list[dict[str, Any]]:
-    """Descriptions of added tokens in the order of their rows: ours, but for what theirs alone changed or added."""
+    sides: Sequence[Mapping[str, dict[str, Any]]], merged: Vocabulary, first: SideName | None
+) -> list[dict[str, Any]] | Clash:
+    """Descriptions of added tokens in the order of their rows, three-way."""
     base, ours, theirs = ({token: _without_id(entry) for token, entry in side.items()} for side in sides)
     found = []
     for token in sorted((t for t in {**ours, **theirs} if t in merged.ids), key=lambda t: merged.ids[t]):
-        entry = ours.get(token, theirs.get(token, {}))
-        if token in theirs and ours.get(token) == base.get(token):
-            entry = theirs[token]
-        found.append({"id": merged.ids[token], **entry} if with_id else entry)
+        mine, other = ours.get(token, theirs.get(token, {})), theirs.get(token, ours.get(token, {}))
+        entry = decided(base.get(token), mine, other, first)
+        if entry is None:
+            key = next(key for key in sorted({*mine, *other}) if mine.get(key) != other.get(key))
+            return Clash(f"adds {token[:_SHOWN]!r} with {key} {mine.get(key)}", f"with {key} {other.get(key)}")
+        found.append(entry)
     return found
 
 
@@ -276,7 +290,7 @@ def _moved_ids(name: str, document: Mapping[str, Any], known: Vocabulary | None,
         for holder, key in ((_table(found.get("padding")), "pad_id"), (_table(found.get("model")), "unk_id")):
             if key in holder:
                 holder[key] = moved(holder[key])
-        _move_processor(found.get("post_processor"), moved)
+        _move_processor(found.get("post_processor"), moved, _DEEPEST)
     if name.endswith("config.json"):
         for holder in (found, _table(found.get("text_config"))):
             for key in holder:
@@ -285,12 +299,13 @@ def _moved_ids(name: str, document: Mapping[str, Any], known: Vocabulary | None,
     return found
 
 
-def _move_processor(processor: object, moved: Callable[[Any], Any]) -> None:
+def _move_processor(processor: object, moved: Callable[[Any], Any], depth: int) -> None:
     """Give what puts special tokens around a text their new rows."""
-    if not isinstance(processor, dict):
+    if not isinstance(processor, dict) or not depth:
         return
-    for inner in processor.get("processors") or ():
-        _move_processor(inner, moved)
+    inner = processor.get("processors")
+    for one in inner if isinstance(inner, list) else ():
+        _move_processor(one, moved, depth - 1)
     for key in ("sep", "cls"):
         if isinstance(processor.get(key), list):
             processor[key] = [moved(item) for item in processor[key]]

@@ -154,14 +154,18 @@ def _align(
     known = _Known(base, ours, theirs)
     source = join_path(folder, ours.source)
     resolution = Resolution.parse(resolutions[source]) if source in resolutions else Resolution()
-    taken, first = resolution.take, FIRST.get(resolution.value or "")
+    taken = resolution.take
+    first = FIRST.get(resolution.value or "") if taken is None else taken
     found = merge_vocabularies(base, ours, theirs)
     clash = found if isinstance(found, Clash) else _lonely(sides, model, known, found)
     conflicts = () if clash is None else (Conflict(path=source, kind="vocabulary", ours=clash[0], theirs=clash[1]),)
     side = {"ours": ours, "theirs": theirs, "base": base}[taken] if taken is not None else None
     merged = side if side is not None else found
     if isinstance(merged, Clash) or (clash is not None and side is None):
-        return _Aligned({}, {}, {}, conflicts, None, folder, model)
+        # Until one is taken, what else differs in these files is no question of its own.
+        paths_kept = [join_path(folder, name) for name in NAMES if not name.endswith("config.json")]
+        kept = {path: (_bytes(repo, manifests[1], path),) * 3 for path in paths_kept}
+        return _Aligned({}, {}, kept, conflicts, None, folder, model)
     tables, decisions, more = _match(repo, sides, plan, model, known, merged, taken)
     versions: dict[str, Versions] = {}
     learned: list[Conflict] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 
 import pytest
@@ -11,6 +12,34 @@ from hypothesis import strategies as st
 
 from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
 from modelgit.merging.sentencepiece import merge_models, read_model
+from modelgit.merging.vocabulary import merge_vocabularies, read_vocabulary
+from modelgit.merging.vocabulary_files import aligned_versions, unreached
+from modelgit.objects.merges import SideName
+
+TOKENIZER = {
+    "added_tokens": [{"id": 3, "content": "<s>", "special": True}],
+    "padding": {"pad_id": 0},
+    "post_processor": {
+        "type": "Sequence",
+        "processors": [{"sep": ["<s>", 3], "special_tokens": {"<s>": {"ids": [3]}}}],
+    },
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "unk_id": None},
+}
+PLACES = [
+    ("added_tokens",),
+    ("added_tokens_decoder",),
+    ("padding",),
+    ("padding", "pad_id"),
+    ("post_processor",),
+    ("post_processor", "processors"),
+    ("post_processor", "special_tokens"),
+    ("post_processor", "sep"),
+    ("model",),
+    ("model", "vocab"),
+    ("model", "merges"),
+    ("model", "unk_id"),
+    ("additional_special_tokens",),
+]
 
 
 @st.composite
@@ -74,6 +103,31 @@ def test_tokens_whose_parts_the_other_side_takes_are_named() -> None:
     assert united == [("a", "b"), ("x", "y"), ("y", "z"), ("x", "yz"), ("c", "ab")]
     assert lost_tokens(united, theirs, base) == ["xyz"]
     assert lost_tokens(united, ours, base) == []
+
+
+ODD = st.sampled_from([None, 5, "x", [], {}, [[1]], {"a": -1}, [["a", "b"], "c"], float("nan"), [None], {"type": []}])
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=4), st.sampled_from(["ours", None]))
+def test_odd_tokenizers_raise_nothing(changes: list[tuple[tuple[str, ...], object]], first: SideName | None) -> None:
+    """Files of strangers: anything may stand anywhere, and is left as it is where it means nothing."""
+    versions = []
+    for side in range(3):
+        document = json.loads(json.dumps(TOKENIZER))
+        for keys, value in changes[side::2]:
+            holder = document
+            for key in keys[:-1]:
+                holder = holder.get(key) if isinstance(holder.get(key), dict) else holder
+            holder[keys[-1]] = json.loads(json.dumps(value))
+        versions.append(json.dumps(document).encode())
+    known = [read_vocabulary({"tokenizer.json": data}) for data in versions]
+    if known[1] is None or known[2] is None:
+        return
+    merged = merge_vocabularies(known[0], known[1], known[2])
+    if not isinstance(merged, Clash):
+        three = (versions[0], versions[1], versions[2])
+        found = aligned_versions("tokenizer.json", three, (known[0], known[1], known[2]), merged, 5, first=first)
+        assert isinstance(found, Clash) or unreached(three, found[1]) is not None
 
 
 # -- sentencepiece

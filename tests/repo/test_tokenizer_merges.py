@@ -302,6 +302,21 @@ def test_rows_that_a_loader_would_number_otherwise_are_not_made_up(repo: Reposit
     assert only.ours == "has rows between its tokens, or added tokens before others"
 
 
+def test_a_token_that_both_described_otherwise_is_a_conflict(repo: Repository, commit: Commit) -> None:
+    sides = [bpe(BASE, ["<s>", "<x>"]), bpe([*BASE, "a a"], ["<s>", "<x>"]), bpe([*BASE, "b b"], ["<s>", "<x>"])]
+    for side, lstrip, rstrip in zip(sides[1:], (True, True), (True, False), strict=True):
+        side["added_tokens"][1] |= {"lstrip": lstrip, "rstrip": rstrip}
+    diverge(repo, commit, *({"tokenizer.json": side} for side in sides))
+    with pytest.raises(MergeConflicts) as stopped:
+        merge(repo, "side", strategy="average")
+    (only,) = stopped.value.conflicts
+    assert only.ours == "adds '<x>' with rstrip True in tokenizer.json" and only.theirs == "with rstrip False"
+    resolve_conflicts(repo, only.id, Resolution.parse("with theirs-first"))
+    continue_merge(repo)
+    made = json.loads((repo.worktree / MODEL / "tokenizer.json").read_text())["added_tokens"][1]
+    assert (made["lstrip"], made["rstrip"]) == (True, False)
+
+
 def test_a_file_of_sentencepiece_is_united(repo: Repository, commit: Commit) -> None:
     """Without a tokenizer.json its pieces are the rows, and tokens that were added come behind them."""
     a, b = piece("a", -1), piece("b", -2)
