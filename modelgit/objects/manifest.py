@@ -86,10 +86,11 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def file(self, path: str) -> FileEntry | None:
         """The entry at `path`, or None."""
-        for entry in self.files:
-            if entry.path == path:
-                return entry
-        return None
+        return next((entry for entry in self.files if entry.path == path), None)
+
+    def model(self, path: str) -> ModelEntry | None:
+        """The model at `path`, or None."""
+        return next((entry for entry in self.models if entry.path == path), None)
 
 
 def content_id(content: FileContent) -> ContentId:

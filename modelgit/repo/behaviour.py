@@ -11,7 +11,8 @@ from modelgit.models.kinds import task_kind
 from modelgit.objects import FisherEstimate, Manifest
 from modelgit.objects.diffs import BehaviourDiff, OutputFlip, TensorBehaviour
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import find_model, model_files, model_state
+from modelgit.repo.contents import find_model, model_files
+from modelgit.repo.load import model_state
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 from modelgit.store.base import ObjectStore
 

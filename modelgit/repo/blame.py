@@ -19,7 +19,8 @@ from modelgit.objects import CommitId, TensorEntry
 from modelgit.objects.graph import topological
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.cat import find_tensor
-from modelgit.repo.load import LazyTensor, find_model, model_state
+from modelgit.repo.contents import find_model
+from modelgit.repo.load import LazyTensor, model_state
 from modelgit.repo.moves import path_elsewhere
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from modelgit.errors import RepositoryError, UsageError, did_you_mean
 from modelgit.objects import TensorEntry, numpy_code
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.load import LazyTensor, find_model, model_state
+from modelgit.repo.contents import find_model
+from modelgit.repo.load import LazyTensor, model_state
 from modelgit.store.durable import create, temporary_name, write_all
 
 if TYPE_CHECKING:

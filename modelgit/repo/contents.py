@@ -1,19 +1,36 @@
-"""What a manifest records, by name: the tensors and views of its models, and the bytes of its small files."""
+"""What a manifest records, by name: its models, their tensors and views, and the bytes of small files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from modelgit.errors import IntegrityError
+from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import ContentId, Manifest, ModelEntry, TensorEntry, TensorView
+from modelgit.objects.paths import join_path
+from modelgit.repo.layout import PROJECT_CONFIG
 from modelgit.store.base import ObjectStore
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["file_bytes", "models_of", "tensors_of", "views_of"]
+__all__ = ["file_bytes", "find_model", "model_files", "models_of", "tensors_of", "view_entries", "views_of"]
 
 _MAX_BYTES = 1 << 28  # of a file that is read whole
+_MAX_BESIDE_BYTES = 64 << 20
+
+
+def find_model(manifest: Manifest, name: str | None) -> ModelEntry:
+    """The model at path `name`, or the only one.  Raises UsageError when that leaves a question."""
+    known = ", ".join(model.path for model in manifest.models) or "none"
+    if name is None:
+        if len(manifest.models) == 1:
+            return manifest.models[0]
+        raise UsageError(f"which model? this commit has {len(manifest.models)}", hint=f"known: {known}")
+    found = manifest.model(name.rstrip("/"))
+    if found is None:
+        raise UsageError(f"no model `{name}` in this commit", hint=f"known: {known}")
+    return found
 
 
 def models_of(
@@ -59,6 +76,28 @@ def views_of(
                 raise IntegrityError(f"{path} has a view of a tensor that it does not have")
             name = view.name if view.name not in found else f"{path}:{view.name}"
             found[name] = (content.tensors[view.tensor], view)
+    return found
+
+
+def view_entries(views: Mapping[str, tuple[TensorEntry, TensorView]]) -> list[TensorEntry]:
+    """The views as entries whose names say where they lie: what a key of a model's weights must cover."""
+    return [
+        TensorEntry(name=f"{name} @{view.offset} {list(view.strides)}", spec=view.spec or entry.spec, id=entry.id)
+        for name, (entry, view) in views.items()
+    ]
+
+
+def model_files(
+    repo: Repository, manifest: Manifest, model: str, *, store: ObjectStore | None = None
+) -> dict[str, bytes]:
+    """The small files beside a model's weights, by base name (configuration, tokenizer)."""
+    weights = {path for entry in manifest.models for path in entry.weights}
+    found = {}
+    for entry in manifest.files:
+        name = entry.path.rpartition("/")[2]
+        beside = entry.path == join_path(model, name) and entry.path not in weights and entry.path != PROJECT_CONFIG
+        if beside and entry.size <= _MAX_BESIDE_BYTES:
+            found[name] = file_bytes(repo, entry.digest, store=store)
     return found
 
 

@@ -110,7 +110,7 @@ def export_model(
     """
     from functools import partial
 
-    from modelgit.repo.load import find_model
+    from modelgit.repo.contents import find_model
 
     manifest = repo.manifest_of(repo.resolve(revision))
     entry = find_model(manifest, model)

@@ -28,8 +28,7 @@ from modelgit.models.kinds import UNLABELLED_KINDS
 from modelgit.objects import Manifest, ManifestId
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import file_bytes, tensors_of, views_of
-from modelgit.repo.load import find_model, model_files, view_entries
+from modelgit.repo.contents import file_bytes, find_model, model_files, tensors_of, view_entries, views_of
 from modelgit.repo.moves import path_elsewhere
 from modelgit.repo.tasks import check_data_path, code_version, encoded, library_versions, open_task, task_examples
 from modelgit.repo.weights import weights_tree

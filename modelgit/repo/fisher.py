@@ -17,8 +17,7 @@ from modelgit.objects.manifest import manifest_id
 from modelgit.patching.base import TensorReads
 from modelgit.patching.statistics import read_values, store_triangles, store_values
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import tensors_of
-from modelgit.repo.load import find_model
+from modelgit.repo.contents import find_model, tensors_of
 from modelgit.repo.statistics import find_kept, keep, kept_estimates, weights_key
 from modelgit.repo.tasks import code_version, encoded, open_task, task_examples, task_settings
 from modelgit.store.metadata import read_record, write_record

@@ -10,7 +10,7 @@ import msgspec
 
 from modelgit.config.suite_files import suite_name
 from modelgit.errors import GateRefused
-from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, FileEntry, Manifest, ObjectId, TensorId
+from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, Manifest, ObjectId, TensorId
 from modelgit.objects.canonical import to_builtins
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
@@ -154,10 +154,6 @@ def _id_from_text(kind: type[ObjectId], text: str) -> ObjectId:
     return kind.parse(text)
 
 
-def _bytes_of(repo: Repository, store: ObjectStore, entry: FileEntry) -> bytes:
-    return file_bytes(repo, entry.digest, store=store)
-
-
 def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
     from modelgit.evals.builtin import Side
 
@@ -166,7 +162,9 @@ def _side(repo: Repository, manifest: Manifest, store: ObjectStore) -> Side:
         manifest=manifest_id(manifest),
         models=models_of(repo, manifest, store=store),
         files={
-            entry.path: partial(_bytes_of, repo, store, entry) for entry in manifest.files if entry.path not in weights
+            entry.path: partial(file_bytes, repo, entry.digest, store=store)
+            for entry in manifest.files
+            if entry.path not in weights
         },
         weights={model.path: model.weights for model in manifest.models},
     )

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelgit.errors import CheckpointFormatError, UsageError
 from modelgit.objects import STORAGE_SUFFIX, Manifest, ModelEntry, TensorEntry, TensorSpec, TensorView, numpy_code
-from modelgit.objects.paths import join_path
 from modelgit.parallel import Workers
 from modelgit.patching.base import WINDOW_BYTES
-from modelgit.repo.contents import file_bytes, tensors_of, views_of
-from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.contents import find_model, tensors_of, views_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
     from modelgit.store.base import ObjectStore
 
-__all__ = ["LazyTensor", "ModelState", "find_model", "load", "model_files", "model_state", "view_entries"]
+__all__ = ["LazyTensor", "ModelState", "load", "model_state"]
 
 _ML_DTYPES = {
     "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
@@ -388,27 +386,6 @@ class ArrayState:
         return len(self._state)
 
 
-def find_model(manifest: Manifest, name: str | None) -> ModelEntry:
-    """The model at path `name`, or the only one.  Raises UsageError when that leaves a question."""
-    known = ", ".join(model.path for model in manifest.models) or "none"
-    if name is None:
-        if len(manifest.models) == 1:
-            return manifest.models[0]
-        raise UsageError(f"which model? this commit has {len(manifest.models)}", hint=f"known: {known}")
-    for model in manifest.models:
-        if model.path == name.rstrip("/"):
-            return model
-    raise UsageError(f"no model `{name}` in this commit", hint=f"known: {known}")
-
-
-def view_entries(views: Mapping[str, tuple[TensorEntry, TensorView]]) -> list[TensorEntry]:
-    """The views as entries whose names say where they lie: what a key of a model's weights must cover."""
-    return [
-        TensorEntry(name=f"{name} @{view.offset} {list(view.strides)}", spec=view.spec or entry.spec, id=entry.id)
-        for name, (entry, view) in views.items()
-    ]
-
-
 def load(repo: Repository, revision: str = "HEAD", *, model: str | None = None) -> ModelState:
     """The tensors of a model of a revision.  Reads metadata only."""
     manifest = repo.manifest_of(repo.resolve(revision))
@@ -422,17 +399,3 @@ def model_state(
     tensors = tensors_of(repo, manifest, entry, store=store)
     views = views_of(repo, manifest, entry, store=store)
     return ModelState(entry.path, tensors, repo.reader(store), views=views, threads=repo.threads)
-
-
-def model_files(
-    repo: Repository, manifest: Manifest, model: str, *, store: ObjectStore | None = None
-) -> dict[str, bytes]:
-    """The small files beside a model's weights, by base name (configuration, tokenizer)."""
-    weights = {path for entry in manifest.models for path in entry.weights}
-    found = {}
-    for entry in manifest.files:
-        name = entry.path.rpartition("/")[2]
-        beside = entry.path == join_path(model, name) and entry.path not in weights and entry.path != PROJECT_CONFIG
-        if beside and entry.size <= 64 << 20:
-            found[name] = file_bytes(repo, entry.digest, store=store)
-    return found

@@ -18,8 +18,7 @@ from modelgit.objects.paths import is_within
 from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import tensors_of, views_of
-from modelgit.repo.load import find_model
+from modelgit.repo.contents import find_model, tensors_of, views_of
 from modelgit.repo.masks import StoredMask, count_strayed, find_mask, mask_sections, over_stored, strayed_values
 from modelgit.repo.merge_files import with_checksums
 from modelgit.repo.merge_state import refuse_during_merge

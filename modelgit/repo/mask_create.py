@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from modelgit.errors import NothingToDo, UsageError
 from modelgit.objects import CommitId, Manifest, TensorEntry
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import views_of
+from modelgit.repo.contents import find_model, views_of
 from modelgit.repo.fisher import DEFAULT_EXAMPLES, diagonal_of, estimate_fisher
-from modelgit.repo.load import ModelState, find_model, model_state
+from modelgit.repo.load import ModelState, model_state
 from modelgit.repo.masks import StoredMask, check_name, keep_mask
 from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
 

@@ -25,8 +25,7 @@ from modelgit.objects import CommitId, MaskId
 from modelgit.objects.graph import ancestors, topological
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.contents import tensors_of
-from modelgit.repo.load import find_model
+from modelgit.repo.contents import find_model, tensors_of
 from modelgit.repo.masks import count_strayed, find_mask, outside_mask
 from modelgit.worktree.content import FileRange
 

@@ -31,8 +31,7 @@ from modelgit.objects.graph import topological
 from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
-from modelgit.repo.contents import tensors_of, views_of
-from modelgit.repo.load import find_model
+from modelgit.repo.contents import find_model, tensors_of, views_of
 from modelgit.repo.reach import mask_files
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
@@ -327,7 +326,7 @@ def compare_masks(repo: Repository, first: Mask, second: Mask) -> MaskOverlap:
 def model_sizes(repo: Repository, mask: Mask) -> dict[str, int]:
     """The elements of each float tensor of the mask's model in the current commit; empty if it is not there."""
     manifest = repo.manifest_of(repo.head())
-    entry = next((entry for entry in manifest.models if entry.path == mask.model), None)
+    entry = manifest.model(mask.model)
     if entry is None:
         return {}
     tensors = tensors_of(repo, manifest, entry)

@@ -131,7 +131,7 @@ def has_one_vocabulary(repo: Repository, manifests: Sequence[Manifest], model: s
 
 
 def _folder(manifest: Manifest, model: str) -> str:
-    entry = next((entry for entry in manifest.models if entry.path == model), None)
+    entry = manifest.model(model)
     if entry is not None and model in entry.weights:
         return PurePosixPath(model).parent.as_posix()
     return model

@@ -69,7 +69,7 @@ def dense_change(
 
     Of tied tensors the one among `preferred` (those with a Fisher estimate) speaks for the others.
     """
-    previous = next((entry for entry in before.models if entry.path == model.path), None)
+    previous = before.model(model.path)
     old = {} if previous is None else tensors_of(repo, before, previous)
     new = tensors_of(repo, after, model, store=store)
     reads, old_reads = repo.reader(store), repo.reader()

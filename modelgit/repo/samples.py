@@ -16,7 +16,7 @@ from modelgit.models.kinds import LANGUAGE_KINDS, task_kind
 from modelgit.objects import Manifest
 from modelgit.objects.diffs import Sample, SamplePair, SamplesDiff
 from modelgit.progress import Progress
-from modelgit.repo.load import find_model, model_files
+from modelgit.repo.contents import find_model, model_files
 from modelgit.repo.tasks import encoded, open_task, task_settings
 from modelgit.store.base import ObjectStore
 

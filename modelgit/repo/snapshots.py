@@ -20,8 +20,8 @@ from modelgit.objects import Commit, CommitId, ContentId, FileContent, Manifest,
 from modelgit.objects.paths import is_within
 from modelgit.patching.materialise import TensorReader
 from modelgit.progress import SILENT, Progress
+from modelgit.repo.contents import find_model
 from modelgit.repo.layout import METADATA
-from modelgit.repo.load import find_model
 from modelgit.repo.revisions import resolve
 from modelgit.store.metadata import read_record
 from modelgit.worktree.checkout import resolve_path

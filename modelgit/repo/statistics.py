@@ -13,8 +13,7 @@ from modelgit.errors import IntegrityError, UsageError
 from modelgit.objects import CommitId, FisherId, KeptEstimate, Manifest, ModelEntry, Statistics
 from modelgit.objects.graph import ancestors
 from modelgit.objects.refs import short_ref
-from modelgit.repo.contents import tensors_of, views_of
-from modelgit.repo.load import find_model, view_entries
+from modelgit.repo.contents import find_model, tensors_of, view_entries, views_of
 from modelgit.store.session import PackSession
 from modelgit.store.side_records import with_estimates
 

@@ -14,7 +14,8 @@ from modelgit.models.data import read_examples
 from modelgit.models.load import build_task, encode_examples
 from modelgit.objects import Manifest
 from modelgit.objects.paths import path_problem
-from modelgit.repo.load import find_model, model_files, model_state
+from modelgit.repo.contents import find_model, model_files
+from modelgit.repo.load import model_state
 from modelgit.repo.trust import allow_entry, named_code
 from modelgit.store.base import ObjectStore
 

@@ -11,8 +11,8 @@ import pytest
 
 from modelgit.errors import CheckpointFormatError, GateRefused, NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
+from modelgit.repo.contents import model_files
 from modelgit.repo.fsck import fsck
-from modelgit.repo.load import model_files
 from modelgit.repo.switch import restore, switch
 from modelgit.repo.undo import undo
 from tests.conftest import Files

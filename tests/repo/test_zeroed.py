@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from modelgit.repo import Repository
-from modelgit.repo.load import find_model, model_state
+from modelgit.repo.contents import find_model
+from modelgit.repo.load import model_state
 from modelgit.repo.zeroed import zeroed_copy
 
 
