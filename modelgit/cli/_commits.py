@@ -22,9 +22,22 @@ from modelgit.reporting.wording import amount, printable, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
+    from modelgit.repo.gate import RefusedWithRecords
     from modelgit.repo.last_words import Attested
 
-__all__ = ["date_line", "decorations", "gate_mark", "note_rows", "patch_words", "verdict_lines", "when"]
+__all__ = [
+    "SHOWN_FLIPS",
+    "date_line",
+    "decorations",
+    "gate_mark",
+    "note_rows",
+    "patch_words",
+    "refusal_lines",
+    "verdict_lines",
+    "when",
+]
+
+SHOWN_FLIPS = 3
 
 _MARKS: dict[str, tuple[Callable[[object], Painted], str]] = {
     "pass": (green, "gates ✓"),
@@ -118,12 +131,27 @@ def patch_words(patch: Patch) -> str:
     return ", ".join(words) or "no changes"
 
 
+def refusal_lines(refusal: RefusedWithRecords) -> list[list[Part]]:
+    """The verdicts that refused a change, with the first examples that broke.
+
+    Of a candidate that is nowhere any more all are shown that the verdicts name.
+    """
+    shown = SHOWN_FLIPS if refusal.shown_by else max((len(record.flips) for record in refusal.records), default=0)
+    return verdict_lines(refusal.records, baseline=refusal.baseline, flips=shown, shown_by=refusal.shown_by)
+
+
 def verdict_lines(
-    records: Iterable[EvalRecord], *, baseline: CommitId | None = None, indent: int = 0, flips: int = 0
+    records: Iterable[EvalRecord],
+    *,
+    baseline: CommitId | None = None,
+    indent: int = 0,
+    flips: int = 0,
+    shown_by: str = "",
 ) -> list[list[Part]]:
     """The lines of verdicts: one heading a suite, one line a check, and the first `flips` examples that broke.
 
     `baseline` is the commit compared with, where a record does not name its own.  Slices that pass are counted only.
+    `shown_by` is the command that evaluates once more, and can list the other examples.
     """
     lines: list[list[Part]] = []
     pad = " " * indent
@@ -150,7 +178,8 @@ def verdict_lines(
             against = dim(f"  vs {names}") if several and flip.against else ""
             lines.append([pad, "  ", red("↯ "), flip_words(flip), against])
         if flips and len(record.flips) > flips:
-            lines.append([pad, dim("  and more: `mgit eval --show flips` lists them")])
+            more = f": `{shown_by} --show flips` lists them" if shown_by else ""
+            lines.append([pad, dim(f"  and more{more}")])
     return lines
 
 

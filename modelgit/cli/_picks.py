@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import refusal_lines
 from modelgit.cli._format import plural
 from modelgit.cli._merges import called, conflict_lines, parse_strategies, plan_lines
 from modelgit.cli._output import dim, yellow
@@ -101,7 +101,7 @@ def _show_refusal(session: Session, refusal: NegativeAnswer) -> None:
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
-        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
+        output.say_lines(refusal_lines(refusal))
     state = read_state(repo)
     if isinstance(refusal, StoppedMerge) and state is not None:
         ours, theirs = repo.view().branch or "HEAD", called(repo, state.source or state.theirs)

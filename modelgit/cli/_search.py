@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import refusal_lines
 from modelgit.cli._format import plural
 from modelgit.cli._merges import parse_strategies
 from modelgit.cli._output import Part, blue, columns, dim, plain_data
@@ -56,7 +56,7 @@ def search_merge(
         )
     except GateRefused as refusal:
         if isinstance(refusal, RefusedWithRecords):
-            output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
+            output.say_lines(refusal_lines(refusal))
         raise
     if as_json:
         document = {name: plain_data(value) for name, value in found._asdict().items() if name != "merged"}

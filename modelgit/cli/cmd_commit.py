@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import refusal_lines, verdict_lines
 from modelgit.cli._density import parse_share, reduced_data, say_reduced
 from modelgit.cli._format import plural, size
 from modelgit.cli._options import SEED, command, json_option, pass_session
@@ -142,7 +142,7 @@ def commit(
         from modelgit.repo.gate import RefusedWithRecords
 
         if isinstance(refusal, RefusedWithRecords):
-            session.output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
+            session.output.say_lines(refusal_lines(refusal))
         raise
     if as_json:
         details = {} if reduced is None else {"reduced": reduced_data(reduced)}

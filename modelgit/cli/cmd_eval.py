@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import SHOWN_FLIPS, verdict_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._format import plural
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "exit_code_of"]
 
 FAILED, INCONCLUSIVE, COULD_NOT_RUN = 1, 8, 9
-_SHOWN_FLIPS = 3
 _MORE_TIME = 4
 
 
@@ -91,7 +90,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     "--show",
     type=click.Choice(["flips"]),
     metavar="flips",
-    help=f"flips: list all examples that broke, not the first {_SHOWN_FLIPS}.",
+    help=f"flips: list all examples that broke, not the first {SHOWN_FLIPS}.",
 )
 @record_options
 @report_options(github=True)
@@ -155,9 +154,11 @@ def run(
     else:
         parents = repo.parents_of(repo.resolve(revision)) if revision else [head] if (head := repo.head()) else []
         against = repo.resolve(baselines[0]) if baselines else next(iter(parents), None)
-        flips = max((len(record.flips) for record in records), default=0) if show == "flips" else _SHOWN_FLIPS
+        flips = max((len(record.flips) for record in records), default=0) if show == "flips" else SHOWN_FLIPS
         with no_commands(session) if reports.github else contextlib.nullcontext():
-            session.output.lines(verdict_lines(records, baseline=against, flips=flips))
+            session.output.lines(
+                verdict_lines(records, baseline=against, flips=flips, shown_by=f"mgit eval {revision or ''}".strip())
+            )
         if verify_cache:
             session.output.say(_verified_words(sum(verified)))
         undecided = [record for record in records if _is_open(record)]

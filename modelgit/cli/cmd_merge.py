@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelgit.cli._commits import verdict_lines
+from modelgit.cli._commits import refusal_lines
 from modelgit.cli._complete import complete_revision
 from modelgit.cli._errors import Quit
 from modelgit.cli._format import plural
@@ -251,7 +251,7 @@ def _merge_many(
             progress=session.progress,
         )
     except RefusedWithRecords as refusal:
-        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
+        output.say_lines(refusal_lines(refusal))
         raise
     output.say(f"Merging {', '.join(revisions)} into ", blue(repo.view().branch or "HEAD"), f", base {done.base.short}")
     output.say_lines(sign_lines(done.signs))
@@ -273,7 +273,7 @@ def show_refusal(
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
-        output.say_lines(verdict_lines(refusal.records, baseline=refusal.baseline))
+        output.say_lines(refusal_lines(refusal))
     if isinstance(refusal, StoppedMerge):
         if revision is not None:
             base = refusal.sides.base_id

@@ -124,6 +124,7 @@ def commit(
                 () if parent is None else (parent,),
                 mode=gate,
                 counted=nonfinite_counts(tree.stored.values()),
+                shown_by="mgit eval --staged" if outside is None and selected is None else "",
                 progress=progress,
             )
             result = write_commit(

@@ -10,12 +10,13 @@ import msgspec
 
 from modelgit.config.suite_files import suite_name
 from modelgit.errors import GateRefused
-from modelgit.objects import LETS_IN, CommitId, Decision, EvalRecord, Manifest, ObjectId, TensorId
+from modelgit.objects import LETS_IN, CommitId, EvalRecord, Manifest, ObjectId, TensorId
 from modelgit.objects.canonical import to_builtins
 from modelgit.objects.manifest import manifest_id
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import file_bytes, models_of
 from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.refusals import broken_words, refuses, way_on
 from modelgit.repo.suite_runs import EvalOptions, evaluate_manifest
 from modelgit.repo.suites import SuiteTexts, recorded_suites, worktree_suites
 from modelgit.store.base import ObjectStore
@@ -37,10 +38,12 @@ def run_gate(
     *,
     mode: str = "block",
     counted: Mapping[TensorId, ValueCounts] | None = None,
+    shown_by: str = "",
     progress: Progress = SILENT,
 ) -> list[EvalRecord]:
     """The verdicts on a candidate against its parents; `counted` is what the writer saw (see `run_builtin`).
 
+    `shown_by` is a command that evaluates the candidate again after a refusal, "" where none does.
     Raises GateRefused in mode "block" unless every verdict is a pass (or the first baseline); the verdicts are then in
     `refused.records`.  In mode "warn" a broken limit is kept in the records, with the override noted.
     """
@@ -52,16 +55,17 @@ def run_gate(
         later = repo.settings.gate.when == "push"
         options = EvalOptions(stages=("commit", "push") if later else ("commit",), reuse=True, defer=later)
         records += evaluate_manifest(repo, store, manifest, parents, texts=texts, options=options, progress=progress)
-    refused = [record for record in records if _refuses(record.decision)]
+    refused = [record for record in records if refuses(record.decision)]
     if not refused:
         return records
     if mode == "warn":
-        return [_override(record) if _refuses(record.decision) else record for record in records]
+        return [_override(record) if refuses(record.decision) else record for record in records]
     raise RefusedWithRecords(
-        f"commit refused: {_broken_words(refused)}; nothing was recorded",
-        hint="`--gate warn` records anyway and marks the commit",
+        f"commit refused: {broken_words(refused)}; nothing was recorded",
+        hint=way_on(repo, records, shown_by=shown_by),
         records=tuple(records),
         baseline=parent,
+        shown_by=shown_by,
     )
 
 
@@ -78,7 +82,10 @@ def _gate_suites(repo: Repository, store: ObjectStore, manifest: Manifest, paren
 
 
 class RefusedWithRecords(GateRefused):
-    """A refusal that carries the verdicts and the commit that they compare with, for whoever shows them."""
+    """A refusal that carries the verdicts and the commit that they compare with, for whoever shows them.
+
+    `shown_by` is a command that evaluates the candidate again, "" for one that is nowhere any more.
+    """
 
     def __init__(
         self,
@@ -87,25 +94,12 @@ class RefusedWithRecords(GateRefused):
         hint: str | None = None,
         records: Sequence[EvalRecord] = (),
         baseline: CommitId | None = None,
+        shown_by: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.records = tuple(records)
         self.baseline = baseline
-
-
-def _broken_words(refused: Sequence[EvalRecord]) -> str:
-    """`2 gates failed, 1 could not run`: how many lines let nothing in, by what happened to them."""
-    decisions = [result.decision for record in refused for result in record.results]
-    words: list[str] = []
-    named: dict[Decision, str] = {"fail": "failed", "error": "could not run", "inconclusive": "undecided"}
-    for what, word in named.items():
-        if count := decisions.count(what):
-            words.append(f"{count}{'' if words else ' gate' if count == 1 else ' gates'} {word}")
-    return ", ".join(words)
-
-
-def _refuses(decision: Decision) -> bool:
-    return decision not in LETS_IN and decision != "pending"
+        self.shown_by = shown_by
 
 
 def _override(record: EvalRecord) -> EvalRecord:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from modelgit.environment import Environment
 
 
 @pytest.fixture
@@ -64,12 +70,24 @@ def test_blame_names_commits_for_tensors(mgit: Any, files: Any) -> None:
     assert "--rows says which rows of one tensor" in mgit("blame", "--rows", "2:5", code=2).err
 
 
-@pytest.fixture
-def demo(mgit: Any) -> Any:
-    """In the small demo: main, and a branch that was trained on one of two tasks."""
-    pytest.importorskip("torch")
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small demo: main, and a branch for each of two tasks, trained on it."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("tokenizers")
-    mgit("demo", "--small", "d")
+    torch.set_num_threads(1)
+    from modelgit.integrations.demo.small import make_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    environment = Environment.capture(values={"HOME": str(folder)}, cwd=folder)
+    make_demo(folder / "d", environment=environment).close()
+    return folder / "d"
+
+
+@pytest.fixture
+def demo(mgit: Any, played: Path) -> Any:
+    """A copy of it."""
+    shutil.copytree(played, mgit.directory / "d", symlinks=True)
     mgit.directory = mgit.directory / "d"
     return mgit
 
@@ -105,3 +123,51 @@ def test_flips_and_the_commit_that_made_one(demo: Any) -> None:
     assert "no example `nothing`" in demo("blame", "--example", "nothing", code=2).err
     assert "2 examples are called" in demo("blame", "--example", gained["example"], code=2).err
     assert "no suite has the data `x`" in demo("flips", "main..topic", "--data", "x", code=2).err
+
+
+def offered(err: str) -> list[list[str]]:
+    """The commands of the hint at the end."""
+    return [shlex.split(line)[1:] for line in re.findall(r"`(mgit [^`]+)`", err.splitlines()[-1])]
+
+
+def follow(demo: Any, *command: str, see: bool) -> int:
+    """Do what the hints of refusals say until `command` is not refused any more; how often they were followed."""
+    for followed in range(5):
+        ran = demo(*command, code=None)
+        if ran.code == 0:
+            return followed
+        *seen, accept = offered(ran.err)
+        assert "`--gate warn` records anyway" in ran.err and accept[:2] == ["eval", "accept"]
+        suite = accept[accept.index("--suite") + 1]
+        ids = re.findall(r"↯ ([^:]+): ", ran.err.partition(f"eval {suite}")[2].partition("\neval ")[0])
+        if see:
+            verdicts = json.loads(demo(*seen[0], "--json", code=1).out)["evaluations"]
+            shown, ids = ids, [f["example"] for item in verdicts if item["suite"] == suite for f in item["flips"]]
+            assert ids[:3] == shown
+        else:
+            assert seen == []
+        demo(*(",".join(ids) if word == "IDS" else word for word in accept))
+    raise AssertionError("the hints lead nowhere")
+
+
+def test_the_hints_of_a_refusal_lead_to_a_commit(demo: Any) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    config, file = demo.directory / "mgit.toml", demo.directory / "models/bot/model.safetensors"
+    settings = config.read_text()
+    config.write_text(re.sub(r"accuracy = .*\n", "", settings).replace("max = 0.05", "max = 0.0"))
+    demo("commit", "-m", "strict")
+    rng = np.random.default_rng(1)
+    state = {name: array + 0.05 * rng.standard_normal(array.shape) for name, array in load_file(file).items()}
+    save_file({name: array.astype(np.float32) for name, array in state.items()}, file)
+    assert follow(demo, "commit", "-m", "worse", see=True) == 2
+    assert "accepted" in demo("show").out
+    demo("undo")
+    demo("restore", ".")
+    # A merge that was refused is nowhere: what broke stands in the refusal.
+    assert follow(demo, "merge", "topic", see=False) >= 1
+    # What no acceptance moves is not said to be accepted.
+    config.write_text(re.sub(r"negative_flips = .*\n", "", settings).replace("max_drop = 0.05", "min = 1.0"))
+    ran = demo("commit", "-m", "a limit that nothing keeps", code=1)
+    assert ran.err.splitlines()[-1] == "hint: `--gate warn` records anyway and marks the commit"

@@ -235,6 +235,38 @@ def test_many_sides_are_all_compared_and_words_keep_the_verdict(bot: Repository)
     assert again.seconds == 0.0 and again.results == record.results
 
 
+def test_a_refusal_names_what_works_in_its_state(bot: Repository) -> None:
+    from modelgit.repo.refusals import way_on
+
+    anyway = "`--gate warn` records anyway and marks the commit"
+    text = 'task = "topic"\n[[test]]\nname = "flips"\nkind = "nfr"\npath = "data/topic.test.jsonl"\nmax = 0.01\n'
+    write(bot, text)
+    sampled = only(bot, "HEAD")
+    assert sampled.results[0].examples < 120 and sampled.decision == "fail"
+    accept = "`mgit eval accept flips --suite compat --examples IDS -m REASON` lets them break"
+    see = "`mgit eval --full --show flips` lists what broke"
+    assert way_on(bot, [sampled], shown_by="mgit eval") == f"{see}; {accept}; {anyway}"
+    later = "`mgit eval REV --full --show flips` of that commit lists what broke"
+    full = only(bot, "HEAD", full=True)
+    assert full.results[0].broken > 20
+    assert way_on(bot, [full], shown_by="") == f"{accept}; {anyway}; {later}"
+    few = msgspec.structs.replace(
+        full, results=(msgspec.structs.replace(full.results[0], broken=2),), flips=full.flips[:2]
+    )
+    ids = ",".join(sorted(flip.example for flip in few.flips))
+    assert way_on(bot, [few], shown_by="") == f"{accept.replace('IDS', ids)}; {anyway}"
+    write(bot, text + '[run]\nbudget = "1ms"\n')
+    shutil.rmtree(bot.paths.predictions)
+    undecided = only(bot, "HEAD")
+    assert undecided.decision == "inconclusive"
+    assert way_on(bot, [undecided], shown_by="mgit eval").startswith("`mgit eval --budget 1h` decides it, and what")
+    assert way_on(bot, [undecided], shown_by="") == anyway
+    write(bot, text.replace("test.jsonl", "absent.jsonl"))
+    assert way_on(bot, [only(bot, "HEAD")], shown_by="mgit eval") == anyway
+    (bot.worktree / "evals/compat.toml").unlink()  # a suite that the other side of a merge brings
+    assert way_on(bot, [few], shown_by="") == anyway
+
+
 def test_a_tag_of_the_candidate_itself_is_no_baseline(bot: Repository) -> None:
     from modelgit.repo.branches import create_tag
 
