@@ -250,7 +250,7 @@ def mask_apply(session: Session, name: str, revision: str, dry_run: bool, as_jso
     The files as they were are kept in .mgit/rescue for 7 days; `mgit undo` puts them back.
     """
     from modelgit.repo.mask_apply import apply_mask
-    from modelgit.repo.masks import strayed_words
+    from modelgit.repo.strayed import strayed_words
 
     done = apply_mask(session.repository, name, revision=revision, dry_run=dry_run, progress=session.progress)
     output = session.output

@@ -361,7 +361,7 @@ def _check_masks(
 ) -> tuple[MaskId, ...]:
     if not masks:
         return ()
-    from modelgit.repo.masks import outside_mask, strayed_words
+    from modelgit.repo.strayed import outside_mask, strayed_words
 
     ids = []
     for mask in masks:

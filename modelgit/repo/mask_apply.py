@@ -19,10 +19,11 @@ from modelgit.patching.base import TensorReads, TensorSource
 from modelgit.patching.jobs import StoredObject
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import find_model, tensors_of, views_of
-from modelgit.repo.masks import StoredMask, count_strayed, find_mask, mask_sections, over_stored, strayed_values
+from modelgit.repo.masks import StoredMask, find_mask, mask_sections
 from modelgit.repo.merge_files import with_checksums
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.record import previous_tensors, record_file, write_content_record
+from modelgit.repo.strayed import count_strayed, over_stored, strayed_values
 from modelgit.repo.training import training_of
 from modelgit.repo.tree import WorkFile, content_of, hash_changed, work_files
 from modelgit.repo.update import move_worktree, rescue

@@ -26,7 +26,8 @@ from modelgit.objects.graph import ancestors, topological
 from modelgit.patching.base import TensorReads, TensorSource, windows
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.contents import find_model, tensors_of
-from modelgit.repo.masks import count_strayed, find_mask, outside_mask
+from modelgit.repo.masks import find_mask
+from modelgit.repo.strayed import count_strayed, outside_mask
 from modelgit.worktree.content import FileRange
 
 if TYPE_CHECKING:

@@ -1,37 +1,23 @@
-"""Masks of a repository: kept by id or name, found in the history, compared, and checked against a change."""
+"""Masks of a repository: kept by id or name, found in the history, and compared."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgit.amounts import counted
 from modelgit.errors import UsageError
 from modelgit.numerics.sections import decode_section, encode_section
 from modelgit.numerics.sparse import decode_positions
-from modelgit.objects import (
-    BlobId,
-    CommitId,
-    Manifest,
-    Mask,
-    MaskId,
-    MaskRegion,
-    TensorEntry,
-    TensorSpec,
-    TensorView,
-    row_major,
-)
+from modelgit.objects import BlobId, CommitId, Mask, MaskId, MaskRegion, TensorEntry, TensorSpec
 from modelgit.objects.graph import topological
-from modelgit.patching.base import TensorReads, windows
 from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
-from modelgit.repo.contents import find_model, tensors_of, views_of
+from modelgit.repo.contents import tensors_of
 from modelgit.repo.reach import mask_files
 from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
@@ -46,22 +32,16 @@ __all__ = [
     "check_name",
     "commits_under",
     "compare_masks",
-    "count_strayed",
     "find_mask",
     "keep_mask",
     "list_masks",
     "mask_positions",
     "mask_sections",
     "model_sizes",
-    "outside_mask",
-    "over_stored",
     "remove_mask",
-    "strayed_values",
-    "strayed_words",
 ]
 
 Positions = Mapping[str, NDArray[np.int64] | None]
-Bytes = bytes | bytearray | memoryview
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\Z")
 _LIKE_AN_ID = re.compile(r"[0-9a-f]{4,64}\Z")
@@ -331,113 +311,3 @@ def model_sizes(repo: Repository, mask: Mask) -> dict[str, int]:
         return {}
     tensors = tensors_of(repo, manifest, entry)
     return {name: tensor.spec.elements for name, tensor in tensors.items() if tensor.spec.kind.is_float}
-
-
-def outside_mask(
-    repo: Repository, mask: Mask, before: Manifest, after: Manifest, *, new_store: ObjectStore | None = None
-) -> dict[str, int]:
-    """How many values outside of the mask differ between two manifests, by tensor; empty when none does."""
-    old = tensors_of(repo, before, find_model(before, mask.model))
-    new = tensors_of(repo, after, find_model(after, mask.model), store=new_store)
-    views = views_of(repo, after, find_model(after, mask.model), store=new_store)
-    positions = over_stored(mask_positions(repo, mask), views)
-    reader = repo.reader(new_store)
-    strayed: dict[str, int] = {}
-    for name, entry in new.items():
-        if name in old and old[name].id == entry.id:
-            continue
-        if name in positions and positions[name] is None:
-            continue
-        if name not in old or old[name].spec != entry.spec:
-            strayed[name] = entry.spec.elements
-            continue
-        count = count_strayed(reader, old[name], partial(reader.read, entry.id), positions.get(name))
-        if count:
-            strayed[name] = count
-    return strayed
-
-
-def strayed_words(strayed: Mapping[str, int], *, named: int = 3) -> str:
-    """Counts by tensor in words: how many values in all, and the tensors with most of them."""
-    most = sorted(strayed.items(), key=lambda item: (-item[1], item[0]))
-    total = sum(strayed.values())
-    places = ", ".join(f"{count:,} in {name}" for name, count in most[:named])
-    if len(most) == 1:
-        return f"{counted(total, 'value')} in {most[0][0]}"
-    more = f", and more in {len(most) - named} others" if len(most) > named else ""
-    return f"{total:,} values in {len(most)} tensors ({places}{more})"
-
-
-def over_stored(
-    positions: Positions, views: Mapping[str, tuple[TensorEntry, TensorView]]
-) -> dict[str, NDArray[np.int64] | None]:
-    """Positions in tensors as they are stored: those in a view (tied, sliced, transposed) become the stored tensor's.
-
-    Raises UsageError for a view of another type than what it shows.
-    """
-    found: dict[str, NDArray[np.int64] | None] = {}
-    for name, at in positions.items():
-        target, translated = name, at
-        if name in views:
-            stored, view = views[name]
-            target, translated = stored.name, _through(name, stored, view, at)
-        known = found.get(target, ())
-        if known is None or translated is None:
-            found[target] = None
-        else:
-            found[target] = translated if not len(known) else np.union1d(known, translated)
-    return found
-
-
-def _through(
-    name: str, stored: TensorEntry, view: TensorView, at: NDArray[np.int64] | None
-) -> NDArray[np.int64] | None:
-    spec = view.spec or stored.spec
-    if spec.dtype != stored.spec.dtype or spec.kind.bits % 8:
-        raise UsageError(f"tensor `{name}` is a view of another type than what is stored, which a mask cannot follow")
-    is_whole = (
-        view.offset == 0 and view.strides in ((), row_major(spec.shape)) and spec.elements == stored.spec.elements
-    )
-    if is_whole:
-        return at
-    inside = np.arange(spec.elements, dtype=np.int64) if at is None else at
-    if view.strides:
-        places = np.unravel_index(inside, spec.shape) if spec.shape else ()
-        inside = np.zeros_like(inside)
-        for place, stride in zip(places, view.strides, strict=True):
-            inside += place * stride
-    moved: NDArray[np.int64] = np.unique(inside + view.offset // (spec.kind.bits // 8))
-    return moved
-
-
-def count_strayed(
-    reader: TensorReads,
-    old: TensorEntry,
-    new: Callable[[int, int], Bytes],
-    allowed: NDArray[np.int64] | None,
-) -> int:
-    """How many values have other bits in `new`, which reads a tensor of the spec of `old`, and are not `allowed` to.
-
-    Holds two windows.
-    """
-    return sum(
-        strayed_values(reader.read(old.id, start, stop), new(start, stop), start, old, allowed)[0]
-        for start, stop in windows(old.spec.size_bytes)
-    )
-
-
-def strayed_values(
-    old: Bytes, new: Bytes, start: int, entry: TensorEntry, allowed: NDArray[np.int64] | None
-) -> tuple[int, NDArray[np.bool_], np.dtype[np.unsignedinteger]]:
-    """Which values of a window of a tensor, from byte `start` on, differ in bits and are not `allowed` to.
-
-    Returns their number, a flag per value, and the type of the words that were compared: types without whole bytes per
-    value are compared byte by byte.
-    """
-    unit = entry.spec.kind.bits // 8
-    word = np.dtype(f"<u{unit}") if unit in (1, 2, 4, 8) else np.dtype("<u1")
-    changed = np.frombuffer(old, word) != np.frombuffer(new, word)
-    if allowed is not None:
-        low, high = np.searchsorted(allowed, (start // word.itemsize, start // word.itemsize + changed.size))
-        changed[allowed[low:high] - start // word.itemsize] = False
-    return int(np.count_nonzero(changed)), changed, word

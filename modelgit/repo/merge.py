@@ -101,7 +101,7 @@ def open_sides(
 def sides_of(repo: Repository, state: MergeState, *, progress: Progress = SILENT) -> Sides:
     """The three commits that a state combines."""
     if not state.verb:
-        from modelgit.repo.merge_tensors import virtual_base
+        from modelgit.repo.merge_commit import virtual_base
 
         return open_sides(
             repo, state.ours, state.theirs, virtual=lambda bases: virtual_base(repo, bases, state, progress=progress)
@@ -401,7 +401,7 @@ def apply_state(
             plan=full,
             sides=sides,
         )
-    from modelgit.repo.merge_tensors import make_commit
+    from modelgit.repo.merge_commit import make_commit
 
     made = make_commit(repo, state, sides, planned, bound, gate=gate, keep=not dry_run, progress=progress)
     return MergeResult(

@@ -1,4 +1,4 @@
-"""From merged tensors back to files: whose segments a weights file has, and what its tensors are now."""
+"""From a merge back to files: whose segments a weights file has and what its tensors are now, and the other files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from modelgit.objects import (
     TensorRef,
 )
 from modelgit.objects.manifest import manifest_id
+from modelgit.objects.merges import MergePlan
 from modelgit.patching.encode import write_blob
 from modelgit.patching.files import StoredFile
 from modelgit.repo.record import write_content_record
@@ -33,7 +34,7 @@ from modelgit.store.session import PackSession
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["OpenSide", "merged_weights", "open_side", "with_checksums"]
+__all__ = ["OpenSide", "merged_files", "merged_weights", "open_side", "store_file", "with_checksums"]
 
 
 class OpenSide(NamedTuple):
@@ -197,3 +198,38 @@ def _rebuilt(
     digest: ContentId = write_content_record(session, content, (sides[0][0].digest, first))
     size = len(header) + sum(wanted[name][0].size_bytes for name in names)
     return FileEntry(path=path, size=size, digest=digest)
+
+
+def merged_files(
+    repo: Repository,
+    session: PackSession,
+    ours: OpenSide,
+    theirs: OpenSide,
+    plan: MergePlan,
+    contents: Mapping[str, bytes | None],
+) -> list[FileEntry]:
+    """The files without weights of a merge: a side's as it is, or what `contents` says (None: gone)."""
+    entries = []
+    for decision in plan.files:
+        path = decision.path
+        if path in contents:
+            data = contents[path]
+            if data is not None:
+                entries.append(store_file(repo, session, path, data, ours.manifest.file(path)))
+            continue
+        side = theirs if decision.action == "theirs" else ours
+        entry = side.manifest.file(path)
+        if entry is not None:
+            entries.append(entry)
+    return entries
+
+
+def store_file(repo: Repository, session: PackSession, path: str, data: bytes, before: FileEntry | None) -> FileEntry:
+    """Store a merged file without weights, against what it was `before`."""
+    blob = write_blob(session, data, name=path)
+    content = FileContent(format="opaque", segments=(Literal(blob=blob, length=len(data)),))
+    base = None if before is None else (before.digest, repo.content_at(before.digest))
+    digest = write_content_record(session, content, base)
+    return FileEntry(
+        path=path, size=len(data), digest=digest, executable=before.executable if before is not None else False
+    )

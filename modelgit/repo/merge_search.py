@@ -21,8 +21,8 @@ from modelgit.objects.graph import is_ancestor
 from modelgit.objects.merges import MergePlan, MergeState
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.merge import MergeResult, Sides, configured_rules, merge, sides_of
+from modelgit.repo.merge_commit import merged_manifest
 from modelgit.repo.merge_plan import Planned, plan_sides
-from modelgit.repo.merge_tensors import merged_manifest
 from modelgit.repo.search_objectives import Objective, objectives, side_of
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The second half of a merge: tensors stream from both sides through the strategy into packs, then the commit."""
+"""The tensors of a merge: they stream from both sides through the strategy into packs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from modelgit.errors import BugError, MergeConflicts
-from modelgit.merging.base import STRATEGIES, BoundStrategy
+from modelgit.errors import BugError
+from modelgit.merging.base import BoundStrategy
 from modelgit.merging.model import ModelMerge
 from modelgit.merging.plan import StoredTensor
 from modelgit.merging.resolve import Combined, Taken, Viewed, resolve_tensor, viewed
@@ -17,53 +17,26 @@ from modelgit.merging.resolve import Sides as TensorSides
 from modelgit.merging.rows import RowPlan, RowViews, ViewSource
 from modelgit.merging.tensors import TensorParts, compare
 from modelgit.numerics.nonfinite import ValueCounts
-from modelgit.objects import CommitId, FileEntry, FisherEstimate, Literal, Manifest, MergeRecipe, TensorId
-from modelgit.objects.manifest import FileContent
-from modelgit.objects.merges import MergePlan, MergeState, Overlap, Resolution, TensorDecision
+from modelgit.objects import FisherEstimate, MergeRecipe, TensorId
+from modelgit.objects.merges import MergeState, Overlap, Resolution, TensorDecision
 from modelgit.patching.base import TensorReads, TensorSource
-from modelgit.patching.encode import TensorWriter, write_blob
+from modelgit.patching.encode import TensorWriter
 from modelgit.patching.jobs import StoreJob
 from modelgit.progress import SILENT, Progress
-from modelgit.repo.changes import compare_manifests
-from modelgit.repo.commit_records import CommitResult, write_commit
-from modelgit.repo.merge_files import merged_weights, open_side
-from modelgit.repo.merge_plan import Planned, plan_sides
+from modelgit.repo.merge_plan import Planned
 from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies
-from modelgit.repo.record import write_content_record
-from modelgit.repo.training import training_of
-from modelgit.repo.update import check_clean, move_worktree
 from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from modelgit.repo.merge import Sides
     from modelgit.repo.repository import Repository
 
-__all__ = [
-    "MergedCommit",
-    "Work",
-    "compare_all",
-    "make_commit",
-    "measure_overlaps",
-    "merged_manifest",
-    "move_to",
-    "remade",
-    "statistics_of",
-    "store_all",
-    "store_file",
-    "virtual_base",
-]
+__all__ = ["MergedTensors", "Work", "compare_all", "measure_overlaps", "merge_tensors", "statistics_of", "store_all"]
 
 
-class MergedCommit(NamedTuple):
-    """The commit of a merge, with what there is to say about it; `strategy` is the one that ran."""
+class MergedTensors(NamedTuple):
+    """What was made, by model and name, and what the strategies had to say: statistics, notes, overlaps."""
 
-    result: CommitResult
-    strategy: str
-    overlaps: tuple[Overlap, ...]
-    notes: tuple[str, ...]
-
-
-class _Tensors(NamedTuple):
     ran: ChosenStrategies
     final: dict[str, dict[str, StoredTensor]]
     statistics: dict[str, str]
@@ -81,158 +54,7 @@ class Work(NamedTuple):
     viewed: dict[str, Viewed]
 
 
-def make_commit(
-    repo: Repository,
-    state: MergeState,
-    sides: Sides,
-    planned: Planned,
-    bound: BoundStrategy,
-    *,
-    gate: str,
-    keep: bool = True,
-    progress: Progress,
-) -> MergedCommit | None:
-    """Compute, check and record the merge.
-
-    The work tree and the branch move unless more is `todo`, or nothing is to be kept.
-
-    None for a pick that changes nothing.  Raises GateRefused (nothing recorded, nothing moved) when the merged model
-    breaks a limit.
-    """
-    start = repo.manifest_of(state.head)
-    with repo.session() as session:
-        tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress)
-        manifest, before = _manifest_of(repo, session, sides, planned, tensors), sides.ours.manifest
-        if state.verb and (manifest.files, manifest.models) == (before.files, before.models):
-            session.abort()
-            return None
-        from modelgit.repo.gate import run_gate
-
-        parents = (state.ours,) if state.verb else (state.ours, state.theirs)
-        evaluations = run_gate(repo, session, manifest, parents, mode=gate, counted=tensors.counted, progress=progress)
-        result = write_commit(
-            repo,
-            session,
-            manifest,
-            before,
-            compare_manifests(repo, before, manifest, new_store=session),
-            message=state.message,
-            parents=parents,
-            author=state.author or None,
-            evaluations=evaluations,
-            training=training_of(repo, state.ours),
-            encodings=tensors.encodings,
-            trailers={state.verb: str(state.source)} if state.source is not None else None,
-            recipe=MergeRecipe(
-                base=sides.base_id,
-                strategy=tensors.ran.bound.name,
-                options=tensors.ran.bound.recipe,
-                rules=tensors.ran.rule_texts,
-                resolutions=state.resolutions,
-                statistics=tensors.statistics,
-                fishers=tensors.ran.used,
-                theirs=state.theirs if state.verb else None,
-            ),
-        )
-        made = MergedCommit(result, tensors.ran.bound.name, tensors.overlaps, tensors.notes)
-        if not keep:
-            session.abort()
-            return made
-        verb = "merging" if not state.verb else f"the {state.verb}"
-        check_clean(
-            repo,
-            start,
-            manifest,
-            verb=verb,
-            hint="`mgit commit -m …` first, or `mgit restore .` to give the changes up",
-        )
-        session.seal()
-    if state.todo:
-        return made
-    move_to(repo, state.head, result.id, verb=state.name, session=session, progress=progress)
-    return made._replace(result=result._replace(branch=repo.view().branch))
-
-
-def move_to(
-    repo: Repository,
-    start: CommitId,
-    commit: CommitId,
-    *,
-    verb: str,
-    session: PackSession | None = None,
-    progress: Progress = SILENT,
-) -> None:
-    """Bring the work tree and the current branch from `start`, where they are, to `commit`."""
-    view = repo.view()
-    move_worktree(
-        repo,
-        repo.manifest_of(start),
-        repo.manifest_of(commit),
-        description=f"{verb}: {repo.commit_at(commit).subject}",
-        view=view,
-        after=view.with_head(commit),
-        session=session,
-        progress=progress,
-    )
-
-
-def virtual_base(
-    repo: Repository, bases: Sequence[CommitId], state: MergeState, *, progress: Progress = SILENT
-) -> Manifest:
-    """One common ancestor made of several, each merged with the next as `state` says, oldest first.
-
-    So histories that merged each other meet at what these merges made, and a change that came over either way counts
-    once.  What conflicts is the newer base's.  The result is in no commit; garbage collection takes it.
-    """
-    from modelgit.repo.merge import open_sides
-
-    ordered = sorted(bases, key=lambda commit: (repo.commit_at(commit).committer.time_s, commit))
-    bound = STRATEGIES.get(state.strategy).bind(state.options)
-    merged, manifest = ordered[0], repo.manifest_of(ordered[0])
-    for commit in ordered[1:]:
-        sides = open_sides(repo, merged, commit, virtual=lambda found: virtual_base(repo, found, state))
-        sides = sides._replace(ours=open_side(repo, manifest))
-        planned, taken = plan_sides(repo, sides, {}), dict[str, str]()
-        while planned.still_open(taken):
-            taken |= {conflict.id: "take theirs" for conflict in planned.still_open(taken)}
-            planned = plan_sides(repo, sides, taken)
-        with repo.session() as session:
-            inner = msgspec.structs.replace(state, resolutions=taken)
-            tensors = _merge_tensors(repo, session, inner, sides, planned, bound, progress)
-            manifest = _manifest_of(repo, session, sides, planned, tensors)
-            session.seal()
-        merged = commit
-    return manifest
-
-
-def merged_manifest(
-    repo: Repository,
-    session: PackSession,
-    state: MergeState,
-    sides: Sides,
-    planned: Planned,
-    bound: BoundStrategy,
-    progress: Progress = SILENT,
-) -> Manifest:
-    """What a merge without conflicts would give, its tensors written to `session`."""
-    tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress)
-    return _manifest_of(repo, session, sides, planned, tensors)
-
-
-def _manifest_of(
-    repo: Repository,
-    session: PackSession,
-    sides: Sides,
-    planned: Planned,
-    tensors: _Tensors,
-) -> Manifest:
-    """The manifest of merged tensors and files."""
-    weights, models = merged_weights(repo, session, sides.ours, sides.theirs, tensors.final)
-    files = _merge_files(repo, session, sides, planned.plan, planned.contents)
-    return Manifest(files=tuple(sorted([*weights, *files], key=lambda entry: entry.path)), models=tuple(models))
-
-
-def _merge_tensors(
+def merge_tensors(
     repo: Repository,
     session: PackSession,
     state: MergeState,
@@ -242,7 +64,7 @@ def _merge_tensors(
     progress: Progress,
     *,
     recipe: MergeRecipe | None = None,
-) -> _Tensors:
+) -> MergedTensors:
     """Make and store the tensors of a merge; with the `recipe` of an earlier one from what that one found."""
     final: dict[str, dict[str, StoredTensor]] = {}
     statistics: dict[str, str] = {}
@@ -286,7 +108,7 @@ def _merge_tensors(
         order = dict.fromkeys([*ours, *theirs, *base])
         chosen = {name: made.get(name) or work.settled.get(name) for name in order}
         final[model] = {name: tensor for name, tensor in chosen.items() if tensor is not None}
-    return _Tensors(ran, final, statistics, tuple(notes), tuple(overlaps), dict(encodings), counted)
+    return MergedTensors(ran, final, statistics, tuple(notes), tuple(overlaps), dict(encodings), counted)
 
 
 def _works(reads: RowViews, sides: Sides, planned: Planned, resolutions: Mapping[str, str]) -> dict[str, Work]:
@@ -426,53 +248,3 @@ def statistics_of(statistics: Mapping[str, str], model: str) -> dict[str, str]:
     """Those of a recipe's statistics that a model's first pass found."""
     prefix = f"{model}|"
     return {key[len(prefix) :]: value for key, value in statistics.items() if key.startswith(prefix)}
-
-
-def remade(repo: Repository, state: MergeState, recipe: MergeRecipe, sides: Sides, *, progress: Progress) -> Manifest:
-    """The manifest that a recipe gives again; nothing is kept.
-
-    Raises MergeConflicts when conflicts are open that the recipe has no word on.
-    """
-    planned = plan_sides(repo, sides, state.resolutions)
-    still_open = planned.still_open(state.resolutions)
-    if still_open:
-        raise MergeConflicts(f"the recipe does not decide {still_open[0].id}", conflicts=still_open)
-    bound = STRATEGIES.get(recipe.strategy).bind(recipe.options)
-    with repo.session() as session:
-        tensors = _merge_tensors(repo, session, state, sides, planned, bound, progress, recipe=recipe)
-        manifest = _manifest_of(repo, session, sides, planned, tensors)
-        session.abort()
-    return manifest
-
-
-def _merge_files(
-    repo: Repository,
-    session: PackSession,
-    sides: Sides,
-    plan: MergePlan,
-    contents: Mapping[str, bytes | None],
-) -> list[FileEntry]:
-    entries = []
-    for decision in plan.files:
-        path = decision.path
-        if path in contents:
-            data = contents[path]
-            if data is not None:
-                entries.append(store_file(repo, session, path, data, sides.ours.manifest.file(path)))
-            continue
-        side = sides.theirs if decision.action == "theirs" else sides.ours
-        entry = side.manifest.file(path)
-        if entry is not None:
-            entries.append(entry)
-    return entries
-
-
-def store_file(repo: Repository, session: PackSession, path: str, data: bytes, before: FileEntry | None) -> FileEntry:
-    """Store a merged file without weights, against what it was `before`."""
-    blob = write_blob(session, data, name=path)
-    content = FileContent(format="opaque", segments=(Literal(blob=blob, length=len(data)),))
-    base = None if before is None else (before.digest, repo.content_at(before.digest))
-    digest = write_content_record(session, content, base)
-    return FileEntry(
-        path=path, size=len(data), digest=digest, executable=before.executable if before is not None else False
-    )

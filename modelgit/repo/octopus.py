@@ -26,11 +26,12 @@ from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit_records import CommitResult, write_commit
 from modelgit.repo.contents import file_bytes
 from modelgit.repo.merge import configured_rules, require_head, too_opposed
-from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
+from modelgit.repo.merge_commit import move_to
+from modelgit.repo.merge_files import OpenSide, merged_weights, open_side, store_file
 from modelgit.repo.merge_plan import has_one_vocabulary
 from modelgit.repo.merge_state import refuse_during_merge
 from modelgit.repo.merge_strategies import ChosenStrategies, choose_strategies, recorded_strategies
-from modelgit.repo.merge_tensors import Work, compare_all, move_to, statistics_of, store_all, store_file
+from modelgit.repo.merge_tensors import Work, compare_all, statistics_of, store_all
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
 from modelgit.store.session import PackSession

@@ -156,7 +156,7 @@ def _run(
     repo: Repository, verb: Verb, states: Sequence[MergeState], at: MergeState, gate: str, progress: Progress
 ) -> Picked:
     """Apply the states one after the other, each on what the one before made, and move the branch at the end."""
-    from modelgit.repo.merge_tensors import move_to
+    from modelgit.repo.merge_commit import move_to
 
     tip, start = at.ours, at.head
     results: list[MergeResult] = []

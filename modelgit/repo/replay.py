@@ -11,7 +11,7 @@ from modelgit.objects.merges import MergeState
 from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.merge import sides_of
-from modelgit.repo.merge_tensors import remade
+from modelgit.repo.merge_commit import remade
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository

@@ -18,9 +18,10 @@ from modelgit.progress import SILENT, Progress
 from modelgit.repo.changes import compare_manifests
 from modelgit.repo.commit_records import CommitResult, write_commit
 from modelgit.repo.gate import RefusedWithRecords, run_gate
+from modelgit.repo.merge_commit import move_to
 from modelgit.repo.merge_files import OpenSide, merged_weights, open_side
 from modelgit.repo.merge_state import refuse_during_merge
-from modelgit.repo.merge_tensors import Work, move_to, store_all
+from modelgit.repo.merge_tensors import Work, store_all
 from modelgit.repo.training import training_of
 from modelgit.repo.update import check_clean
 from modelgit.store.session import PackSession
