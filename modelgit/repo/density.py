@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.config.schema import TaskSettings
 from modelgit.errors import NothingToDo, UsageError
 from modelgit.fisher.density_search import Tried, smallest_density
 from modelgit.objects import FileEntry, Manifest, ModelEntry
@@ -17,41 +16,22 @@ from modelgit.repo.commit import BegunCommit, begin_commit, check_lossless, chec
 from modelgit.repo.commit_records import NO_TRAINING_STATE, CommitResult, count_encodings, write_commit
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.dense_weights import keep_dense
+from modelgit.repo.density_judge import Compared, Judge, open_judge
 from modelgit.repo.record import RecordedTree, nonfinite_counts, record_worktree
-from modelgit.repo.tasks import encoded, open_task, task_examples, task_settings
+from modelgit.repo.tasks import task_settings
 from modelgit.repo.training import record_training
 from modelgit.store.session import PackSession
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modelgit.fisher.changes import Diagonal
     from modelgit.fisher.sparsify import Kept, Survey
-    from modelgit.models.base import ExampleSet, TaskModel
     from modelgit.repo.patched_model import DenseChange
     from modelgit.repo.repository import Repository
 
-__all__ = ["DEFAULT_EXAMPLES", "Compared", "Reduced", "commit_patch"]
+__all__ = ["DEFAULT_EXAMPLES", "Reduced", "commit_patch"]
 
 DEFAULT_EXAMPLES = 512
-
-_MEASURED = 1000
-
-
-class Compared(NamedTuple):
-    """The patched model against the dense one on `examples` inputs with `outputs` in all; KL in nats per example.
-
-    `agreement` is the share of equal top classes; of `labelled` outputs the dense model has `dense_correct` right, the
-    patched one `patched_correct`.
-    """
-
-    examples: int
-    outputs: int
-    kl: float
-    agreement: float
-    labelled: int
-    dense_correct: int
-    patched_correct: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +87,6 @@ class _Attempt(NamedTuple):
     def give_up(self) -> None:
         """Forget what was written."""
         self.session.abort()
-
-
-class _Data(NamedTuple):
-    """The task that a patch is judged by: inputs for the Fisher information, and others to measure on."""
-
-    name: str
-    settings: TaskSettings
-    model: TaskModel
-    estimate_on: ExampleSet
-    measure_on: ExampleSet
 
 
 def commit_patch(
@@ -197,7 +167,7 @@ class _Reduction:
         check_lossless(repo, opened, self.dense.manifest, progress=progress)
         name, self.model = self._model(task)
         self.note: str | None = None
-        self.data: _Data | None = None
+        self.judge: Judge | None = None
         self.change: DenseChange
         self.fisher_words: str | None = None
         self.survey = self._survey(name, examples)
@@ -239,14 +209,15 @@ class _Reduction:
         if self.importance not in IMPORTANCES:
             raise UsageError(f"no importance `{self.importance}`", hint=f"known: {', '.join(IMPORTANCES)}")
         try:
-            self.data = self._open(name)
+            self.judge = open_judge(self.repo, self.dense_session, self.dense.manifest, self.model.path, name)
         except UsageError as error:
             if self.importance in NEEDS_FISHER:
                 hint = f"{error.hint}; " if error.hint else ""
                 raise UsageError(error.message, hint=f"{hint}`--importance magnitude` needs no data") from error
             self.note = error.message
-        diagonal = self._fisher(examples)
-        head = self._head()
+        diagonal = None
+        if self.judge is not None:
+            diagonal, self.fisher_words = self.judge.diagonal(examples=examples, seed=self.seed, progress=self.progress)
         from modelgit.repo.patched_model import dense_change
 
         self.change = dense_change(
@@ -255,7 +226,7 @@ class _Reduction:
             self.opened.before,
             self.dense.manifest,
             self.model,
-            head=head,
+            head=self._head(),
             preferred=tuple(diagonal or ()),
         )
         return survey(
@@ -267,49 +238,9 @@ class _Reduction:
             progress=self.progress,
         )
 
-    def _open(self, name: str | None) -> _Data:
-        """The task's dense model and its inputs."""
-        if name is None:
-            tasks = [key for key, item in self.repo.settings.task.items() if item.model == self.model.path]
-            if tasks:
-                raise UsageError(f"which task? {self.model.path} has {', '.join(tasks)}", hint="`--task NAME`")
-            raise UsageError(
-                f"no task of mgit.toml computes with {self.model.path}, so nothing says what its weights do",
-                hint='add a table `[task.NAME]` with `model`, `adapter` (or `entry`) and `test = "data/test.jsonl"`',
-            )
-        settings = self.repo.settings.task[name]
-        path = settings.test or settings.train
-        if path is None:
-            raise UsageError(
-                f"task {name} names no data",
-                hint=f'write `test = "data/test.jsonl"` under [task.{name}]; labels or not',
-            )
-        rows, fingerprint = task_examples(self.repo, settings, path)
-        manifest, store = self.dense.manifest, self.dense_session
-        # Every other input is for the Fisher information, so that nothing is measured on what chose the patch.
-        parts = (rows[1::2], rows[0::2]) if len(rows) > 1 else (rows, rows)
-        sets = [encoded(self.repo, manifest, settings, part, fingerprint, store=store) for part in parts]
-        return _Data(name, settings, open_task(self.repo, manifest, settings, store=store), *sets)
-
-    def _fisher(self, examples: int) -> Diagonal | None:
-        """The diagonal of the true Fisher information at the dense weights: labels do not count."""
-        if self.data is None:
-            return None
-        from modelgit.fisher.estimate import estimate
-
-        found = estimate(
-            self.data.model, self.data.estimate_on, estimator="rademacher", limit=examples, seed=self.seed,
-            progress=self.progress,
-        )  # fmt: skip
-        self.fisher_words = (
-            f"{found.estimator}, {found.examples} inputs of task {self.data.name} ({found.data[:16]}), seed {self.seed}"
-        )
-        return found.values
-
     def _head(self) -> frozenset[str]:
-        if self.data is not None:
-            model = self.data.model
-            return frozenset(model.tensor_of[name] for name in model.head)
+        if self.judge is not None:
+            return self.judge.head
         prefixes = [task.head + "." for task in self.repo.settings.task.values() if task.model == self.model.path]
         names = tensors_of(self.repo, self.dense.manifest, self.model, store=self.dense_session)
         return frozenset(name for name in names if any(name.startswith(prefix) for prefix in prefixes))
@@ -320,7 +251,7 @@ class _Reduction:
         """Find the patch, gate it, record it."""
         if density is not None:
             attempt = self._attempt(density)
-        elif self.data is None:
+        elif self.judge is None:
             raise UsageError(
                 f"the KL divergence cannot be measured: {self.note}", hint="`--density 0.5%` needs no measurement"
             )
@@ -337,7 +268,7 @@ class _Reduction:
             return
         if self.importance.startswith("top-k"):
             raise UsageError(f"{self.importance} draws nothing: there is one such patch", hint="leave out `--draws`")
-        if self.data is None:
+        if self.judge is None:
             raise UsageError(f"several draws cannot be compared: {self.note}", hint="leave out `--draws`")
 
     def _attempt(self, density: float) -> _Attempt:
@@ -350,8 +281,9 @@ class _Reduction:
                 costs.append(made.cost)
                 best, other = (made, best) if made.cost < best.cost else (best, made)
                 other.give_up()
-            if self.data is not None:
-                found = self._compare(best.session, best.tree.manifest, self.data, self.data.measure_on)
+            if self.judge is not None:
+                judge, tree = self.judge, best.tree
+                found = judge.compare(best.session, tree.manifest, judge.measure_on, progress=self.progress)
                 best = best._replace(compared=found)
         except BaseException:
             best.give_up()
@@ -375,9 +307,10 @@ class _Reduction:
             entries = tuple(files.entries.get(entry.path, entry) for entry in dense.files)
             manifest = Manifest(files=entries, models=dense.models)
             cost = 0.0
-            if self.draws > 1 and self.data is not None:
+            if self.draws > 1 and self.judge is not None:
                 # Inputs that the diagonal is of: those that the cost is measured on must not choose.
-                cost = self._compare(session, manifest, self.data, self.data.estimate_on).kl
+                judge = self.judge
+                cost = judge.compare(session, manifest, judge.estimate_on, progress=self.progress).kl
             return _Attempt(
                 session,
                 plan.kept(progress=self.progress),
@@ -405,21 +338,6 @@ class _Reduction:
                     hint="wait until nothing writes the file, then run `mgit commit` again",
                 )
         return tree.stored
-
-    def _compare(self, session: PackSession, manifest: Manifest, data: _Data, inputs: ExampleSet) -> Compared:
-        from modelgit.fisher.kl import measure
-
-        patched = open_task(self.repo, manifest, data.settings, store=session)
-        found = measure(data.model, patched, inputs, limit=_MEASURED, listed=0, progress=self.progress)
-        return Compared(
-            found.examples,
-            found.outputs,
-            found.kl,
-            found.agreement,
-            found.labelled,
-            found.old_correct,
-            found.new_correct,
-        )
 
     # -- recording
 
@@ -477,7 +395,7 @@ class _Reduction:
             draws=attempt.draws,
             kept=attempt.kept,
             exact=self.change.exact,
-            task=None if self.data is None else self.data.name,
+            task=None if self.judge is None else self.judge.name,
             fisher=self.fisher_words,
             compared=attempt.compared,
             note=self.note,
