@@ -97,6 +97,10 @@ def test_a_statement_is_in_toto_and_says_everything(keygen: Keygen) -> None:
     result = read_test_result(note.statement)
     assert sums_up(result, verdict("warn"))
     assert not sums_up(result, verdict("pass"))
+    # A limit that is only told is named among those that warn, and the verdict is a pass.
+    told = verdict("pass", results=verdict("info").results)
+    predicate = json.loads(note_of(told, None).statement)["predicate"]
+    assert (predicate["result"], predicate["warnedTests"]) == ("PASSED", ["flips"])
 
 
 @pytest.mark.parametrize("hidden", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1e", "\r"])
