@@ -10,7 +10,13 @@ from pathlib import Path
 
 __all__ = ["machine_class"]
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+)
 
 
 def machine_class(device: str, surroundings: Mapping[str, str]) -> tuple[str, ...]:
@@ -21,7 +27,7 @@ def machine_class(device: str, surroundings: Mapping[str, str]) -> tuple[str, ..
     accelerator only.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = tuple(f"{name}={surroundings[name]}" for name in _THREADS if name in surroundings)
+    limits = tuple(f"{name}={surroundings[name]}" for name in _VARIABLES if name in surroundings)
     return (platform.system(), platform.machine(), _processor(), f"{usable}", *limits, _accelerator(device))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,24 @@ def test_durations_are_kept_by_all_that_was_measured_together(
     for key in new.kept:
         new.kept[key] = {"medians_ms": ["x"]}
     assert measured(old) not in seen
+
+
+def test_what_is_kept_is_told_without_what_computes(
+    images: tuple[Told, Told, Any], languages: tuple[Told, Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old, pictures = images
+    texts = dataset(examples_of(TEXTS), task=languages[0].made.settings)
+    runs = suite_run(new, old, data=pictures), suite_run(*languages, data=texts)
+    asked: list[tuple[Any, SuiteRun]] = [
+        (RetrievalTest(name="index", data="data", max_drop=1.0, min_cosine=0.5), runs[0]),
+        (ResourcesTest(name="cost", data="data", metrics={"p50_ms": MetricLimit(max_ratio=1e9, repeats=1)}), runs[0]),
+        (PerplexityTest(name="lm", data="data", max_ratio=1e9), runs[1]),
+        (KlTest(name="drift", data="data", max=1e9), runs[1]),
+    ]
+    first = [lines(*each) for each in asked]
+    for name in ("streams", "durations"):
+        monkeypatch.setitem(sys.modules, f"modelgit.evals.{name}", None)  # torch, that is: to load it takes a second
+    assert [lines(*each) for each in asked] == first
 
 
 def test_durations_are_measured(images: tuple[Told, Told, Any]) -> None:

@@ -73,8 +73,6 @@ def _of_examples(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
 
 def _of_outputs(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
     """With both models in memory; kept for the two of them, since nothing but these numbers is left of it."""
-    from modelgit.evals.streams import output_divergences
-
     candidate, indices = run.candidate, np.sort(run.order(data))
     settings = run.settings
     drawn = None if settings.examples is None else (settings.examples, settings.seed, run.identity)
@@ -82,6 +80,8 @@ def _of_outputs(run: SuiteRun, side: Side, data: Dataset) -> Spread | str:
     known = kept_as(Spread, candidate.scores(key))
     if known is not None:
         return known
+    from modelgit.evals.streams import output_divergences
+
     old, new = ((one.model(data), one.encode(data, indices)) for one in (side, candidate))
     divergences = output_divergences(old, new, check=run.check, progress=run.progress)
     if not divergences.size:
