@@ -1,7 +1,7 @@
 """`merge --search`: try strategies and coefficients on data, and merge with the best that the gate lets pass.
 
 No strategy is best everywhere, and the coefficients matter more than the strategy.  All candidates are scored on a few
-examples, the better third of them on three times as many, and so on (successive halving; Jamieson and Talwalkar 2016).
+examples, the better half of them on twice as many, and so on (successive halving; Jamieson and Talwalkar 2016).
 Scores of one round are of the same examples, so that differences between candidates are not those of the draw.
 """
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Score", "SearchResult", "default_candidates", "halve", "search", "shares_of"]
 
-_KEPT = 3
+_KEPT = 2
 """One in so many candidates goes on to the next round."""
-_FIRST = 32
+_FIRST = 30
 """The fewest examples of a suite that say anything about a candidate."""
 
 
@@ -198,7 +198,7 @@ def halve(
     *,
     progress: Progress = SILENT,
 ) -> tuple[tuple[Score, ...], int]:
-    """Score all candidates on the first of `shares` of the examples, and the better third of them on the next.
+    """Score all candidates on the first of `shares` of the examples, and the better half of them on the next.
 
     Gives the scores, those of the last round first and the best of a round first, and the examples that were counted.
     Of equal candidates the first one is better.
@@ -223,7 +223,7 @@ def halve(
 
 
 def shares_of(candidates: int, examples: int) -> list[float]:
-    """The part of the examples of each round, growing threefold up to all of them.
+    """The part of the examples of each round, doubling up to all of them.
 
     As many rounds as leave a few finalists, but none with fewer examples than say anything.
     """

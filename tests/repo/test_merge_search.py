@@ -125,9 +125,9 @@ def test_the_default_is_a_wide_search_that_counts_a_third_at_most() -> None:
     for fisher in (True, False):
         assert len(default_candidates(fisher=fisher)) >= 60
         assert len(set(default_candidates(fisher=fisher))) == len(default_candidates(fisher=fisher))
-    for examples in (400, 1000, 4000):
+    for examples in (250, 400, 1000, 4000):
         left, cost, before = len(default_candidates()), 0.0, 0.0
         for share in shares_of(left, examples):
             cost, before = cost + left * (share - before), share
-            left = -(-left // 3)
+            left = -(-left // 2)
         assert cost <= len(default_candidates()) / 3
