@@ -43,11 +43,11 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 class RunSettings(Table, frozen=True, kw_only=True):
     """How a suite runs.
 
-    `stage` is when it is due.  `baselines` are "parent" (of a merge each one), "tag:PATTERN" (the newest tag that
-    matches), "merge-base:REF", "branch:NAME" or a revision; each must be passed.  `seed` fixes the order in which
-    examples are drawn, `alpha` bounds the probability of a wrong early verdict, `budget` the wall time ("60s", "5m"):
-    what is undecided by then is inconclusive, never a pass.  `examples` takes only the first so many of the drawing
-    order.
+    `stage` is when it is due.  `baselines` are "parent" (of a merge each one), "parent:1" (the first), "tag:PATTERN"
+    (the newest tag that matches), "merge-base:REF", "branch:NAME" or a revision; each must be passed.  `seed` fixes the
+    order in which examples are drawn, `alpha` bounds the probability of a wrong early verdict, `budget` the wall time
+    ("60s", "5m"): what is undecided by then is inconclusive, never a pass.  `examples` takes only the first so many of
+    the drawing order.
     """
 
     stage: Stage = "commit"

@@ -46,7 +46,8 @@ def run_settings(
     With `keep` they stand for its "parent" only: a verdict that others rely on leaves out none of what the suite names.
     """
     if baselines and keep:
-        baselines = tuple(dict.fromkeys((*baselines, *(name for name in run.baselines if name != "parent"))))
+        others = (name for name in run.baselines if name not in ("parent", "parent:1"))
+        baselines = tuple(dict.fromkeys((*baselines, *others)))
     if full or run.stage == "release":
         run = msgspec.structs.replace(run, sampling="full")
     return msgspec.structs.replace(run, baselines=tuple(baselines)) if baselines else run

@@ -40,7 +40,7 @@ __all__ = ["DataSource", "Suite", "load_suites"]
 
 _TASK_EXAMPLE = '[task.{name}]  model = "models/bot"  adapter = "bert-classifier"  test = "data/test.jsonl"'
 _LIMIT_EXAMPLE = "accuracy = {{ max_drop = 0.005 }}  or  negative_flips = {{ max = 0.01 }}  under [eval.{name}]"
-_BASELINE_KINDS = ("tag", "merge-base", "branch")
+_BASELINE_KINDS = ("tag", "merge-base", "branch", "parent")
 # What compares one class for each example; the other kinds say themselves which tasks they can measure.
 _BY_CLASS = (NfrTest, ClassificationTest, PinTest, CheckListTest)
 
@@ -252,14 +252,14 @@ class _Compiler:
             duration_s(run.budget, where=f"{self.place}, run: `budget`")
         for name in run.baselines:
             kind, colon, rest = name.partition(":")
-            if not name or (colon and not rest):
+            if not name or (colon and not rest) or (kind == "parent" and rest not in ("", "1")):
                 raise UsageError(
                     f"{self.place}, run: the baseline `{name}` names nothing", hint='"tag:v*", "branch:main"'
                 )
             if colon and kind not in _BASELINE_KINDS:
                 raise UsageError(
                     f"{self.place}, run: no kind of baseline `{kind}`{did_you_mean(kind, _BASELINE_KINDS)}",
-                    hint='known: "parent", "tag:PATTERN", "merge-base:REF", "branch:NAME", a revision',
+                    hint='known: "parent", "parent:1", "tag:PATTERN", "merge-base:REF", "branch:NAME", a revision',
                 )
         if len(set(run.baselines)) < len(run.baselines):
             raise UsageError(f"{self.place}, run: a baseline is named twice", hint="name each once")

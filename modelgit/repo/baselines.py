@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PARENT", "Baseline", "find_baselines", "is_parent", "parents_of_merge"]
 
-PARENT = "parent"
+PARENT, FIRST_PARENT = "parent", "parent:1"
 _PATTERN = frozenset("*?[")
 
 
@@ -54,9 +54,10 @@ def find_baselines(
 ) -> tuple[list[Baseline], list[str]]:
     """The baselines called `names` of a candidate with these `parents`, and the names that mean nothing yet.
 
-    "parent" is every parent of a merge, each a baseline of its own.  "tag:PATTERN" is the newest tag that matches,
-    among those in the candidate's history if there is one; a tag of the `candidate` itself is none.  Nothing yet are
-    the parent of a first commit, a pattern that no tag matches, and anything before there is a commit.
+    "parent" is every parent of a merge, each a baseline of its own, "parent:1" the first alone.  "tag:PATTERN" is the
+    newest tag that matches, among those in the candidate's history if there is one; a tag of the `candidate` itself is
+    none.  Nothing yet are the parent of a first commit, a pattern that no tag matches, and anything before there is a
+    commit.
     Raises UnknownRevision for what is named and not there.
     """
     found: list[Baseline] = []
@@ -67,7 +68,9 @@ def find_baselines(
             found += _parents(parents)
             missing += [] if parents else [name]
             continue
-        if not parents and not repo.view().refs:
+        if name == FIRST_PARENT:
+            commit = next(iter(parents), None)
+        elif not parents and not repo.view().refs:
             commit = None
         elif kind == "tag" and rest:
             tag = _newest_tag(repo, rest, parents, candidate)

@@ -221,6 +221,13 @@ def test_a_merge_is_compared_with_both_sides(bot: Repository, monkeypatch: pytes
     assert [(one.name, one.commit) for one in verdict.baselines] == [("parent", main), ("parent:2", side)]
     assert flips_by_baseline(verdict) == found
     assert [one.name for one in only(bot, "HEAD", baselines=("side",)).baselines] == ["side"]
+    # Who wants that compares with the side that the merge goes to alone.
+    write(bot, suite(baselines='["parent:1"]', run='sampling = "full"', flips="max_vs.parent = 0.0"))
+    alone = only(bot, "HEAD")
+    assert [(one.name, one.commit) for one in alone.baselines] == [("parent:1", main)] and alone.decision == "pass"
+    assert flips_by_baseline(alone) == {"parent:1": 0}
+    kept = only(bot, "HEAD", baselines=("side",), keep_baselines=True)
+    assert [one.name for one in kept.baselines] == ["side"]
 
 
 def test_many_sides_are_all_compared_and_words_keep_the_verdict(bot: Repository) -> None:
@@ -284,6 +291,10 @@ def test_a_tag_that_does_not_exist_yet_is_told_and_one_that_is_named_is_an_error
     assert [(line.against, line.decision) for line in record.results if line.name == "baseline"] == [
         ("tag:release-*", "baseline")
     ]
+    for name in ("parent:2", "parent:"):  # which side is the second is known of merges only
+        write(bot, suite(baselines=f'["{name}"]'))
+        with pytest.raises(UsageError, match="names nothing"):
+            only(bot)
     for name in ("tag:release-1", "branch:nowhere", "merge-base:nowhere"):
         write(bot, suite(baselines=f'["{name}"]'))
         assert only(bot).decision == "error"

@@ -28,10 +28,11 @@ negative_flips = { max = 0.05 }
 """,
     reviews="""\
 # One sentence in four is answered wrongly, and answers near the fence turn either way with any training: the limit on
-# flips is wide as yet.
+# flips is wide as yet.  So is that on accuracy, for a merge is compared with both of its sides, and keeps only part of
+# what the one that was trained on reviews had gained.
 [eval.reviews]
 task = "reviews"
-accuracy = { max_drop = 0.015 }
+accuracy = { min = 0.7, max_drop = 0.06 }
 negative_flips = { max = 0.15 }
 """,
 )
