@@ -1,7 +1,8 @@
 """`merge --search`: try strategies and coefficients on data, and merge with the best that the gate lets pass.
 
 No strategy is best everywhere, and the coefficients matter more than the strategy.  All candidates are scored on a few
-examples, the better half of them on twice as many, and so on (successive halving; Jamieson and Talwalkar 2016).
+examples, the better half of them on twice as many, and so on (successive halving; Jamieson and Talwalkar 2016), and
+at last the neighbours of the best.
 Scores of one round are of the same examples, so that differences between candidates are not those of the draw.
 """
 
@@ -200,26 +201,38 @@ def halve(
 ) -> tuple[tuple[Score, ...], int]:
     """Score all candidates on the first of `shares` of the examples, and the better half of them on the next.
 
+    At last the neighbours of the best, which are the candidates of its strategy on both sides of it, are scored on the
+    same examples where they fell out early: coefficients next to each other differ by less than an early round can see.
     Gives the scores, those of the last round first and the best of a round first, and the examples that were counted.
     Of equal candidates the first one is better.
     """
-    left = list(candidates)
+    place = {name: at for at, name in enumerate(candidates)}
     done: dict[str, Score] = {}
-    seen = dict.fromkeys(candidates, 0)
-    for number, share in enumerate(shares, 1):
-        progress.start("search", len(left), unit="candidates")
-        for name in left:
+
+    def look(names: Sequence[str], share: float) -> list[str]:
+        """Score them all; the names, best first."""
+        progress.start("search", len(names), unit="candidates")
+        for name in names:
             progress.check()
             done[name] = score(name, share)
-            seen[name] = done[name].examples
             progress.advance("search", 1)
         progress.finish("search")
-        ranked = sorted(left, key=lambda name: (-done[name].mean, left.index(name)))
-        if number < len(shares):
-            left = ranked[: max(1, -(-len(ranked) // _KEPT))]
-    place = {name: at for at, name in enumerate(candidates)}
+        return sorted(names, key=lambda name: (-done[name].mean, place[name]))
+
+    left: Sequence[str] = candidates
+    for number, share in enumerate(shares, 1):
+        ranked = look(left, share)
+        left = ranked if number == len(shares) else ranked[: max(1, len(ranked) // _KEPT)]
+    if missed := [name for name in _neighbours(candidates, place[left[0]]) if name not in left]:
+        look(missed, shares[-1])
     order = sorted(done.values(), key=lambda item: (-item.examples, -item.mean, place[item.candidate]))
-    return tuple(order), sum(seen.values())
+    return tuple(order), sum(item.examples for item in done.values())
+
+
+def _neighbours(candidates: Sequence[str], at: int) -> list[str]:
+    """The candidates before and behind one, if they are of its strategy."""
+    near = [candidates[index] for index in (at - 1, at + 1) if 0 <= index < len(candidates)]
+    return [name for name in near if name.split()[0] == candidates[at].split()[0]]
 
 
 def shares_of(candidates: int, examples: int) -> list[float]:
@@ -231,7 +244,7 @@ def shares_of(candidates: int, examples: int) -> list[float]:
     left = candidates
     while left > _KEPT and shares[0] * examples / _KEPT >= _FIRST:
         shares.insert(0, shares[0] / _KEPT)
-        left = -(-left // _KEPT)
+        left //= _KEPT
     return shares
 
 

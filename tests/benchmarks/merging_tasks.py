@@ -3,7 +3,7 @@
 Questions and reviews (`science_data`), the upper three layers of MiniLM trained on each, separate heads; the body is
 merged, each task keeps its head.  Statistics are from the training texts, as `mgit merge` takes them.  Coefficients are
 chosen on 250 and 250 validation texts, figures are from 500 and 500 test texts that nothing else saw, over three seeds
-of heads and orders.
+of heads and orders.  The search is run with 100 orders of the validation texts on each pair.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from modelgit.repo.merge_search import Score, default_candidates, halve, shares_
 __all__ = ["rows"]
 
 SEEDS = 3
+ORDERS = 100
 PICKS = ("base", "ours", "theirs")
 WITH_DATA = ("fisher", "fisher-task", "mats", "regmean")
 _VALIDATION, _TEST = 250, 500
@@ -164,10 +165,10 @@ class Pair:
         """The mean of both tasks, in per cent."""
         return float(self.right(candidate, kind).mean()) * 100
 
-    def search(self, candidates: Sequence[str]) -> tuple[str, int]:
+    def search(self, candidates: Sequence[str], order_seed: int = 0) -> tuple[str, int]:
         """What `mgit merge --search` chooses among them, and how many examples it counts."""
         count = self._labels["validation"][0].size
-        order = np.random.Generator(np.random.Philox(0)).permutation(count)
+        order = np.random.Generator(np.random.Philox(order_seed)).permutation(count)
 
         def score(name: str, share: float) -> Score:
             taken = order[: max(1, round(share * count))]
@@ -225,17 +226,21 @@ def rows(plan: Plan) -> Iterator[Row]:
             print(f"seed {seed}, {at + 1} of {len(candidates)}: {name}: {accuracy:.1f}", file=sys.stderr, flush=True)
         for name, grid in families.items():
             chosen[name].append(max(grid, key=lambda item: (pair.accuracy(item), -grid.index(item))))
-        found, counted = pair.search(candidates)
-        lost.append(max(pair.accuracy(name) for name in candidates) - pair.accuracy(found))
-        shares.append(100 * counted / (len(candidates) * pair.judgements))
+        best = max(pair.accuracy(name) for name in candidates)
+        for order in range(ORDERS):
+            found, counted = pair.search(candidates, order)
+            lost.append(best - pair.accuracy(found))
+            shares.append(100 * counted / (len(candidates) * pair.judgements))
         for name in families:
             pair.accuracy(name, "test"), pair.accuracy(chosen[name][-1], "test")
-        print(f"seed {seed}: search chose {found}", file=sys.stderr, flush=True)
         pairs.append(pair)
     yield from _table(pairs, chosen)
     group = "The search beside an exhaustive sweep, on the same pairs (validation texts)"
-    note = f"{len(candidates)} candidates; each seed: {', '.join(f'{value:.2g}' for value in lost)}"
-    yield Row(group, "points below the best of the sweep, at most", max(lost), "points", 0.5, "at most", note)
+    note = f"{len(candidates)} candidates; mean {np.mean(lost):.2f}, worst {max(lost):.1f}"
+    yield Row(group, "points below the best of the sweep, in 95 of 100 searches", float(np.quantile(lost, 0.95)),
+              "points", 0.5, "at most", note)  # fmt: skip
+    far = 100 * float(np.mean(np.array(lost) > 0.5))
+    yield Row(group, "searches more than half a point below", far, "%", note=f"{len(lost)} searches")
     yield Row(group, "examples counted, of those of the sweep", max(shares), "%", 100 / 3, "at most")
 
 

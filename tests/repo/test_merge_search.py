@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers")
 from modelgit.errors import GateRefused, NothingToDo, UsageError  # noqa: E402
 from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
-from modelgit.repo.merge_search import default_candidates, search, shares_of  # noqa: E402
+from modelgit.repo.merge_search import Score, default_candidates, halve, search, shares_of  # noqa: E402
 
 SUITES = """
 [eval.topic]
@@ -129,5 +129,25 @@ def test_the_default_is_a_wide_search_that_counts_a_third_at_most() -> None:
         left, cost, before = len(default_candidates()), 0.0, 0.0
         for share in shares_of(left, examples):
             cost, before = cost + left * (share - before), share
-            left = -(-left // 2)
-        assert cost <= len(default_candidates()) / 3
+            left //= 2
+        # Both neighbours of the best at last, of which at least the first round was seen.
+        assert cost + 2 * (1 - shares_of(len(default_candidates()), examples)[0]) <= len(default_candidates()) / 3
+
+
+def test_the_neighbours_of_the_best_are_looked_at_again() -> None:
+    names = ["ties density=0.1", "average", *(f"fisher-task scale={scale}" for scale in (1.0, 1.5, 2.0, 2.5))]
+    whole = {"fisher-task scale=1.5": 0.9, "fisher-task scale=2.0": 0.8, "average": 0.7}
+    early = whole | {"fisher-task scale=1.5": 0.1}
+    asked: list[tuple[str, float]] = []
+
+    def score(name: str, share: float) -> Score:
+        asked.append((name, share))
+        return Score(name, (whole if share == 1 else early).get(name, 0.3), {}, round(100 * share))
+
+    order, counted = halve(names, [0.5, 1.0], score)
+    assert order[0].candidate == "fisher-task scale=1.5"
+    # Three go on, and both neighbours of scale 2.0, which the first round liked best, fell out.
+    assert [name for name, share in asked if share == 1] == [
+        "fisher-task scale=2.0", "average", "ties density=0.1", "fisher-task scale=1.5", "fisher-task scale=2.5",
+    ]  # fmt: skip
+    assert counted == 5 * 100 + 1 * 50
