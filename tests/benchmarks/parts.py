@@ -27,6 +27,24 @@ class Plan(NamedTuple):
     mergekit: str | None = None
 
 
+class _Taken:
+    """How long something took from here on, and how much of that a processor worked for it, child processes included:
+    on a machine that does other things the latter says how long a quiet one takes.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._worked = time.monotonic(), _worked()
+
+    def __str__(self) -> str:
+        minutes = (time.monotonic() - self._began) / 60
+        return f"{minutes:.1f} minutes, {(_worked() - self._worked) / 60:.1f} of processor time"
+
+
+def _worked() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def run_parts(description: str | None, parts: Mapping[str, Callable[[Plan], Iterator[Row]]]) -> None:
     """Run the parts that were asked for (`--only`; all) in one thread."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,18 +60,18 @@ def run_parts(description: str | None, parts: Mapping[str, Callable[[Plan], Iter
     torch.set_num_threads(1)
     print(f"{os.cpu_count()} processors, {platform.machine()}, torch {torch.__version__}, one thread")
     rows: list[Row] = []
-    started = time.monotonic()
+    whole = _Taken()
     with tempfile.TemporaryDirectory(prefix="mgit-parts-") as folder:
         plan = Plan((options.work or Path(folder)).resolve(), options.quick, options.mergekit)
         for part in chosen:
-            found, began = [], time.monotonic()
+            found, taken = [], _Taken()
             for row in parts[part](plan):
                 print(f"{part}: {row.what}: {row.measured:.4g} {row.unit} {verdict(row)}", file=sys.stderr, flush=True)
                 found.append(row)
             rows += found
             print("\n".join(lines(found)), flush=True)
-            print(f"{part}: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+            print(f"{part}: {taken}", file=sys.stderr)
     judged = [verdict(row) for row in rows if row.bar is not None]
-    print(f"\n{judged.count('met')} of {len(judged)} bars met, {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"\n{judged.count('met')} of {len(judged)} bars met, {whole}")
     if options.json:
         options.json.write_text(json.dumps(as_json(rows), indent=1))
