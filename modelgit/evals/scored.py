@@ -25,7 +25,6 @@ def scored_rows(
     metrics: Mapping[str, MetricLimit],
     nfr_max: float | None,
     dead_band: float,
-    unit: str = "number",
 ) -> Iterator[Row]:
     """A line for each metric and baseline, and for the examples whose score fell by more than `dead_band`.
 
@@ -36,13 +35,13 @@ def scored_rows(
     compared = nfr_max is not None or any(limit.relative for limit in metrics.values())
     before = {side.name: outcome_of(side) for side in run.baselines} if compared else {}
     for metric, limit in metrics.items():
-        yield from _metric_rows(metric, limit, new, before, only=len(metrics) == 1, unit=unit)
+        yield from _metric_rows(metric, limit, new, before, only=len(metrics) == 1)
     if nfr_max is not None or new.scores:
         yield from _flip_rows(name, run, new, before, nfr_max, dead_band)
 
 
 def _metric_rows(
-    metric: str, limit: MetricLimit, new: Outcome, before: Mapping[str, Outcome], *, only: bool, unit: str
+    metric: str, limit: MetricLimit, new: Outcome, before: Mapping[str, Outcome], *, only: bool
 ) -> Iterator[Row]:
     value = new.metric(metric, only=only)
     if value is None:
@@ -51,14 +50,14 @@ def _metric_rows(
         return
     examples = len(new.scores)
     if not before or not limit.relative:
-        yield metric_row(metric, limit, value, None, unit=unit, examples=examples)
+        yield metric_row(metric, limit, value, None, unit="number", examples=examples)
         return
     for against, outcome in before.items():
         old = outcome.metric(metric, only=only)
         if old is None:
             yield failed(metric, limit, f"the test gave no such metric for the baseline {against}")
         else:
-            yield metric_row(metric, limit, value, old, unit=unit, examples=examples, against=against)
+            yield metric_row(metric, limit, value, old, unit="number", examples=examples, against=against)
 
 
 def _flip_rows(

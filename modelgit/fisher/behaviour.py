@@ -44,7 +44,6 @@ def behaviour(
     examples: ExampleSet,
     *,
     limit: int | None = 512,
-    batch_size: int | None = None,
     progress: Progress = SILENT,
 ) -> Behaviour:
     """Compare two models on the first `limit` examples: five forward passes and a backward pass, about.
@@ -57,14 +56,14 @@ def behaviour(
     share_equal(old, new)
     measured = None
     if (old.likelihood, old.classes) == (new.likelihood, new.classes):
-        measured = measure(old, new, examples, limit=limit, batch_size=batch_size, progress=progress)
+        measured = measure(old, new, examples, limit=limit, progress=progress)
     else:
         sides = " and ".join(f"{model.classes} {model.likelihood} outputs" for model in (old, new))
         notes.append(f"the outputs do not compare ({sides}), so no divergence was measured")
     change = take_change(old, new)
     found = None
     if change.deltas or not change.apart:
-        found = directional(old, change, examples, limit=limit, batch_size=batch_size, progress=progress)
+        found = directional(old, change, examples, limit=limit, progress=progress)
         if found.note is not None:
             notes.append(found.note)
     if change.apart:

@@ -36,12 +36,12 @@ def merge_file(
     theirs: bytes | None,
     *,
     resolutions: Mapping[str, Resolution] | None = None,
-    labels: tuple[str, str] = ("ours", "theirs"),
 ) -> FileMerge:
     """Merge one file; None stands for a file that is not there.
 
-    `resolutions` maps a dotted key of a JSON file, or "" for the whole file, to what somebody decided; `labels`
-    name the sides in conflict markers.  Raises UsageError for a resolution that does not fit the file.
+    `resolutions` maps a dotted key of a JSON file, or "" for the whole file, to what somebody decided.
+
+    Raises UsageError for a resolution that does not fit the file.
     """
     resolutions = resolutions or {}
     if theirs in (ours, base):
@@ -62,7 +62,7 @@ def merge_file(
         merged = merge_json(path, texts[0], texts[1], texts[2], resolutions=resolutions)
         if merged is not None:
             return FileMerge(content=merged[0].encode(), conflicts=merged[1])
-    return _merge_text(path, base, ours, theirs, labels)
+    return _merge_text(path, base, ours, theirs)
 
 
 def _whole(
@@ -76,8 +76,8 @@ def _whole(
     return {"ours": ours, "theirs": theirs, "base": base}[resolution.take]
 
 
-def _merge_text(path: str, base: bytes | None, ours: bytes, theirs: bytes, labels: tuple[str, str]) -> FileMerge:
-    merged = merge_lines(base or b"", ours, theirs, labels=labels)
+def _merge_text(path: str, base: bytes | None, ours: bytes, theirs: bytes) -> FileMerge:
+    merged = merge_lines(base or b"", ours, theirs)
     if base is None:
         conflict = Conflict(path=path, kind="added-added", ours=_line_count(ours), theirs=_line_count(theirs))
         return FileMerge(content=merged.content, conflicts=(conflict,))

@@ -93,7 +93,6 @@ def united_values(
     theirs: Mapping[str, Value],
     *,
     first: SideName | None = None,
-    what: str = "scores",
 ) -> dict[str, Value] | Clash:
     """The values of all tokens that either side has; a clash where both gave one token another value."""
     found = dict(ours)
@@ -101,7 +100,7 @@ def united_values(
         mine = ours.get(token)
         chosen = value if mine is None else decided(base.get(token), mine, value, first)
         if chosen is None:
-            return Clash(f"{what} {_shown(token)} {mine}", f"{what} it {value}")
+            return Clash(f"scores {_shown(token)} {mine}", f"scores it {value}")
         found[token] = chosen
     return found
 

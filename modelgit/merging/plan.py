@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal as OneOf
 
 from modelgit.objects import ContentId, ManifestId, TensorId, TensorSpec
 from modelgit.objects.merges import Action, Conflict, ConflictKind, FileDecision, MergePlan, TensorDecision
 
-__all__ = ["IntegerRule", "Side", "StoredTensor", "plan"]
+__all__ = ["Side", "StoredTensor", "plan"]
 
 StoredTensor = tuple[TensorSpec, TensorId]
-IntegerRule = OneOf["conflict", "combine", "ours", "theirs"]
 
 _REASONS: dict[tuple[bool, bool], str] = {
     (False, True): "added",
@@ -34,13 +32,12 @@ class Side:
     files: Mapping[str, ContentId] = field(default_factory=dict)
 
 
-def plan(base: Side, ours: Side, theirs: Side, *, integers: IntegerRule = "conflict") -> MergePlan:
+def plan(base: Side, ours: Side, theirs: Side) -> MergePlan:
     """Decide what ids decide: what only one side changed, and what both changed alike, resolves itself.
 
-    `integers` says what happens to a tensor of integers, booleans or packed bits that both sides changed: such
-    values are counters, tables and codes that have no mean, so they conflict unless a side is named here
-    ("combine" is for strategies that pick one side whole).  Without any common ancestor, tensors of equal shape
-    and dtype are combined and not called added twice.
+    Integers, booleans and packed bits that both sides changed conflict: such values are counters, tables and codes that
+    have no mean.  Without any common ancestor, tensors of equal shape and dtype are combined and not called added
+    twice.
     """
     tensors: list[TensorDecision] = []
     conflicts: list[Conflict] = []
@@ -51,7 +48,6 @@ def plan(base: Side, ours: Side, theirs: Side, *, integers: IntegerRule = "confl
             ours.models.get(model),
             theirs.models.get(model),
             unrelated=base.manifest is None,
-            integers=integers,
         )
         tensors += found[0]
         conflicts += found[1]
@@ -90,7 +86,6 @@ def _plan_model(
     theirs: Mapping[str, StoredTensor] | None,
     *,
     unrelated: bool,
-    integers: IntegerRule,
 ) -> tuple[list[TensorDecision], list[Conflict]]:
     """All tensors of one model; a model that one side deleted, or that both added, is one conflict and not hundreds."""
     b, o, t = base or {}, ours or {}, theirs or {}
@@ -102,7 +97,7 @@ def _plan_model(
     decisions: list[TensorDecision] = []
     conflicts: list[Conflict] = []
     for name in names:
-        action, reason, kind = _plan_tensor(b.get(name), o.get(name), t.get(name), unrelated, integers)
+        action, reason, kind = _plan_tensor(b.get(name), o.get(name), t.get(name), unrelated)
         decisions.append(TensorDecision(model=model, name=name, action=action, reason=reason))
         if kind is not None:
             texts = {"ours": _describe(o.get(name), kind), "theirs": _describe(t.get(name), kind)}
@@ -117,7 +112,6 @@ def _plan_tensor(
     ours: StoredTensor | None,
     theirs: StoredTensor | None,
     unrelated: bool,
-    integers: IntegerRule,
 ) -> tuple[Action, str, ConflictKind | None]:
     settled = _settled(base, ours, theirs)
     if settled is not None:
@@ -135,10 +129,8 @@ def _plan_tensor(
         return "conflict", "both sides changed the dtype", "dtype"
     if base is not None and base[0].shape != ours[0].shape:
         return "conflict", "both sides changed the shape", "shape"
-    if not ours[0].kind.is_float and integers != "combine":
-        if integers == "conflict":
-            return "conflict", f"both changed {ours[0].dtype} values, which have no mean", "integer"
-        return integers, f"both changed {ours[0].dtype} values: {integers} by rule", None
+    if not ours[0].kind.is_float:
+        return "conflict", f"both changed {ours[0].dtype} values, which have no mean", "integer"
     return "combine", "changed on both sides" if base is not None else "no common ancestor", None
 
 

@@ -27,7 +27,7 @@ class TextMerge:
     conflicts: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def merge_lines(base: bytes, ours: bytes, theirs: bytes, *, labels: tuple[str, str] = ("ours", "theirs")) -> TextMerge:
+def merge_lines(base: bytes, ours: bytes, theirs: bytes) -> TextMerge:
     """Merge two texts that both come from `base`.  Lines end with a line feed; nothing else about them changes."""
     before, mine, other = (_lines(text) for text in (base, ours, theirs))
     merged: list[bytes] = []
@@ -42,7 +42,7 @@ def merge_lines(base: bytes, ours: bytes, theirs: bytes, *, labels: tuple[str, s
             merged += right
         else:
             conflicts.append((b"".join(left), b"".join(right)))
-            merged += _marked(left, right, labels)
+            merged += _marked(left, right)
         merged += before[start : start + length]
         at_base, at_mine, at_other = start + length, start_mine + length, start_other + length
     return TextMerge(content=b"".join(merged), conflicts=tuple(conflicts))
@@ -96,13 +96,13 @@ def _matches(base: Sequence[bytes], side: Sequence[bytes]) -> list[tuple[int, in
     return found
 
 
-def _marked(ours: Sequence[bytes], theirs: Sequence[bytes], labels: tuple[str, str]) -> list[bytes]:
+def _marked(ours: Sequence[bytes], theirs: Sequence[bytes]) -> list[bytes]:
     return [
-        b"<<<<<<< " + labels[0].encode() + b"\n",
+        b"<<<<<<< ours\n",
         *_ended(ours),
         b"=======\n",
         *_ended(theirs),
-        b">>>>>>> " + labels[1].encode() + b"\n",
+        b">>>>>>> theirs\n",
     ]
 
 

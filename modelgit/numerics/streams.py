@@ -138,18 +138,17 @@ def encode_streams(
     *,
     windows: Sequence[int] = (WIDE,),
     skewed: bool = False,
-    must_save: float = WORTH_DECODING,
 ) -> list[BytesLike]:
     """Code 1-D contiguous `streams`, each of at least one byte; the parts may be views of them, to be joined soon.
 
     `windows` are logarithms, from LOCAL to WIDE, of the bytes that share a Huffman table; each is tried.  `skewed`
     says that there are no repeats but those of one byte, so that nobody need look for others.  A frame that saves
-    less than the share `must_save` of its stream is not used.
+    less than the share `WORTH_DECODING` of its stream is not used.
     """
     head = bytearray(-(-len(streams) // 4))
     parts: list[BytesLike] = [head]
     for index, stream in enumerate(streams):
-        kind, body = _encode(stream, windows, skewed, must_save)
+        kind, body = _encode(stream, windows, skewed)
         head[index >> 2] |= kind << 2 * (index & 3)
         if kind == FRAME:
             parts.append(varint(len(body)))
@@ -186,7 +185,7 @@ def compressible(stream: Bytes) -> bool:
     return len(_CONTEXTS.huffman.compress(stream.data)) < stream.size - stream.size // 50
 
 
-def _encode(stream: Bytes, windows: Sequence[int], skewed: bool, must_save: float) -> tuple[int, BytesLike]:
+def _encode(stream: Bytes, windows: Sequence[int], skewed: bool) -> tuple[int, BytesLike]:
     size = stream.size
     if stream[0] == stream[-1] == stream[size >> 1] and not np.any(stream != stream[0]):
         return CONSTANT, stream[:1].data
@@ -206,7 +205,7 @@ def _encode(stream: Bytes, windows: Sequence[int], skewed: bool, must_save: floa
             frame = contexts.matching.compress(stream.data)
         else:
             frame = _best_window(stream, windows).compress(stream.data)
-    if len(frame) >= size - int(size * must_save) - 2:
+    if len(frame) >= size - int(size * WORTH_DECODING) - 2:
         return RAW, stream.data
     return FRAME, frame
 

@@ -64,10 +64,10 @@ _PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 _SHOWN = 20
 
 
-def section(name: str, summary: str, findings: Sequence[Finding] = (), *, seconds: float = 0.0) -> CheckSection:
-    """A section whose outcome is that of its worst finding; "pass" without any."""
+def section(name: str, summary: str, findings: Sequence[Finding] = ()) -> CheckSection:
+    """A section whose outcome is that of its worst finding, "pass" without any; the caller times it."""
     outcome = worst(["pass", *(_LEVELS[finding.level] for finding in findings)])
-    return CheckSection(name=name, outcome=outcome, summary=summary, findings=tuple(findings), seconds=seconds)
+    return CheckSection(name=name, outcome=outcome, summary=summary, findings=tuple(findings), seconds=0.0)
 
 
 def outcome_of(decision: str) -> Outcome:

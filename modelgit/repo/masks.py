@@ -19,7 +19,6 @@ from modelgit.patching.encode import write_blob
 from modelgit.patching.positions import Section
 from modelgit.repo.contents import tensors_of
 from modelgit.repo.reach import mask_files
-from modelgit.store.base import ObjectStore
 from modelgit.store.durable import write_durably
 from modelgit.store.metadata import read_record, write_record
 
@@ -235,22 +234,18 @@ def _matching(masks: list[MaskId], name: str, digits: str) -> list[MaskId]:
     return [mask for mask in masks if mask.hex.startswith(digits)] if len(digits) >= 4 else []
 
 
-def mask_positions(
-    repo: Repository, mask: Mask, *, store: ObjectStore | None = None
-) -> dict[str, NDArray[np.int64] | None]:
+def mask_positions(repo: Repository, mask: Mask) -> dict[str, NDArray[np.int64] | None]:
     """Ascending element indices by tensor name; None means every element."""
     found: dict[str, NDArray[np.int64] | None] = {}
     for region in mask.regions:
-        found[region.name] = _region_positions(repo, region, store)
+        found[region.name] = _region_positions(repo, region)
     return found
 
 
-def _region_positions(
-    repo: Repository, region: MaskRegion, store: ObjectStore | None = None
-) -> NDArray[np.int64] | None:
+def _region_positions(repo: Repository, region: MaskRegion) -> NDArray[np.int64] | None:
     if region.positions is None:
         return None
-    reader = repo.reader(store)
+    reader = repo.reader()
     if region.length:
         data = bytes(reader.read(region.positions, region.offset, region.offset + region.length))
         return decode_section(data, region.spec.elements, max_count=region.count)

@@ -39,13 +39,11 @@ _HEX = re.compile(r"[0-9a-f]{64}\Z")
 Needed = tuple[ObjectId, TensorSpec | None]
 
 
-def commit_roots(repo: Repository, *, operations: int | None = None) -> set[CommitId]:
-    """Commits that a ref, a merge under way, or one of the last `operations` operations (all: None) points at."""
+def commit_roots(repo: Repository) -> set[CommitId]:
+    """Commits that a ref, a merge under way, or any operation that is kept points at."""
     roots: set[CommitId] = set()
     newest = repo.roots.read().root.operation
-    for number, (_, operation) in enumerate(repo.operations.history(newest)):
-        if operations is not None and number >= operations:
-            break
+    for _, operation in repo.operations.history(newest):
         roots |= operation.view.tips
     return roots | merge_roots(repo)
 

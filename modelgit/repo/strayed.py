@@ -25,6 +25,8 @@ __all__ = ["count_strayed", "outside_mask", "over_stored", "strayed_values", "st
 Positions = Mapping[str, NDArray[np.int64] | None]
 Bytes = bytes | bytearray | memoryview
 
+_NAMED = 3  # tensors in a sentence
+
 
 def outside_mask(
     repo: Repository, mask: Mask, before: Manifest, after: Manifest, *, new_store: ObjectStore | None = None
@@ -50,14 +52,14 @@ def outside_mask(
     return strayed
 
 
-def strayed_words(strayed: Mapping[str, int], *, named: int = 3) -> str:
+def strayed_words(strayed: Mapping[str, int]) -> str:
     """Counts by tensor in words: how many values in all, and the tensors with most of them."""
     most = sorted(strayed.items(), key=lambda item: (-item[1], item[0]))
     total = sum(strayed.values())
-    places = ", ".join(f"{count:,} in {name}" for name, count in most[:named])
+    places = ", ".join(f"{count:,} in {name}" for name, count in most[:_NAMED])
     if len(most) == 1:
         return f"{counted(total, 'value')} in {most[0][0]}"
-    more = f", and more in {len(most) - named} others" if len(most) > named else ""
+    more = f", and more in {len(most) - _NAMED} others" if len(most) > _NAMED else ""
     return f"{total:,} values in {len(most)} tensors ({places}{more})"
 
 

@@ -154,13 +154,11 @@ def _inflate(
         raise IntegrityError(f"{object_id.KIND} {object_id} does not decompress: {error}") from None
 
 
-def write_record(
-    writer: WriteStore, kind: type[I], record: msgspec.Struct, *, base: tuple[ObjectId, bytes] | None = None
-) -> I:
+def write_record(writer: WriteStore, kind: type[I], record: msgspec.Struct) -> I:
     """Append a canonical record and return its id."""
     data = encode(record)
     object_id = kind.of(data)
-    write_metadata(writer, object_id, data, base=base)
+    write_metadata(writer, object_id, data)
     return object_id
 
 

@@ -137,7 +137,7 @@ class SnapshotCache:
         progress.finish("checkout")
         return place / name
 
-    def tidy(self, *, keep_days: float = KEEP_DAYS, max_bytes: int = MAX_BYTES) -> int:
+    def tidy(self, *, max_bytes: int = MAX_BYTES) -> int:
         """Remove what has not been asked for in a long time, or is too much; returns how many snapshots went.
 
         Programs that have files of one open keep them.
@@ -156,7 +156,7 @@ class SnapshotCache:
         for last, place in sorted(used, reverse=True):
             total += _size(place, seen)
             too_much = total > max_bytes and now - last > _FRESH_S
-            if too_much or now - last > keep_days * 86400:
+            if too_much or now - last > KEEP_DAYS * 86400:
                 self._take(place)
                 count += 1
         return count

@@ -209,8 +209,8 @@ def test_binary_files_conflict_and_keep_ours_until_decided():
 
 
 def test_text_shows_both_sides_and_toml_is_not_broken_by_clean_lines():
-    outcome = merged(b"a\n", b"b\n", b"c\n", path="README.md", labels=("main", "tone"))
-    assert b"<<<<<<< main\nb\n=======\nc\n>>>>>>> tone\n" in outcome.content
+    outcome = merged(b"a\n", b"b\n", b"c\n", path="README.md")
+    assert b"<<<<<<< ours\nb\n=======\nc\n>>>>>>> theirs\n" in outcome.content
     base = b"[a]\nx = 1\n\ny = 2\n\n\n"
     ours, theirs = base.replace(b"x = 1\n", b"x = 1\nz = 0\n"), base + b"[b]\n"
     assert merged(base, ours, theirs, path="mgit.toml").content == ours + b"[b]\n"

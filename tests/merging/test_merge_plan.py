@@ -23,8 +23,8 @@ def side(name="m", model="models/bot", files=None, **tensors):
     )
 
 
-def decide(base, ours, theirs, **more):
-    found = plan(side("b", t=base), side("o", t=ours), side("t", t=theirs), **more)
+def decide(base, ours, theirs):
+    found = plan(side("b", t=base), side("o", t=ours), side("t", t=theirs))
     (decision,) = found.tensors or (None,)
     return decision.action if decision else None, [c.kind for c in found.conflicts]
 
@@ -81,13 +81,6 @@ def test_a_shape_conflict_shows_both_shapes():
         side("b", t=A), side("o", t=tensor("b", shape=(49152, 960))), side("t", t=tensor("c", shape=(49160, 960)))
     ).conflicts
     assert (conflict.ours, conflict.theirs) == ("[49152, 960]", "[49160, 960]")
-
-
-def test_integers_follow_the_rule_that_is_named():
-    sides = [tensor(v, "I64", ()) for v in "abc"]
-    assert decide(*sides, integers="ours") == ("ours", [])
-    assert decide(*sides, integers="theirs") == ("theirs", [])
-    assert decide(*sides, integers="combine") == ("combine", [])
 
 
 def test_changes_of_different_tensors_never_conflict():

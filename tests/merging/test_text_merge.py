@@ -42,9 +42,9 @@ def test_edits_of_distant_lines_are_both_there(body, data):
 
 
 def test_edits_of_one_line_conflict_and_are_both_shown():
-    outcome = merge_lines(b"a\nb\nc\n", b"a\nB\nc\n", b"a\nbeta\nc\n", labels=("main", "tone"))
+    outcome = merge_lines(b"a\nb\nc\n", b"a\nB\nc\n", b"a\nbeta\nc\n")
     assert outcome.conflicts == ((b"B\n", b"beta\n"),)
-    assert outcome.content == b"a\n<<<<<<< main\nB\n=======\nbeta\n>>>>>>> tone\nc\n"
+    assert outcome.content == b"a\n<<<<<<< ours\nB\n=======\nbeta\n>>>>>>> theirs\nc\n"
 
 
 def test_insertions_at_one_place_conflict_unless_they_are_the_same():

@@ -45,11 +45,11 @@ RECIPE = Recipe(
 )
 
 
-def real_texts(assets: Assets, *, seed: int = _SPLIT_SEED) -> tuple[TaskTexts, TaskTexts]:
-    """Questions, with a later batch of which one in ten has a wrong label, and reviews; `seed` draws the split."""
-    train, test, later = split_rows(read_questions(assets.questions), *_QUESTIONS, seed=seed)
+def real_texts(assets: Assets) -> tuple[TaskTexts, TaskTexts]:
+    """Questions, with a later batch of which one in ten has a wrong label, and reviews."""
+    train, test, later = split_rows(read_questions(assets.questions), *_QUESTIONS, seed=_SPLIT_SEED)
     kinds = tuple(sorted({row.label for row in train}))
-    hasty = mislabel(later, kinds, share=_WRONG_SHARE, seed=seed)
+    hasty = mislabel(later, kinds, share=_WRONG_SHARE, seed=_SPLIT_SEED)
     questions = TaskTexts("questions", kinds, 24, train, test, hasty)
-    train, test = split_rows(read_reviews(assets.reviews), *_REVIEWS, seed=seed)
+    train, test = split_rows(read_reviews(assets.reviews), *_REVIEWS, seed=_SPLIT_SEED)
     return questions, TaskTexts("reviews", ("negative", "positive"), 32, train, test)
