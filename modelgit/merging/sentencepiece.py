@@ -24,6 +24,7 @@ PLAIN_FILES = ("tokenizer.model", "spiece.model", "spm.model")
 """Files in which the place of a piece is its row; tokenizers with other files put tokens of their own between."""
 FILES = (*PLAIN_FILES, "sentencepiece.bpe.model")
 
+_SHOWN = 24
 _MAX_BYTES = 64 << 20
 _MAX_FIELDS = 1 << 21
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -123,7 +124,7 @@ def merge_models(
         their = new.pop(piece.text, piece)
         chosen = _piece_of(old.get(piece.text), piece, their, first)
         if chosen is None:
-            return Clash(f"scores {piece.text[:24]!r} {piece.score:g}", f"scores it {their.score:g}")
+            return _clash(piece, their)
         pieces.append(chosen)
     pieces += new.values()
     try:
@@ -144,6 +145,14 @@ def _piece_of(base: Piece | None, ours: Piece, theirs: Piece, first: SideName | 
     before, mine, other = ((piece.score, piece.kind) if piece else None for piece in (base, ours, theirs))
     chosen = decided(before, mine, other, first)
     return None if chosen is None else ours if chosen == mine else theirs
+
+
+def _clash(ours: Piece, theirs: Piece) -> Clash:
+    """What each side says of one piece, by the first thing that differs."""
+    text = repr(ours.text[:_SHOWN])
+    if ours.score != theirs.score:
+        return Clash(f"scores {text} {ours.score:g}", f"scores it {theirs.score:g}")
+    return Clash(f"gives {text} type {ours.kind}", f"gives it type {theirs.kind}")
 
 
 def _numbered(

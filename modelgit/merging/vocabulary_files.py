@@ -179,13 +179,17 @@ def _ranked_lines(versions: Versions, first: SideName | None) -> Versions | Clas
         return versions
     lines = [[] if data is None else data.splitlines() for data in versions]
     heads = [side[:1] if side and side[0].startswith(b"#version") else [] for side in lines]
+    # Bytes that are no UTF-8 come out as they went in.
     texts = [
-        [line.decode("utf-8", "replace") for line in side[len(head) :]] for side, head in zip(lines, heads, strict=True)
+        [line.decode("utf-8", "surrogateescape") for line in side[len(head) :]]
+        for side, head in zip(lines, heads, strict=True)
     ]
     found = united_order(texts[0], texts[1], texts[2], first=first)
     if isinstance(found, Clash):
         return found
-    joined = b"".join(line + b"\n" for line in [*heads[1], *(text.encode() for text in found)])
+    joined = b"".join(
+        line + b"\n" for line in [*heads[1], *(text.encode("utf-8", "surrogateescape") for text in found)]
+    )
     return base, joined, joined
 
 

@@ -105,6 +105,13 @@ def test_tokens_whose_parts_the_other_side_takes_are_named() -> None:
     assert lost_tokens(united, ours, base) == []
 
 
+def test_lines_of_merges_keep_bytes_that_are_no_text() -> None:
+    base, ours, theirs = (b"#version: 0.2\na b\n" + more for more in (b"", b"\xff c\n", b"\xfe d\n"))
+    nothing = read_vocabulary({"vocab.txt": b"a\n"})
+    found = aligned_versions("merges.txt", (base, ours, theirs), (nothing, nothing, nothing), nothing, None)
+    assert found[1] == found[2] == b"#version: 0.2\na b\n\xff c\n\xfe d\n"
+
+
 ODD = st.sampled_from([None, 5, "x", [], {}, [[1]], {"a": -1}, [["a", "b"], "c"], float("nan"), [None], {"type": []}])
 
 
@@ -192,6 +199,8 @@ def test_what_both_changed_in_a_file_of_pieces_is_a_clash() -> None:
     assert merge_models(base, ours, theirs) == Clash("scores 'a' -7", "scores it -8")
     assert merge_models(base, ours, theirs, first="theirs") == model(piece("a", -8), B, piece("x", -1))
     assert merge_models(base, ours, theirs, first="ours") == ours
+    kinds = [model(piece("a", -1.5, kind=kind), B) for kind in (3, 4)]
+    assert merge_models(base, *kinds) == Clash("gives 'a' type 3", "gives it type 4")
     byte = field(35, 1)
     assert merge_models(base, model(A, B, trainer=byte), model(A, B, piece("x"))) == model(
         A, B, piece("x"), trainer=byte
