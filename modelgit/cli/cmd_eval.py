@@ -170,6 +170,7 @@ def run(
             typed = [revision] if revision else []
             typed += [word for name, values in valued.items() for value in values for word in (name, value)]
             typed += [name for name, given in flags.items() if given]
+            typed += [] if sign is None else ["--sign", sign] if sign else ["--sign"]
             times = [had.get(one.suite, "") for one in undecided]
             session.output.say(f"hint: `{_longer(times, typed)}` goes on from what was computed")
         if shadow and code:

@@ -67,6 +67,10 @@ def test_suites_from_the_command_line(mgit: Any) -> None:
     assert verified.code == 0 and "Computed again: 16 cached predictions, all as" in verified.err
     again = "hint: `mgit eval main --suite strict --baseline 'main~1' --budget 1s` goes on from what was computed"
     assert again in mgit("eval", "main", "--baseline", "main~1", "--budget", "1ms", code=8).err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modelgit.cli.cmd_eval.signing_key_of", lambda *_: None)
+        recorded = mgit("eval", "main", "--record", "--sign", "my key", "--budget", "1ms", code=8)
+    assert "`mgit eval main --suite strict --record --sign 'my key' --budget 1s` goes on" in recorded.err
     short = SUITE.replace("0.0", "1.0").replace("[data", '[run]\nbudget = "1ms"\n[data', 1)
     (root / "evals/strict.toml").write_text(short)
     assert "--budget 1s` goes on" in mgit("eval", "main", code=8).err
