@@ -39,8 +39,8 @@ def push(
 ) -> None:
     """Send branches (the current one) to REMOTE (origin), and move the remote's, all or none.
 
-    Sends the patches that the remote lacks.  If it has commits that are not here, or a policy of a branch refuses it,
-    nothing is changed.  `HERE:THERE` sends a branch under another name.
+    Sends the patches that the remote lacks.  If it has commits that are not here, or a policy of a branch or tag
+    refuses it, nothing is changed.  `HERE:THERE` sends a branch under another name.
     """
     from modelgit.repo.ref_policies import PushRefused
     from modelgit.repo.sync import push as send

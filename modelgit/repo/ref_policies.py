@@ -163,12 +163,14 @@ class PushGuard:
         default = f"{BRANCHES}{state.view.branch}"
         tags = {short_ref(ref): commit for ref, commit in state.view.refs.items() if ref.startswith(TAGS)}
         self.decisions = []
+        notes: list[KeptNote] | None = None  # read once, and not at all for a remote without branches
         for move in moves:
             # Tags, and branches that are new, are judged by the tip of the default branch.
             ruling = move.name if move.name.startswith(BRANCHES) and move.expected is not None else default
             against = state.view.refs.get(ruling)
             if against is None or not move.name.startswith((BRANCHES, TAGS)):
                 continue
+            notes = self._notes(state) if notes is None else notes
             try:
                 found = decide_ref(
                     self._repo,
@@ -180,7 +182,7 @@ class PushGuard:
                     base=f"{self._remote}/{short_ref(ruling)}",
                     tags=tags,
                     store=store,
-                    notes=self._notes(state),
+                    notes=notes,
                     progress=self._progress,
                 )
             except UsageError as error:

@@ -91,7 +91,7 @@ def push(
 
     `force_with_lease` lets a branch go back or aside, provided that the remote's is where the last fetch saw it.
     Raises RemoteError, with nothing changed, when the remote has commits that are not here, and PushRefused when a
-    policy of a branch refuses it.
+    policy of a branch or tag refuses it.
     """
     view = repo.view()
     names = list(branches)

@@ -624,7 +624,6 @@ def test_programs_see_the_pruned_model_and_nothing_of_it_is_left(
         """Somebody stops it while the program looks at the pruned model."""
 
         pruned = False
-
         waiting: Path
 
         def finish(self, task: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -57,8 +55,7 @@ def test_the_smallest_values_of_matrices_are_zero_and_nothing_else(repo: Reposit
         assert np.count_nonzero(new) == kept, name
 
 
-@pytest.mark.parametrize("share", [0.5])
-def test_storages_of_pickles_and_tied_tensors(repo: Repository, tmp_path: Path, share: float) -> None:
+def test_storages_of_pickles_and_tied_tensors(repo: Repository) -> None:
     torch = pytest.importorskip("torch")
     weight = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
     torch.save({"a": weight, "tied": weight, "turned": weight.t(), "bias": torch.ones(5)}, repo.worktree / "bot.pt")
@@ -66,7 +63,7 @@ def test_storages_of_pickles_and_tied_tensors(repo: Repository, tmp_path: Path, 
     repo.commit("base")
     manifest = repo.manifest_of(repo.head())
     with repo.session() as session:
-        copy = zeroed_copy(repo, session, manifest, share)
+        copy = zeroed_copy(repo, session, manifest, 0.5)
         state = model_state(repo, copy, find_model(copy, "bot.pt"), store=session)
         a, turned, bias = (state[name].numpy() for name in ("a", "turned", "bias"))
         session.abort()
