@@ -61,7 +61,7 @@ def merge_file(
     if PurePosixPath(path).suffix.lower() == ".json":
         merged = merge_json(path, texts[0], texts[1], texts[2], resolutions=resolutions)
         if merged is not None:
-            return FileMerge(content=merged[0].encode(), conflicts=merged[1])
+            return FileMerge(content=merged[0].encode("utf-8", "backslashreplace"), conflicts=merged[1])
     return _merge_text(path, base, ours, theirs)
 
 

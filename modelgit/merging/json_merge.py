@@ -61,7 +61,10 @@ def merge_json(
         base_style=Style.of(base or ours),
         resolutions=resolutions or {},
     )
-    merged = _object(merge, before[1], mine[1], other[1], ())
+    try:
+        merged = _object(merge, before[1], mine[1], other[1], ())
+    except RecursionError:
+        return None  # lists nested without end: it was read, and cannot be compared
     return mine[0] + merged + mine[2], tuple(merge.conflicts)
 
 

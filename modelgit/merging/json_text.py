@@ -203,4 +203,5 @@ def adapt(text: str, source: Style, target: Style) -> str:
 
 def key_path(keys: tuple[str, ...]) -> str:
     """Keys from the top down, joined by dots; a key with dots, spaces or quotes is written as a JSON string."""
-    return ".".join(key if _PLAIN_KEY.match(key) else json.dumps(key, ensure_ascii=False) for key in keys)
+    path = ".".join(key if _PLAIN_KEY.match(key) else json.dumps(key, ensure_ascii=False) for key in keys)
+    return path.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no text

@@ -82,8 +82,8 @@ def read_model(data: bytes) -> PieceModel | None:
     if len(data) > _MAX_BYTES:
         return None
     pieces: list[Piece] = []
-    fields: dict[int, bytes] = {}
-    trainer: dict[int, bytes] = {}
+    fields: dict[int, list[bytes]] = {}
+    trainer: dict[int, list[bytes]] = {}
     counts: dict[int, int] = {}
     try:
         for field in _fields(data):
@@ -94,14 +94,18 @@ def read_model(data: bytes) -> PieceModel | None:
                     if inner.number in (_VOCAB_SIZE, *_NUMBERED) and inner.wire == _VARINT:
                         counts[inner.number] = _varint(inner.value, 0)[0]
                     else:
-                        trainer[inner.number] = trainer.get(inner.number, b"") + inner.whole
+                        trainer.setdefault(inner.number, []).append(inner.whole)
             else:
-                fields[field.number] = fields.get(field.number, b"") + field.whole
+                fields.setdefault(field.number, []).append(field.whole)
     except (ValueError, IndexError, struct.error):
         return None
     if not pieces or len({piece.text for piece in pieces}) != len(pieces):
         return None
-    return PieceModel(tuple(pieces), fields, trainer, counts)
+    return PieceModel(tuple(pieces), _joined(fields), _joined(trainer), counts)
+
+
+def _joined(fields: Mapping[int, list[bytes]]) -> dict[int, bytes]:
+    return {number: b"".join(found) for number, found in fields.items()}
 
 
 def merge_models(

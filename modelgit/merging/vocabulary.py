@@ -60,6 +60,7 @@ _TABLES = frozenset(
 )
 _HEADS = re.compile(r"(^|.*\.)(output|(predictions|lm_head)\.decoder|cls\.predictions)\Z")
 _SHOWN = 24
+_DIGITS = 19
 _ORDER: tuple[SideName, ...] = ("ours", "theirs", "base")
 
 
@@ -124,7 +125,9 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary | None:
             listed = {str(item[0]): number for number, item in enumerate(listed) if isinstance(item, list) and item}
         added = table.get("added_tokens")
         entries = [item for item in added if isinstance(item, dict)] if isinstance(added, list) else []
-        more = {item.get("content"): item.get("id") for item in entries}
+        if not all(isinstance(item.get("content"), str) for item in entries):
+            return None
+        more = {item["content"]: item.get("id") for item in entries}
         return _checked(listed if isinstance(listed, dict) else {}, more, "tokenizer.json")
     settings = json_object(files.get("tokenizer_config.json")) or {}
     beside = {**_decoder(settings), **(json_object(files.get("added_tokens.json")) or {})}
@@ -147,8 +150,13 @@ def _decoder(settings: Mapping[str, Any]) -> dict[Any, Any]:
     """Rows by added token, as a tokenizer_config.json names them."""
     table = settings.get("added_tokens_decoder")
     entries = table.items() if isinstance(table, dict) else ()
-    named = {row: item.get("content") for row, item in entries if isinstance(item, dict) and row.isdecimal()}
+    named = {row: item.get("content") for row, item in entries if isinstance(item, dict) and _is_row(row)}
     return {token: int(row) for row, token in named.items() if isinstance(token, str)}
+
+
+def _is_row(text: str) -> bool:
+    # Python converts no text of thousands of digits; a row that long is none.
+    return text.isdecimal() and len(text) < _DIGITS
 
 
 def _checked(learned: Mapping[Any, Any], more: Mapping[Any, Any], source: str) -> Vocabulary | None:

@@ -6,7 +6,7 @@ Each of the three versions of a file is brought to the merged vocabulary; then t
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,13 +84,17 @@ def aligned_versions(
     if isinstance(added, Clash):
         return added
     rendered: _Rendered = {}
-    changed = []
+    changed: list[bytes | None] = []
     for data, document, known in zip(versions, documents, vocabularies, strict=True):
         if data is None or document is None:
             changed.append(data)
             continue
-        moved = _moved_ids(name, document, known, merged)
-        changed.append(_written(data, document, _set(name, moved, documents, merged, rows, learned, added), rendered))
+        try:
+            moved = _moved_ids(name, document, known, merged)
+            after = _set(name, moved, documents, merged, rows, learned, added)
+            changed.append(_written(data, document, after, rendered))
+        except RecursionError:
+            return versions  # nested without end: no tokenizer, and merged as any other file
     return changed[0], changed[1], changed[2]
 
 
@@ -157,7 +161,8 @@ def _scores(listed: object) -> dict[str, float] | None:
 
 
 def _is_score(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer may be of any size; a comparison does not convert it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _lines(versions: Versions) -> Versions:
@@ -259,10 +264,16 @@ def _entries(
         mine, other = ours.get(token, theirs.get(token, {})), theirs.get(token, ours.get(token, {}))
         entry = decided(base.get(token), mine, other, first)
         if entry is None:
-            key = next(key for key in sorted({*mine, *other}) if mine.get(key) != other.get(key))
-            return Clash(f"adds {token[:_SHOWN]!r} with {key} {mine.get(key)}", f"with {key} {other.get(key)}")
+            key = next(key for key in sorted({*mine, *other}) if mine.get(key, {}) != other.get(key, {}))
+            return Clash(f"adds {token[:_SHOWN]!r} with {_shown(mine, key)}", f"with {_shown(other, key)}")
         found.append(entry)
     return found
+
+
+def _shown(entry: Mapping[str, Any], key: str) -> str:
+    """A flag of an added token, for people."""
+    words = f"{key} {entry[key]}" if key in entry else f"no {key}"
+    return words.encode("utf-8", "backslashreplace").decode()[: 2 * _SHOWN]
 
 
 def _without_id(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,4 +365,4 @@ def _written(data: bytes, before: Mapping[str, Any], after: Mapping[str, Any], r
         if span is None:
             return data
         text = text[: span[0]] + value + text[span[1] :]
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair is an escape again

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import struct
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelgit.merging.files import merge_file
 from modelgit.merging.learned import Clash, lost_tokens, read_pairs, united_order, united_values
 from modelgit.merging.sentencepiece import merge_models, read_model
-from modelgit.merging.vocabulary import merge_vocabularies, read_vocabulary
+from modelgit.merging.vocabulary import Vocabulary, merge_vocabularies, read_vocabulary
 from modelgit.merging.vocabulary_files import aligned_versions, unreached
 from modelgit.objects.merges import SideName
 
@@ -135,6 +137,61 @@ def test_odd_tokenizers_raise_nothing(changes: list[tuple[tuple[str, ...], objec
         three = (versions[0], versions[1], versions[2])
         found = aligned_versions("tokenizer.json", three, (known[0], known[1], known[2]), merged, 5, first=first)
         assert isinstance(found, Clash) or unreached(three, found[1]) is not None
+
+
+DEEP = "[" * 700 + "]" * 700
+ODD = {
+    "an added token that is a list": ("tokenizer.json", '"content": "<s>"', '"content": ["<s>"]'),
+    "half of a surrogate pair": ("tokenizer.json", '"id": 3,', '"id": 3, "note": "\\ud800 é",'),
+    "a list nested without end": ("tokenizer.json", '"pad_id": 0', f'"pad_id": {DEEP}'),
+    "a row of thousands of digits": ("tokenizer_config.json", '"3"', f'"{"9" * 5000}"'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_files_that_no_tokenizer_writes_raise_nothing(odd: str) -> None:
+    name, was, becomes = ODD[odd]
+    texts = {"tokenizer.json": json.dumps(TOKENIZER, ensure_ascii=False)}
+    texts["tokenizer_config.json"] = '{"added_tokens_decoder": {"3": {"content": "<s>"}}, "bos_token_id": 3}'
+    assert was in texts[name]
+    changed = texts[name].replace(was, becomes)
+    source = "tokenizer.json" if name == "tokenizer.json" else "vocab.txt"
+    files = {"tokenizer.json": texts["tokenizer.json"].encode(), "vocab.txt": b"a\nb\nab\n", name: changed.encode()}
+    known = read_vocabulary({key: files[key] for key in {source, name}})
+    if known is None:
+        assert odd == "an added token that is a list"
+        return
+    grown = Vocabulary({**known.ids, "new": known.size - 1, "<s>": known.size}, known.source, known.added | {"new"})
+    three = (
+        changed.encode(),
+        changed.replace("{", '{"x": 1, ', 1).encode(),
+        changed.replace("{", '{"y": 2, ', 1).encode(),
+    )
+    found = aligned_versions(name, three, (known, known, grown), grown, 5)
+    assert not isinstance(found, Clash)
+    merged = merge_file(name, *found).content
+    assert merged is not None
+    assert json.loads(merged)
+
+
+def test_a_score_of_any_size_is_no_number_and_a_flag_may_be_missing() -> None:
+    sides = [json.dumps({"model": {"vocab": [["a", score]]}}).encode() for score in (-1.0, -2.0, 10**400)]
+    known = read_vocabulary({"tokenizer.json": sides[0]})
+    assert known is not None
+    assert aligned_versions("tokenizer.json", (sides[0], sides[1], sides[2]), (known,) * 3, known, 1) is not None
+    flags = [{"content": "<s>", "id": 3, **more} for more in ({"special": True}, {"lstrip": None}, {})]
+    three = tuple(json.dumps({**TOKENIZER, "added_tokens": [entry]}).encode() for entry in flags)
+    known = read_vocabulary({"tokenizer.json": three[0]})
+    assert known is not None
+    found = aligned_versions("tokenizer.json", (three[0], three[1], three[2]), (known,) * 3, known, 4)
+    assert found == Clash("adds '<s>' with lstrip None", "with no lstrip")
+
+
+def test_a_file_of_sentencepiece_with_a_field_many_times_is_read_once() -> None:
+    data = field(9, b"x" * 200) * 60_000 + model(piece("a", -1.0))
+    began = time.process_time()
+    assert read_model(data) is not None
+    assert time.process_time() - began < 2
 
 
 # -- sentencepiece
