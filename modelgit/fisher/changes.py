@@ -96,9 +96,18 @@ class Margins(NamedTuple):
     def products(self, first: int, last: int) -> NDArray[np.float64]:
         """Row times column of the elements `first` to `last`, float64 `[last - first]`."""
         width = self.columns.size
-        low, high = first // width, -(-last // width)
-        whole = np.multiply.outer(self.rows[low:high], self.columns).reshape(-1)
-        return whole[first - low * width : last - low * width]
+        # A row may be far longer than a window: of one that begins or ends outside, only the part asked for is made.
+        head = min(last, -(-first // width) * width)
+        tail = max(head, last // width * width)
+        return np.concatenate([self._of_row(first, head), self._of_rows(head, tail), self._of_row(tail, last)])
+
+    def _of_row(self, first: int, last: int) -> NDArray[np.float64]:
+        row, column = divmod(first, self.columns.size)
+        return self.rows[row : row + 1] * self.columns[column : column + last - first]
+
+    def _of_rows(self, first: int, last: int) -> NDArray[np.float64]:
+        width = self.columns.size
+        return np.multiply.outer(self.rows[first // width : last // width], self.columns).reshape(-1)
 
     @property
     def largest(self) -> float:

@@ -193,7 +193,10 @@ def test_a_noisy_estimate_drawn_towards_its_margins_gives_a_patch_that_costs_les
     margins = Margins.of(noisy)
     assert margins is not None
     products = np.multiply.outer(noisy.mean(1, dtype=float), noisy.mean(0, dtype=float)) / noisy.mean(dtype=float)
-    assert np.allclose(margins.products(37, 5003), products.reshape(-1)[37:5003], rtol=1e-12)
+    width = noisy.shape[1]
+    for first, last in ((37, 5003), (0, noisy.size), (3, 9), (width, 3 * width), (width - 2, width + 2), (5, 5)):
+        assert np.allclose(margins.products(first, last), products.reshape(-1)[first:last], rtol=1e-12)
+    assert margins.products(noisy.size, noisy.size).size == 0
     assert Margins.of(noisy[0]) is None
     assert Margins.of(np.zeros((3, 2), np.float32)) is None
 
