@@ -184,7 +184,7 @@ def test_what_is_missing_is_said_in_one_sentence(net: Any, files: Any) -> None:
     change(net, files, 0.01)
     assert "no task `other`" in net("diff", "--fisher", "--task", "other", code=2).err
     (net.directory / "net.py").write_text(CODE + "\n")
-    assert "not trusted" in net("diff", "--fisher", code=2).err
+    assert "no longer trusted" in net("diff", "--fisher", code=2).err
     settings = net.directory / "mgit.toml"
     settings.write_text(settings.read_text().replace('test = "test.jsonl"\n', ""))
     assert "has no data" in net("diff", "--fisher", code=2).err

@@ -122,7 +122,7 @@ def test_a_terminal_counts_slices_that_pass_and_lists_what_broke() -> None:
         flips=(Flip(test="intents", example="q\x1b7", gold="place", before="place", after="person"),) * 3,
         accepted=("q1: agreed",),
     )
-    shown = ["".join(map(str, parts)).rstrip() for parts in verdict_lines([record], flips=1)]
+    shown = ["".join(map(str, parts)).rstrip() for parts in verdict_lines([record], flips=1, shown_by="mgit eval")]
     assert shown == [
         f"eval compat, baselines parent {tree.short}, tag:v1 {tree.short} (5 metrics, 2.0 s)",
         "  intents: negative flips vs parent           0.4 %  pass  (limit 1.0 %: 2 of 412)",

@@ -292,7 +292,7 @@ def test_json_documents_carry_a_versioned_schema(mgit: Any) -> None:
     for arguments in commands:
         document = json.loads(mgit(*arguments, "--json").out)
         name, _, version = document["schema"].partition("/")
-        assert name.startswith("mgit.") and version == "1", arguments
+        assert name.startswith("mgit.") and version == ("2" if arguments[0] == "trust" else "1"), arguments
 
 
 def test_an_interruption_while_modules_load_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
