@@ -89,10 +89,10 @@ class DirectoryTransport:
         """The current root and view."""
         with _translated(self.url):
             side = self._side()
-            root = side.roots.read()
+            root, operation = side.operations.current(side.roots)
             side.condemned = frozenset(root.root.condemned)
             side.store.lookup.refresh()  # packs may have been collected since we looked last
-            view = side.operations.read(root.root.operation).view
+            view = operation.view
             prunings = retention_records(side.store.path).read(root.root.retention).prunings
         checked_out = f"heads/{view.branch}" if side.has_worktree and view.branch is not None else None
         return RemoteRoot(root, view, checked_out, prunings)

@@ -190,7 +190,7 @@ class Repository:
 
     def view(self) -> View:
         """The current view of all refs."""
-        return self.operations.read(self.roots.read().root.operation).view
+        return self.operations.current(self.roots)[1].view
 
     def head(self) -> CommitId | None:
         """The commit that the work tree follows."""

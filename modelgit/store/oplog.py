@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modelgit.errors import IntegrityError
 from modelgit.objects import Operation, OperationId, decode, encode
+from modelgit.store.base import RootStore, VersionedRoot
 from modelgit.store.durable import make_directory, sync_directory, write_durably
 
 __all__ = ["OperationLog"]
@@ -39,6 +40,22 @@ class OperationLog:
         if OperationId.of(data) != object_id:
             raise IntegrityError(f"operation {object_id.short} does not match its id")
         return decode(Operation, data, what=f"operation {object_id.short}")
+
+    def current(self, roots: RootStore) -> tuple[VersionedRoot, Operation]:
+        """The current root and its operation.  Raises IntegrityError when the operation is missing or damaged.
+
+        Between the two readings another writer may publish, and a collection delete what the old root named: then the
+        new one is read.
+        """
+        root = roots.read()
+        while True:
+            try:
+                return root, self.read(root.root.operation)
+            except IntegrityError:
+                newer = roots.read()
+                if newer.root.operation == root.root.operation:
+                    raise
+                root = newer
 
     def has(self, object_id: OperationId) -> bool:
         """Whether the operation is still kept."""

@@ -62,10 +62,9 @@ def publish(
     write_id = os.urandom(16).hex()
     pruned_log, kept_log = retention_records(store.path), statistics_records(store.path)
     for _ in range(_TRIES):
-        current = roots.read()
+        current, before = operations.current(roots)
         if session is not None and session.epoch != current.root.epoch:
             _check_survival(store, session, set(current.root.condemned))
-        before = operations.read(current.root.operation)
         after = change(before.view)
         retention, statistics = current.root.retention, current.root.statistics
         kept = keep(kept_log.read(statistics)) if callable(keep) else keep

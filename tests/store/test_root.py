@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from modelgit.errors import ConflictError, IntegrityError, RepositoryError, RootMoved
-from modelgit.objects import CommitId, Root, View, encode
+from modelgit.objects import CommitId, Operation, Root, View, encode
+from modelgit.store.base import VersionedRoot
+from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import initialise, publish
 from modelgit.store.root import RECENT_WRITES, FileRoot
 
@@ -21,6 +24,8 @@ import sys
 from pathlib import Path
 from modelgit.objects import CommitId, View
 from modelgit.store.fs import FileSystemStore
+from modelgit.store.oplog import OperationLog
+from modelgit.store.base import VersionedRoot
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import publish
 from modelgit.store.root import FileRoot
@@ -224,3 +229,30 @@ def test_a_second_initialisation_loses(bare) -> None:
     with pytest.raises(RootMoved):
         initialise(bare.roots, bare.operations, view=View(branch="other"), author="b")
     assert current(bare).branch == "main"
+
+
+def test_a_root_that_moves_while_its_operation_is_deleted_is_read_again(tmp_path: Path) -> None:
+    roots, operations = FileRoot(tmp_path), OperationLog(tmp_path)
+    initialise(roots, operations, view=View(branch="main"), author="a")
+    stale = roots.read()
+    first = stale.root.operation
+    second = operations.write(Operation(view=View(branch="other"), parent=None, description="x", author="a", time_ms=1))
+    operations.remove([first])
+
+    class Moving:
+        """Gives the old root once, as a reader sees it that is overtaken."""
+
+        def __init__(self, answers: list[VersionedRoot]) -> None:
+            self._answers = answers
+
+        def read(self) -> VersionedRoot:
+            return self._answers.pop(0)
+
+        def swap(self, expected: int, new: Root) -> VersionedRoot:
+            raise NotImplementedError
+
+    moved = stale._replace(version=stale.version + 1, root=replace(stale.root, operation=second))
+    root, operation = operations.current(Moving([stale, moved]))
+    assert (root, operation.view.branch) == (moved, "other")
+    with pytest.raises(IntegrityError, match="is missing"):
+        operations.current(Moving([stale, stale]))
