@@ -307,7 +307,8 @@ def survey(
         )
     margins: dict[str, Margins] = {}
     if importance == "fisher" and fisher is not None and shrinkage:
-        found = {delta.name: Margins.of(fisher[delta.name]) for delta in ordered if delta.name in fisher}
+        drawn_from = [delta.name for delta in ordered if delta.name in fisher and not delta.whole]
+        found = {name: Margins.of(fisher[name]) for name in drawn_from}
         margins = {name: item for name, item in found.items() if item is not None}
     peak = max(peak, *(item.largest for item in margins.values()), 0.0)
     scale = Scale(

@@ -37,9 +37,9 @@ def create_tag(repo: Repository, name: str, *, target: str | None = None, force:
 
 
 def _create(repo: Repository, ref: str, start: str | None, kind: str, *, force: bool) -> CommitId:
-    check_ref_name(ref)
-    commit = repo.resolve(start or "HEAD")
     name = ref.split("/", 1)[1]
+    check_ref_name(name, what=kind)
+    commit = repo.resolve(start or "HEAD")
 
     def change(view: View) -> View:
         if ref in view.refs and not force:
@@ -82,7 +82,7 @@ def _delete(repo: Repository, ref: str, kind: str, *, force: bool) -> CommitId:
 
 def rename_branch(repo: Repository, old: str, new: str) -> None:
     """Give a branch another name; the current branch stays current."""
-    check_ref_name(f"heads/{new}")
+    check_ref_name(new)
 
     def change(view: View) -> View:
         if f"heads/{old}" not in view.refs and old != view.branch:

@@ -27,6 +27,7 @@ from modelgit.repo.merge_plan import Planned, plan_sides
 from modelgit.repo.search_objectives import Objective, objectives, side_of
 
 if TYPE_CHECKING:
+    from modelgit.repo.eval_sides import ManifestSide
     from modelgit.repo.repository import Repository
 
 __all__ = ["Score", "SearchResult", "default_candidates", "halve", "search", "shares_of"]
@@ -265,9 +266,12 @@ def _score(
     examples = 0
     with repo.session() as session, ExitStack() as stack:
         manifest = merged_manifest(repo, session, chosen, sides, planned, bound, progress)
-        merged = side_of(repo, session, manifest, stack, progress)
+        merged: dict[tuple[str, str], ManifestSide] = {}
         for item in scored_by:
-            scores[item.name], count = item.score(merged, share)
+            ran_as = (item.settings.device, item.settings.dtype)
+            if ran_as not in merged:
+                merged[ran_as] = side_of(repo, session, manifest, item.settings, stack, progress)
+            scores[item.name], count = item.score(merged[ran_as], share)
             examples += count
         session.abort()
     return Score(name, float(np.mean(list(scores.values()))), scores, examples)

@@ -27,7 +27,7 @@ def remotes(repo: Repository) -> dict[str, str]:
 
 def add_remote(repo: Repository, name: str, url: str) -> None:
     """Remember a remote.  Raises UsageError for a bad name or URL, RepositoryError when the name is taken."""
-    check_ref_name(f"remotes/{name}/x", what="remote")
+    check_ref_name(name, what="remote")
     if "/" in name:
         raise UsageError(f"a remote's name cannot hold a slash: {name}", hint="`mgit remote add NAME URL`")
     if name in repo.settings.remote:

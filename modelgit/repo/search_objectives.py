@@ -48,6 +48,10 @@ class Objective(Protocol):
     def note(self) -> str:
         """What belongs beside the figures; "" for nothing."""
 
+    @property
+    def settings(self) -> RunSettings:
+        """How its suite runs: the device and the dtype are those of the gate."""
+
     def score(self, side: ManifestSide, share: float) -> tuple[float, int]:
         """The score on a share of the examples, higher for better, and how many these are."""
 
@@ -69,6 +73,7 @@ class _Labelled:
     name: str
     examples: Dataset
     draw: _Draw
+    settings: RunSettings
     note: str = ""
 
     @property
@@ -95,6 +100,10 @@ class _Harness:
     draws: Mapping[str, _Draw]
     note: str = ""
     known: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.run.settings
 
     @property
     def size(self) -> int:
@@ -174,7 +183,12 @@ def objectives(
 
 
 def side_of(
-    repo: Repository, store: ObjectStore, manifest: Manifest, stack: ExitStack, progress: Progress
+    repo: Repository,
+    store: ObjectStore,
+    manifest: Manifest,
+    settings: RunSettings,
+    stack: ExitStack,
+    progress: Progress,
 ) -> ManifestSide:
     """A model to score; what is written of it for programs goes with `stack`."""
     return ManifestSide(
@@ -182,7 +196,7 @@ def side_of(
         store,
         manifest,
         name="candidate",
-        settings=RunSettings(),
+        settings=settings,
         models=LoadedModels(),
         stack=stack,
         progress=progress,
@@ -204,7 +218,7 @@ def _labelled(
         f"suite {suite.name}: the data that chose are the data that the gate reports on; "
         f"`--search-data {suite.name}=FILE` takes others"
     )
-    return _Labelled(suite.name, examples, _drawn(labelled, seed), "" if suite.name in files else note)
+    return _Labelled(suite.name, examples, _drawn(labelled, seed), suite.run, "" if suite.name in files else note)
 
 
 def _labelled_source(suite: Suite) -> DataSource | None:
@@ -220,7 +234,7 @@ def _harness(
     from modelgit.evals.kinds.harness import document_scores
 
     with ExitStack() as stack:
-        side = side_of(repo, repo.store, manifest, stack, progress)
+        side = side_of(repo, repo.store, manifest, suite.run, stack, progress)
         run = SuiteRun(
             identity="",
             settings=suite.run,

@@ -43,7 +43,7 @@ def switch(
         refuse_during_merge(repo, "switching")
         view = repo.view()
         if create:
-            check_ref_name(f"heads/{target}")
+            check_ref_name(target)
             if f"heads/{target}" in view.refs:
                 raise RepositoryError(f"branch {target} exists already", hint=f"`mgit switch {target}`")
             commit = repo.resolve(start) if start is not None else view.head

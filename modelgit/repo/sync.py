@@ -146,11 +146,18 @@ def push(
 
 
 def _deletion(view: View, remote: str, name: str) -> RefUpdate:
-    """The branch of a remote that is to go, or the tag, if it is called `tags/NAME` or only a tag has that name."""
+    """The branch of a remote that is to go, or the tag, if it is called `tags/NAME` or only a tag has that name.
+
+    Raises RepositoryError for a name that was never seen there: an answer that it is gone would be believed.
+    """
     branch = view.refs.get(f"remotes/{remote}/{name}")
     tag = name if name.startswith("tags/") else f"tags/{name}"
     if branch is None and tag in view.refs:
         return RefUpdate(tag, None, view.refs[tag], True)
+    if branch is None:
+        raise RepositoryError(
+            f"no branch or tag `{name}` of {remote} is known here", hint=f"`mgit fetch {remote}` learns what it has"
+        )
     return RefUpdate(f"heads/{name}", None, branch, True)
 
 

@@ -206,6 +206,8 @@ def test_restore_from_here_and_from_another_commit(bot: Any, files: Any) -> None
 
 def test_tags(bot: Any) -> None:
     bot("tag", "v1")
+    assert "invalid tag name '-x': it begins with a dash" in bot("tag", "--", "-x", code=2).err
+    assert "invalid branch name '-x': it begins with a dash" in bot("branch", "--", "-x", code=2).err
     bot("commit", "-m", "second", "--allow-empty")
     bot("tag", "v1", code=3)
     bot("tag", "-f", "v1")

@@ -143,6 +143,7 @@ def test_merge_strategies_suggest_the_nearest(bot: Any, files: Any) -> None:
         (["config", "unset", "storage.threads"], 1),
         (["push"], 2),
         (["push", "origin", "--delete"], 2),
+        (["push", "origin", "--delete", "nobody-has-this"], 3),
         (["remote", "remove", "origin"], 2),
         (["remote", "add", "origin", "-evil"], 2),
         (["fetch"], 2),

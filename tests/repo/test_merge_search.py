@@ -151,3 +151,25 @@ def test_the_neighbours_of_the_best_are_looked_at_again() -> None:
         "fisher-task scale=2.0", "average", "ties density=0.1", "fisher-task scale=1.5", "fisher-task scale=2.5",
     ]  # fmt: skip
     assert counted == 5 * 100 + 1 * 50
+
+
+def test_candidates_are_scored_as_their_suites_run(pair: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelgit.models.base import TaskModel
+    from modelgit.repo import eval_sides
+
+    (pair.worktree / "evals").mkdir()
+    (pair.worktree / "evals/wide.toml").write_text(
+        'task = "topic"\n[run]\ndtype = "float64"\n[[test]]\nname = "flips"\nkind = "nfr"\n'
+        'path = "data/topic.test.jsonl"\nmax = 1.0\n'
+    )
+    suites(pair)
+    seen: set[torch.dtype] = set()
+    plain = eval_sides.predict
+
+    def predict(model: TaskModel, *arguments: object, **options: object) -> object:
+        seen.add(next(model.module.parameters()).dtype)
+        return plain(model, *arguments, **options)
+
+    monkeypatch.setattr(eval_sides, "predict", predict)
+    search(pair, "tone", candidates=["average"])
+    assert seen == {torch.float32, torch.float64}
