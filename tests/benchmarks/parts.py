@@ -9,14 +9,18 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from table import Row, as_json, lines, verdict
 
-__all__ = ["Plan", "run_parts"]
+__all__ = ["Plan", "run_parts", "side_by_side"]
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -45,8 +49,20 @@ def _worked() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
+def side_by_side(function: Callable[[Plan, str], T], plan: Plan, names: Sequence[str]) -> list[T]:
+    """`function(plan, name)` for every name, each in a process of its own with one thread.
+
+    The function is one of a module and what it gives can be pickled.  Only for what is not timed: processes that share
+    a processor's caches slow each other down.
+    """
+    with ProcessPoolExecutor(
+        len(names), mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(function, [plan] * len(names), names))
+
+
 def run_parts(description: str | None, parts: Mapping[str, Callable[[Plan], Iterator[Row]]]) -> None:
-    """Run the parts that were asked for (`--only`; all) in one thread."""
+    """Run the parts that were asked for (`--only`; all), one after the other and in one thread each process."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(parts), help="parts, with commas")
     parser.add_argument("--mergekit", metavar="PYTHON", help="the Python of an environment that has mergekit 0.1.5")

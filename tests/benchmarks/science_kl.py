@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from parts import Plan
-from science_data import Task, dense, new_model, science_task
+from parts import Plan, side_by_side
+from science_data import TASKS, Task, dense, new_model, science_task
 from table import Row
 
 from modelgit.fisher.behaviour import LOCAL_KL, behaviour, diagonal_note
@@ -45,11 +45,14 @@ Weights = dict[str, torch.Tensor]
 
 def rows(plan: Plan) -> Iterator[Row]:
     """Changes along fine-tunes, changes without a direction, cost."""
-    for name in ("trec", "reviews"):
-        case = _Case(plan, name)
-        yield from case.coherent()
-        yield from case.incoherent(_SEEDS[:1] if plan.quick else _SEEDS)
+    for found in side_by_side(_rows_of, plan, TASKS):
+        yield from found
     yield from _cost(plan)
+
+
+def _rows_of(plan: Plan, name: str) -> list[Row]:
+    case = _Case(plan, name)
+    return [*case.coherent(), *case.incoherent(_SEEDS[:1] if plan.quick else _SEEDS)]
 
 
 class _Case:

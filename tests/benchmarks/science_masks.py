@@ -2,31 +2,31 @@
 
 Every run trains from the published encoder and a head drawn by its seed, 3 epochs of AdamW in batches of 16, the head
 whole and counted.  FISH ranks by the Fisher information at the start (512 training texts, the default estimator);
-"post-hoc" by F·δ² of the dense fine-tune with the same seed.  The full model has seed 0 and takes, in each run of this
-benchmark, the rate of `FULL_RATES` that is best on the validation texts.  The upper three layers have seeds 0 to 2 and
-`TOP_RATES`: the best on validation texts, seed 0, of the first two rates of `GRID` on trec, of all three on reviews.
+"post-hoc" by F·δ² of the dense fine-tune with the same seed.  The full model has seed 0, the upper three layers seeds
+0 to 2.  `BEST` has the rates that are best on validation texts with seed 0, ties going to the smaller one: of the first
+two of `GRID`, on reviews with the upper layers of all three.
 
-    python tests/benchmarks/science_masks.py tune TASK          prints what every rate of the grid gives there
-    python tests/benchmarks/science_masks.py run TASK FOLDER    what `rows` runs, one process for each task
+    python tests/benchmarks/science_masks.py TASK KIND    prints what every rate of the grid gives there
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from parts import Plan
+from numpy.typing import NDArray
+from parts import Plan, side_by_side
 from science_data import (
     EPOCHS,
+    KINDS,
     RATES,
     TASKS,
     Kind,
@@ -50,10 +50,6 @@ from modelgit.models.base import TaskModel
 __all__ = ["rows"]
 
 SEEDS = (0, 1, 2)
-METHODS: dict[Kind, tuple[str, ...]] = {
-    "full": ("FISH 0.5 %", "FISH 0.1 %"),
-    "top": ("FISH 0.5 %", "random 0.5 %", "FISH 0.1 %", "random 0.1 %", "bias only", "post-hoc 0.1 %"),
-}
 GRID: dict[str, tuple[float, ...]] = {
     "FISH 0.5 %": (1e-3, 2e-3, 4e-3),
     "FISH 0.1 %": (2e-3, 4e-3, 8e-3),
@@ -62,8 +58,10 @@ GRID: dict[str, tuple[float, ...]] = {
     "bias only": (2e-3, 5e-3, 1e-2),
     "post-hoc 0.1 %": (2e-3, 4e-3, 8e-3),
 }
-TOP_RATES: dict[str, dict[str, float]] = {
-    "trec": {
+BEST: dict[tuple[str, Kind], dict[str, float]] = {
+    ("trec", "full"): {"FISH 0.5 %": 1e-3, "FISH 0.1 %": 2e-3},
+    ("reviews", "full"): {"FISH 0.5 %": 2e-3, "FISH 0.1 %": 2e-3},
+    ("trec", "top"): {
         "FISH 0.5 %": 2e-3,
         "random 0.5 %": 1e-2,
         "FISH 0.1 %": 4e-3,
@@ -71,7 +69,7 @@ TOP_RATES: dict[str, dict[str, float]] = {
         "bias only": 5e-3,
         "post-hoc 0.1 %": 4e-3,
     },
-    "reviews": {
+    ("reviews", "top"): {
         "FISH 0.5 %": 4e-3,
         "random 0.5 %": 2e-2,
         "FISH 0.1 %": 8e-3,
@@ -80,7 +78,6 @@ TOP_RATES: dict[str, dict[str, float]] = {
         "post-hoc 0.1 %": 8e-3,
     },
 }
-FULL_RATES: dict[str, tuple[float, ...]] = {"FISH 0.5 %": (1e-3, 2e-3), "FISH 0.1 %": (2e-3, 4e-3)}
 BARS = {
     ("trec", "FISH 0.5 %"): 2.0,
     ("reviews", "FISH 0.5 %"): 3.0,
@@ -88,6 +85,7 @@ BARS = {
     ("reviews", "FISH 0.1 %"): 3.0,
 }
 _EXAMPLES = 512
+_AT_START: dict[tuple[str, Kind, int], Mapping[str, NDArray[np.float32]]] = {}
 
 
 class Figures(NamedTuple):
@@ -100,16 +98,10 @@ class Figures(NamedTuple):
 def rows(plan: Plan) -> Iterator[Row]:
     """What a masked step costs; the full model with its bars; then the upper layers over three seeds."""
     yield from _cost(plan)
-    command = [sys.executable, __file__, "run"]
-    quick = ["--quick"] if plan.quick else []
-    workers = {
-        task: subprocess.Popen([*command, task, str(plan.work), *quick], stdout=subprocess.PIPE, text=True)
-        for task in TASKS
-    }
-    found = {task: json.loads(worker.communicate()[0]) for task, worker in workers.items()}
-    for kind in ("full", "top"):
-        for task, figures in found.items():
-            yield from _table(task, kind, {method: Figures(*pair) for method, pair in figures[kind].items()})
+    found = side_by_side(_run, plan, TASKS)
+    for kind in KINDS:
+        for task, figures in zip(TASKS, found, strict=True):
+            yield from _table(task, kind, figures[kind])
 
 
 def _cost(plan: Plan) -> Iterator[Row]:
@@ -149,7 +141,7 @@ def _cost(plan: Plan) -> Iterator[Row]:
         yield Row(group, f"{how}, more than plain", 100 * (seconds[how] / plain - 1), "%", 10, "at most", note)
 
 
-def _table(task: str, kind: str, figures: dict[str, Figures]) -> Iterator[Row]:
+def _table(task: str, kind: Kind, figures: dict[str, Figures]) -> Iterator[Row]:
     seeds = len(figures["dense"].accuracies)
     model = "all 22.6 M weights" if kind == "full" else "upper three layers, 5.3 M weights"
     group = f"FISH masks: {task}, {model}, {seeds} seed{'s' if seeds > 1 else ''}"
@@ -174,7 +166,7 @@ def _mask(plan: Plan, task: Task, method: str, seed: int) -> Positions:
     if name == "random":
         return top_mask(random_scores(shapes, seed=seed), density=density, head=head)
     if name == "FISH":
-        scores = estimate(model, task.train, limit=_EXAMPLES, seed=seed).values
+        scores = _fisher(task, seed)
     else:
         tuned = dense(plan, task, seed=seed)
         fisher = estimate(tuned, task.train, limit=_EXAMPLES, seed=seed).values
@@ -182,57 +174,54 @@ def _mask(plan: Plan, task: Task, method: str, seed: int) -> Positions:
     return top_mask(scores, density=density, head=head)
 
 
+def _fisher(task: Task, seed: int) -> Mapping[str, NDArray[np.float32]]:
+    """The diagonal at the start, computed once for the masks of several sizes."""
+    key = (task.name, task.kind, seed)
+    if key not in _AT_START:
+        _AT_START[key] = estimate(new_model(task, seed=seed), task.train, limit=_EXAMPLES, seed=seed).values
+    return _AT_START[key]
+
+
 def _arrays(weights: dict[str, torch.Tensor]) -> dict[str, object]:
     return {name: value.numpy() for name, value in weights.items()}
 
 
-def _trained(plan: Plan, task: Task, method: str, mask: Positions, *, lr: float, seed: int) -> TaskModel:
+def _trained(plan: Plan, task: Task, mask: Positions, *, lr: float, seed: int) -> TaskModel:
     model = new_model(task, seed=seed)
     fine_tune(model, task, lr=lr, seed=seed, mask=mask, epochs=1 if plan.quick else EPOCHS)
     return model
 
 
-def _run(name: str, plan: Plan) -> dict[Kind, dict[str, Figures]]:
+def _run(plan: Plan, name: str) -> dict[Kind, dict[str, Figures]]:
     """Test accuracy in per cent by kind and method, a figure for each seed, and the rate."""
     found: dict[Kind, dict[str, Figures]] = {}
-    for kind, methods in METHODS.items():
+    for kind in KINDS:
         task = science_task(name, kind, quick=plan.quick)
         seeds = SEEDS[:1] if kind == "full" else SEEDS[:2] if plan.quick else SEEDS
         figures = {"dense": Figures(RATES[kind], [accuracy(dense(plan, task, seed=seed), task.test) for seed in seeds])}
-        for method in methods:
-            rates = FULL_RATES[method] if kind == "full" else (TOP_RATES[name][method],)
-            figures[method] = _measured(plan, task, method, rates, seeds)
+        for method, rate in BEST[name, kind].items():
+            figures[method] = Figures(rate, [_accuracy(plan, task, method, rate, seed) for seed in seeds])
             print(f"masks: {name} {kind} {method}: {figures[method]}", file=sys.stderr, flush=True)
         found[kind] = figures
     return found
 
 
-def _measured(plan: Plan, task: Task, method: str, rates: tuple[float, ...], seeds: tuple[int, ...]) -> Figures:
-    """On the test texts, with the rate that the validation texts like best; ties go to the smaller one."""
-    best, figures = -1.0, Figures(0.0, [])
-    masks = {seed: _mask(plan, task, method, seed) for seed in seeds}
-    for rate in rates:
-        models = [_trained(plan, task, method, masks[seed], lr=rate, seed=seed) for seed in seeds]
-        valid = mean(accuracy(model, task.validation) for model in models) if len(rates) > 1 else 0.0
-        if valid > best:
-            best, figures = valid, Figures(rate, [accuracy(model, task.test) for model in models])
-    return figures
+def _accuracy(plan: Plan, task: Task, method: str, rate: float, seed: int) -> float:
+    mask = _mask(plan, task, method, seed)
+    return accuracy(_trained(plan, task, mask, lr=rate, seed=seed), task.test)
 
 
-def _tune(name: str, plan: Plan) -> None:
-    task = science_task(name, "top")
-    for method in METHODS["top"]:
-        mask = _mask(plan, task, method, 0)
-        for rate in GRID[method]:
-            model = _trained(plan, task, method, mask, lr=rate, seed=0)
-            print(f"{name} {method} {rate:g}: {accuracy(model, task.validation):.1f} %", flush=True)
+def _tune(name: str, kind: Kind) -> None:
+    task = science_task(name, kind)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(Path(folder))
+        for method in BEST[name, kind]:
+            mask = _mask(plan, task, method, 0)
+            for rate in GRID[method]:
+                model = _trained(plan, task, mask, lr=rate, seed=0)
+                print(f"{name} {kind} {method} {rate:g}: {accuracy(model, task.validation):.1f} %", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, task_name, *more = sys.argv[1:]
-    if what == "tune":
-        with tempfile.TemporaryDirectory() as folder:
-            _tune(task_name, Plan(Path(folder)))
-    else:
-        print(json.dumps(_run(task_name, Plan(Path(more[0]), "--quick" in more))))
+    _tune(sys.argv[1], "full" if sys.argv[2] == "full" else "top")

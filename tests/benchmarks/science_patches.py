@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from parts import Plan
+from parts import Plan, side_by_side
 from science_data import TASKS, Task, dense, logits_of, new_model, science_task, weights_of
 from table import Row
 
@@ -76,8 +76,12 @@ class _Outcome(NamedTuple):
 
 def rows(plan: Plan) -> Iterator[Row]:
     """Both tasks: the constant, then patches of two sizes by every importance."""
-    for name in TASKS[:1] if plan.quick else TASKS:
-        yield from _task(plan, name)
+    for found in side_by_side(_rows_of, plan, TASKS[:1] if plan.quick else TASKS):
+        yield from found
+
+
+def _rows_of(plan: Plan, name: str) -> list[Row]:
+    return list(_task(plan, name))
 
 
 def _task(plan: Plan, name: str) -> Iterator[Row]:
