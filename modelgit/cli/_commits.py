@@ -22,8 +22,8 @@ from modelgit.reporting.wording import amount, printable, share
 
 if TYPE_CHECKING:
     from modelgit.objects import CheckResult, CommitId, EvalRecord, Patch, Signature
-    from modelgit.repo.gate import RefusedWithRecords
-    from modelgit.repo.last_words import Attested
+    from modelgit.repo.gates.gate import RefusedWithRecords
+    from modelgit.repo.reviews.last_words import Attested
 
 __all__ = [
     "SHOWN_FLIPS",

@@ -9,14 +9,14 @@ from modelgit.cli._output import Part, bold, columns, dim, plain_data, yellow
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
-    from modelgit.repo.compat import CompatLine
+    from modelgit.repo.gates.compat import CompatLine
 
 __all__ = ["show_compat"]
 
 
 def show_compat(session: Session, revision: str, as_json: bool) -> None:
     """`mgit log --compat`."""
-    from modelgit.repo.compat import compatibility
+    from modelgit.repo.gates.compat import compatibility
 
     report = compatibility(session.repository, revision)
     output = session.output

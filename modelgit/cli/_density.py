@@ -11,8 +11,8 @@ from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount, change, points, share
 
 if TYPE_CHECKING:
-    from modelgit.repo.density import Reduced
-    from modelgit.repo.density_judge import Compared
+    from modelgit.repo.patches.density import Reduced
+    from modelgit.repo.patches.density_judge import Compared
 
 __all__ = ["parse_share", "reduced_data", "say_reduced"]
 

@@ -17,7 +17,7 @@ from modelgit.errors import NegativeAnswer, UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects.merges import Verb
-    from modelgit.repo.picks import Picked
+    from modelgit.repo.merges.picks import Picked
 
 __all__ = ["pick_options", "run_picks"]
 
@@ -68,8 +68,8 @@ def run_picks(
         )
     if strategies and start is None:
         raise UsageError("--strategy belongs to a start", hint=f"`mgit {verb} REV --strategy NAME`")
-    from modelgit.repo.merge import abort_merge
-    from modelgit.repo.picks import DEFAULT_STRATEGY, continue_picks
+    from modelgit.repo.merges.merge import abort_merge
+    from modelgit.repo.merges.picks import DEFAULT_STRATEGY, continue_picks
 
     repo = session.repository
     if abort:
@@ -95,9 +95,9 @@ def run_picks(
 
 
 def _show_refusal(session: Session, refusal: NegativeAnswer) -> None:
-    from modelgit.repo.gate import RefusedWithRecords
-    from modelgit.repo.merge import StoppedMerge
-    from modelgit.repo.merge_state import read_state
+    from modelgit.repo.gates.gate import RefusedWithRecords
+    from modelgit.repo.merges.merge import StoppedMerge
+    from modelgit.repo.merges.state import read_state
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):

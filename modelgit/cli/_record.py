@@ -15,7 +15,7 @@ from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects import EvalRecord, Manifest
-    from modelgit.repo.last_words import Attested
+    from modelgit.repo.reviews.last_words import Attested
 
 __all__ = [
     "attach",
@@ -83,8 +83,8 @@ def attach(
     One of a suite that could not run here says nothing of the weights, and is left out.  `budget` is the wall time, in
     seconds, that stood for the suites' own; these are those of `law`, or of the work tree.
     """
-    from modelgit.repo.attested import attested_of
     from modelgit.repo.notes import attach_verdicts
+    from modelgit.repo.reviews.attested import attested_of
 
     repo = session.repository
     ran = [record for record in records if record.decision != "error"]
@@ -102,7 +102,7 @@ def budgets_of(
     session: Session, records: Sequence[EvalRecord], *, budget: float | None, law: Manifest | None
 ) -> dict[str, str]:
     """The wall time that each suite had ("5m", "" for no limit); arguments as for `attach`."""
-    from modelgit.repo.suites import recorded_suites, worktree_suites
+    from modelgit.repo.gates.suites import recorded_suites, worktree_suites
 
     if budget is not None:
         return dict.fromkeys((record.suite for record in records), f"{budget:g}s")

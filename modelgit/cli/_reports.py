@@ -145,8 +145,8 @@ def _of_worktree(session: Session, names: Sequence[str]) -> tuple[dict[str, str]
     Nothing where the work tree's suites cannot be read: those that ran were others, and there is a verdict to tell.
     """
     from modelgit.config.suite_files import suite_path
+    from modelgit.repo.gates.suites import worktree_suites
     from modelgit.repo.layout import PROJECT_CONFIG
-    from modelgit.repo.suites import worktree_suites
 
     try:
         texts = worktree_suites(session.repository)

@@ -13,7 +13,7 @@ from modelgit.cli.cmd_commit import say_commit
 from modelgit.errors import GateRefused, UsageError
 
 if TYPE_CHECKING:
-    from modelgit.repo.merge_search import SearchResult
+    from modelgit.repo.merges.search import SearchResult
 
 __all__ = ["search_merge"]
 
@@ -37,8 +37,8 @@ def search_merge(
     chosen = parse_strategies(strategies)
     if chosen.name is not None:
         raise UsageError("--search looks for the strategy", hint=f"`--candidate '{chosen.name}'` names one to try")
-    from modelgit.repo.gate import RefusedWithRecords
-    from modelgit.repo.merge_search import search
+    from modelgit.repo.gates.gate import RefusedWithRecords
+    from modelgit.repo.merges.search import search
 
     repo, output = session.repository, session.output
     try:

@@ -11,7 +11,7 @@ from modelgit.cli._output import Part, blue, bold, columns, green, red, yellow
 if TYPE_CHECKING:
     from modelgit.objects import CommitId, KeptNote
     from modelgit.remotes.estimates import MovedEstimates
-    from modelgit.repo.ref_policies import RefDecision
+    from modelgit.repo.reviews.ref_policies import RefDecision
 
 __all__ = ["estimates_moved", "move_lines", "notes_moved", "policy_lines", "ref_words", "transferred"]
 

@@ -53,8 +53,8 @@ def approve(
     on this very tip, for one branch (or tag) and the policies that protect it; `mgit push` sends it.
     """
     from modelgit.policy.base import shown_ref
-    from modelgit.repo.approve import approve as sign_approval
     from modelgit.repo.notes import signing_key
+    from modelgit.repo.reviews.approve import approve as sign_approval
 
     repo = session.repository
     approved = sign_approval(

@@ -19,7 +19,7 @@ from modelgit.errors import RepositoryError, UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects import CommitId
-    from modelgit.repo.bisect import Answer, Step
+    from modelgit.repo.history.bisect import Answer, Step
 
 __all__ = ["bisect"]
 
@@ -47,13 +47,13 @@ def bisect() -> None:
 @pass_session
 def start(session: Session, bad: str | None, good: tuple[str, ...], no_checkout: bool) -> None:
     """Begin: BAD is broken, GOOD were not.  Either may be said later, with `bad` and `good`."""
-    from modelgit.repo.bisect import start_bisection
+    from modelgit.repo.history.bisect import start_bisection
 
     _say(session, start_bisection(session.repository, bad, good, checkout=not no_checkout, progress=session.progress))
 
 
 def _answer(session: Session, answer: Answer, revisions: tuple[str, ...]) -> None:
-    from modelgit.repo.bisect import mark
+    from modelgit.repo.history.bisect import mark
 
     _say(session, mark(session.repository, answer, revisions, progress=session.progress))
 
@@ -86,7 +86,7 @@ def skip(session: Session, revisions: tuple[str, ...]) -> None:
 @pass_session
 def reset(session: Session) -> None:
     """End it, and go back to where it began."""
-    from modelgit.repo.bisect import reset_bisection
+    from modelgit.repo.history.bisect import reset_bisection
 
     session.output.say("Back on ", yellow(reset_bisection(session.repository, progress=session.progress)))
 
@@ -96,7 +96,7 @@ def reset(session: Session) -> None:
 @pass_session
 def log(session: Session, as_json: bool) -> None:
     """Show what was answered so far, and what is asked."""
-    from modelgit.repo.bisect import current_bisection
+    from modelgit.repo.history.bisect import current_bisection
 
     state = current_bisection(session.repository)
     if as_json:
@@ -126,7 +126,7 @@ def run(session: Session, arguments: tuple[str, ...]) -> None:
     own commands 8 and 9 count as "cannot be tested", and what they say for a mistake ends the run.  `{rev}` in COMMAND
     is replaced by the id of the commit.
     """
-    from modelgit.repo.bisect import current_step, mark
+    from modelgit.repo.history.bisect import current_step, mark
 
     repo = session.repository
     step = current_step(repo)

@@ -62,7 +62,7 @@ def blame(
 
 
 def _tensors(session: Session, revision: str, model: str | None, as_json: bool) -> None:
-    from modelgit.repo.blame import blame_tensors
+    from modelgit.repo.history.blame import blame_tensors
 
     repo = session.repository
     found = blame_tensors(repo, revision, model=model)
@@ -80,8 +80,8 @@ def _tensors(session: Session, revision: str, model: str | None, as_json: bool) 
 
 
 def _rows(session: Session, name: str, revision: str, model: str | None, rows: str | None, as_json: bool) -> None:
-    from modelgit.repo.blame import blame_rows
-    from modelgit.repo.cat import find_tensor
+    from modelgit.repo.history.blame import blame_rows
+    from modelgit.repo.history.cat import find_tensor
 
     repo = session.repository
     chosen = None
@@ -102,7 +102,7 @@ def _rows(session: Session, name: str, revision: str, model: str | None, rows: s
 
 
 def _example(session: Session, example: str, revision: str, data: str | None, as_json: bool) -> None:
-    from modelgit.repo.flips import blame_example
+    from modelgit.repo.gates.flips import blame_example
 
     repo = session.repository
     found = blame_example(repo, example, revision, data=data, progress=session.progress)

@@ -13,7 +13,7 @@ from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
     from modelgit.cli._output import Output
-    from modelgit.repo.borrow import AddedLender
+    from modelgit.repo.exchange.borrow import AddedLender
 
 __all__ = ["borrow"]
 
@@ -39,7 +39,7 @@ def borrow_add(session: Session, target: str, tell: bool) -> None:
     Files are read once, now.  What lies in a directory or repository is still sent by `mgit push`; what lies in a
     published model is neither stored nor sent: others find it in their own cache.
     """
-    from modelgit.repo.borrow import add
+    from modelgit.repo.exchange.borrow import add
 
     _say(session.output, "Borrowing from", add(session.repository, target, tell=tell, progress=session.progress))
 
@@ -49,7 +49,7 @@ def borrow_add(session: Session, target: str, tell: bool) -> None:
 @pass_session
 def borrow_list(session: Session, as_json: bool) -> None:
     """List lenders, and whether they are there."""
-    from modelgit.repo.borrow import lenders
+    from modelgit.repo.exchange.borrow import lenders
 
     found = lenders(session.repository)
     if as_json:
@@ -67,7 +67,7 @@ def borrow_list(session: Session, as_json: bool) -> None:
 @pass_session
 def borrow_update(session: Session, target: str | None) -> None:
     """Look at lenders again: hash files that came or changed, and check what is borrowed from repositories."""
-    from modelgit.repo.borrow import update
+    from modelgit.repo.exchange.borrow import update
 
     for added in update(session.repository, target, progress=session.progress):
         _say(session.output, "Looked at", added)
@@ -79,7 +79,7 @@ def borrow_update(session: Session, target: str | None) -> None:
 @pass_session
 def borrow_remove(session: Session, target: str, force: bool) -> None:
     """Borrow no more from a lender, which is not touched."""
-    from modelgit.repo.borrow import remove
+    from modelgit.repo.exchange.borrow import remove
 
     state = remove(session.repository, target, force=force)
     session.output.say("No longer borrowing from ", bold(state.target))
@@ -91,7 +91,7 @@ def borrow_remove(session: Session, target: str, force: bool) -> None:
 @pass_session
 def borrow_copy(session: Session, external: bool, as_json: bool) -> None:
     """Store here everything that is borrowed, so that the lenders can go."""
-    from modelgit.repo.borrow import copy
+    from modelgit.repo.exchange.borrow import copy
 
     report = copy(session.repository, external=external, progress=session.progress)
     if as_json:
@@ -110,7 +110,7 @@ def borrow_fetch(session: Session, source: str | None) -> None:
 
     Needs `pip install 'modelgit[hub]'`; your own token and HF_ENDPOINT are used.
     """
-    from modelgit.repo.hub import fetch_sources
+    from modelgit.repo.exchange.hub import fetch_sources
 
     for name, count in fetch_sources(session.repository, source, progress=session.progress).items():
         session.output.say("Downloaded ", blue(name), f": {plural(count, 'file')}")

@@ -18,7 +18,7 @@ from modelgit.reporting.wording import amount
 
 if TYPE_CHECKING:
     from modelgit.numerics.summary import TensorSummary
-    from modelgit.repo.cat import Edges, FoundTensor
+    from modelgit.repo.history.cat import Edges, FoundTensor
     from modelgit.repo.load import LazyTensor
 
 __all__ = ["cat_tensor", "row_range"]
@@ -57,7 +57,7 @@ def cat_tensor(
 
     Shows the first and last rows and values, and reads only these.
     """
-    from modelgit.repo.cat import edges, find_tensor, save, summary, values
+    from modelgit.repo.history.cat import edges, find_tensor, save, summary, values
 
     if name is None:
         _list(session, revision, model, as_json)
@@ -88,7 +88,7 @@ def cat_tensor(
 
 
 def _list(session: Session, revision: str, model: str | None, as_json: bool) -> None:
-    from modelgit.repo.cat import list_tensors
+    from modelgit.repo.history.cat import list_tensors
 
     try:
         found = list_tensors(session.repository, revision, model=model)

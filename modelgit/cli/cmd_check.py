@@ -68,7 +68,7 @@ def check(
 
     Exit code 0: all of it passed; 1: something failed; 8: a suite is undecided; 9: a part could not be checked.
     """
-    from modelgit.repo.check import check as run_check
+    from modelgit.repo.reviews.check import check as run_check
 
     if no_suites and suites:
         raise UsageError("--suite and --no-suites exclude each other", hint=f"`mgit check --base {base} --no-suites`")

@@ -36,7 +36,7 @@ def cherry_pick(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit cherry-pick --continue`.
     """
-    from modelgit.repo.picks import cherry_pick as start
+    from modelgit.repo.merges.picks import cherry_pick as start
 
     run_picks(
         session,

@@ -28,7 +28,7 @@ def clone(
 
     Every object is checked against its id, and nothing that the remote holds is run.
     """
-    from modelgit.repo.cloning import clone as copy
+    from modelgit.repo.exchange.cloning import clone as copy
     from modelgit.repo.statistics import kept_estimates
 
     repo = copy(

@@ -18,8 +18,8 @@ from modelgit.errors import GateRefused, UsageError
 from modelgit.reporting.wording import share
 
 if TYPE_CHECKING:
-    from modelgit.repo.commit_records import CommitResult
-    from modelgit.repo.density import Reduced
+    from modelgit.repo.patches.density import Reduced
+    from modelgit.repo.tracking.commit_records import CommitResult
 
 __all__ = ["commit", "say_commit"]
 
@@ -139,7 +139,7 @@ def commit(
                 **common,
             )
     except GateRefused as refusal:
-        from modelgit.repo.gate import RefusedWithRecords
+        from modelgit.repo.gates.gate import RefusedWithRecords
 
         if isinstance(refusal, RefusedWithRecords):
             session.output.say_lines(refusal_lines(refusal))
@@ -184,7 +184,7 @@ def _commit_patch(
     for option, value in exact.items():
         if value:
             raise UsageError(f"`{option}` is about an exact commit", hint="leave it out, or `--density` and `--max-kl`")
-    from modelgit.repo.density import commit_patch
+    from modelgit.repo.patches.density import commit_patch
 
     given: dict[str, Any] = {name: value for name, value in lossy.items() if value is not None}
     share_kept = None if density is None else parse_share(density, hint="`mgit commit --density 0.5% -m …`")

@@ -17,7 +17,7 @@ from modelgit.reporting.wording import amount, change, share
 
 if TYPE_CHECKING:
     from modelgit.objects.diffs import ModelDiff
-    from modelgit.repo.samples import Prompts
+    from modelgit.repo.history.samples import Prompts
 
 __all__ = ["diff"]
 
@@ -107,7 +107,7 @@ def diff(
     else:
         asked = None
         if samples is not None:
-            from modelgit.repo.samples import Prompts
+            from modelgit.repo.history.samples import Prompts
 
             asked = Prompts(session.path(samples), n_tokens, temperature, seed, shown=samples)
         found = _compare_revisions(session, old, new, fisher=fisher, task=task, examples=examples, prompts=asked)
@@ -138,7 +138,7 @@ def _compare_revisions(
     examples: int,
     prompts: Prompts | None,
 ) -> ModelDiff:
-    from modelgit.repo.diff import diff as compare
+    from modelgit.repo.history.diff import diff as compare
 
     repo = session.repository
     try:
@@ -162,7 +162,7 @@ def _compare_revisions(
 
 
 def _compare_paths(session: Session, old: str | None, new: str | None, *, computes: bool) -> ModelDiff:
-    from modelgit.repo.diff import diff_files
+    from modelgit.repo.history.diff import diff_files
 
     if old is None or new is None:
         raise UsageError("--no-index compares two paths", hint="`mgit diff --no-index A B`")

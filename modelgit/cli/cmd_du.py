@@ -14,7 +14,7 @@ from modelgit.cli._output import Part, columns, dim, plain_data
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
-    from modelgit.repo.usage import Usage, UsageRow
+    from modelgit.repo.upkeep.usage import Usage, UsageRow
 
 __all__ = ["du"]
 
@@ -34,7 +34,7 @@ def du(session: Session, revisions: Sequence[str], by: str, number: int, as_json
     and what it shares; by tensor, how each is coded; by ref, what `mgit gc --prune=now` would free if that branch or
     tag went.
     """
-    from modelgit.repo.usage import usage
+    from modelgit.repo.upkeep.usage import usage
 
     report = usage(session.repository, revisions, by=by)  # type: ignore[arg-type]
     output = session.output

@@ -121,8 +121,8 @@ def run(
     weights, as notes that travel with it.  Exit code 0: passed; 1: a limit is broken; 8: undecided; 9: a suite could
     not run or had no data.
     """
-    from modelgit.repo.evaluate import evaluate as run_suites
-    from modelgit.repo.suite_runs import EvalOptions
+    from modelgit.repo.gates.evaluate import evaluate as run_suites
+    from modelgit.repo.gates.suite_runs import EvalOptions
 
     if staged and revision is not None:
         raise UsageError("--staged is about the work tree, and a revision is named", hint=f"`mgit eval {revision}`")
@@ -199,7 +199,7 @@ def _longer(had: Iterable[str], typed: Iterable[str]) -> str:
 def _show_noise(
     session: Session, revision: str, suites: tuple[str, ...], baselines: tuple[str, ...], as_json: bool
 ) -> None:
-    from modelgit.repo.suite_checks import noise_floor
+    from modelgit.repo.gates.suite_checks import noise_floor
 
     repo = session.repository
     found = noise_floor(repo, revision, suites=suites, against=baselines, progress=session.progress)

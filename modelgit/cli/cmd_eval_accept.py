@@ -14,7 +14,7 @@ from modelgit.cli._session import Session
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.repo.acceptances import ListedAcceptance
+    from modelgit.repo.gates.acceptances import ListedAcceptance
 
 __all__ = ["accept"]
 
@@ -45,8 +45,8 @@ def accept(
     They no longer count as broken, and every verdict that this made a difference to names the acceptance.  Signed ones
     travel with a push and count wherever `evals/allowed_signers` lists the key; others count in this clone only.
     """
-    from modelgit.repo.acceptances import accept as keep
-    from modelgit.repo.acceptances import list_acceptances
+    from modelgit.repo.gates.acceptances import accept as keep
+    from modelgit.repo.gates.acceptances import list_acceptances
 
     repo, output = session.repository, session.output
     if listing:

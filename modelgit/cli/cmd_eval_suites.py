@@ -17,7 +17,7 @@ from modelgit.reporting.wording import rate
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from modelgit.repo.suite_checks import NoiseFloor, SuiteLint
+    from modelgit.repo.gates.suite_checks import NoiseFloor, SuiteLint
 
 __all__ = ["lint", "noise_lines", "selftest"]
 
@@ -32,7 +32,7 @@ def lint(session: Session, suites: tuple[str, ...], as_json: bool) -> None:
     For each limit on negative flips it says after how many examples it can be decided.  Exit code 1: something is
     wrong.
     """
-    from modelgit.repo.suite_checks import lint as lint_suites
+    from modelgit.repo.gates.suite_checks import lint as lint_suites
 
     found = lint_suites(session.repository, suites)
     if as_json:
@@ -82,7 +82,7 @@ def selftest(session: Session, revision: str, suites: tuple[str, ...], prune: st
 
     A suite that lets the pruned copy pass would not see a broken model either.  Exit code 1: a suite is no test.
     """
-    from modelgit.repo.suite_checks import selftest as try_suites
+    from modelgit.repo.gates.suite_checks import selftest as try_suites
 
     share = parse_share(prune, hint="`mgit eval selftest --prune 50%`")
     found = try_suites(session.repository, revision, suites=suites, share=share, progress=session.progress)

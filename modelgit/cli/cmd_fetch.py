@@ -14,7 +14,7 @@ from modelgit.cli._transfers import estimates_moved, move_lines, notes_moved, tr
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.repo.sync import FetchedRefs
+    from modelgit.repo.exchange.sync import FetchedRefs
 
 __all__ = ["fetch", "say_fetched"]
 
@@ -36,7 +36,7 @@ def fetch(session: Session, remote: str, prune: bool, repair: bool, fisher: bool
             raise UsageError("--fisher does not go with --repair", hint=f"`mgit fetch {remote} --fisher`")
         _repair(session, remote, as_json)
         return
-    from modelgit.repo.sync import fetch as receive
+    from modelgit.repo.exchange.sync import fetch as receive
 
     fetched = receive(session.repository, remote, prune=prune, fisher=fisher, progress=session.progress)
     if as_json:
@@ -47,7 +47,7 @@ def fetch(session: Session, remote: str, prune: bool, repair: bool, fisher: bool
 
 
 def _repair(session: Session, remote: str, as_json: bool) -> None:
-    from modelgit.repo.repair import repair as mend
+    from modelgit.repo.exchange.repair import repair as mend
 
     report = mend(session.repository, remote, progress=session.progress)
     if as_json:

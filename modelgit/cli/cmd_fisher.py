@@ -15,8 +15,8 @@ from modelgit.errors import UsageError
 from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
-    from modelgit.repo.fisher import StoredFisher
-    from modelgit.repo.fisher_summary import FisherSummary, Mass
+    from modelgit.repo.patches.fisher import StoredFisher
+    from modelgit.repo.patches.fisher_summary import FisherSummary, Mass
 
 __all__ = ["fisher"]
 
@@ -78,7 +78,7 @@ def fisher_make(
 
     It is kept by weights and data: the second time it costs nothing.  A pass that was interrupted goes on where it was.
     """
-    from modelgit.repo.fisher import estimate_fisher
+    from modelgit.repo.patches.fisher import estimate_fisher
 
     made = estimate_fisher(
         session.repository,
@@ -117,8 +117,8 @@ def fisher_show(session: Session, name: str, task: str | None, all_tensors: bool
 
     ID may be shortened; `latest` is the newest estimate.
     """
-    from modelgit.repo.fisher import shown_fisher
-    from modelgit.repo.fisher_summary import summarise
+    from modelgit.repo.patches.fisher import shown_fisher
+    from modelgit.repo.patches.fisher_summary import summarise
 
     repo, output = session.repository, session.output
     found = shown_fisher(repo, name, task=task)
@@ -145,7 +145,7 @@ def fisher_show(session: Session, name: str, task: str | None, all_tensors: bool
 @pass_session
 def fisher_list(session: Session, as_json: bool) -> None:
     """List the estimates that this clone keeps, the newest first, and the branches that have their weights."""
-    from modelgit.repo.fisher import list_estimates
+    from modelgit.repo.patches.fisher import list_estimates
     from modelgit.repo.statistics import refs_by_weights
 
     found = list_estimates(session.repository)

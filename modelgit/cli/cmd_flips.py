@@ -16,7 +16,7 @@ from modelgit.errors import UsageError
 from modelgit.reporting.wording import rate
 
 if TYPE_CHECKING:
-    from modelgit.repo.flips import DataFlips, FlippedExample
+    from modelgit.repo.gates.flips import DataFlips, FlippedExample
 
 __all__ = ["flips"]
 
@@ -49,7 +49,7 @@ def flips(
 
     Predictions come from the cache of evaluations; what is missing there is computed, and kept.
     """
-    from modelgit.repo.flips import flips as find_flips
+    from modelgit.repo.gates.flips import flips as find_flips
 
     old, dots, new = range_.partition("..")
     if not dots:

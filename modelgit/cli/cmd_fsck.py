@@ -13,7 +13,7 @@ from modelgit.cli._session import Session
 from modelgit.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from modelgit.repo.fsck import Finding
+    from modelgit.repo.upkeep.fsck import Finding
 
 __all__ = ["fsck"]
 
@@ -26,7 +26,7 @@ _SHOWN = 5
 @pass_session
 def fsck(session: Session, quick: bool, as_json: bool) -> None:
     """Check every stored byte: each object is rebuilt and compared with its id.  Exit code 4 if anything is wrong."""
-    from modelgit.repo.fsck import fsck as check
+    from modelgit.repo.upkeep.fsck import fsck as check
 
     report = check(session.repository, quick=quick, progress=session.progress)
     output = session.output

@@ -22,7 +22,7 @@ def gc(session: Session, dry_run: bool, prune: str | None, as_json: bool) -> Non
 
     Commands that run meanwhile lose nothing.  Operations stay undoable for 30 days, and the last 200 in any case.
     """
-    from modelgit.repo.gc import collect
+    from modelgit.repo.upkeep.gc import collect
 
     report = collect(session.repository, prune_now=prune == "now", dry_run=dry_run, progress=session.progress)
     output = session.output

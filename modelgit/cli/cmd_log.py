@@ -17,7 +17,7 @@ from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgit.objects import MergeRecipe
-    from modelgit.repo.log import LogEntry
+    from modelgit.repo.history.log import LogEntry
 
 __all__ = ["full_entry", "log"]
 
@@ -58,7 +58,7 @@ def log(
 
         show_compat(session, revisions[0] if revisions else "HEAD", as_json)
         return
-    from modelgit.repo.log import log as read_log
+    from modelgit.repo.history.log import log as read_log
 
     entries = list(read_log(session.repository, *revisions, limit=number))
     output = session.output

@@ -18,7 +18,7 @@ from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import Mask
-    from modelgit.repo.masks import StoredMask
+    from modelgit.repo.patches.masks import StoredMask
 
 __all__ = ["mask"]
 
@@ -149,7 +149,7 @@ def mask_create(
 @pass_session
 def mask_list(session: Session, as_json: bool) -> None:
     """List masks: those that this clone keeps, the newest first, then those of commits from elsewhere."""
-    from modelgit.repo.masks import commits_under
+    from modelgit.repo.patches.masks import commits_under
 
     found = session.repository.masks()
     under = commits_under(session.repository)
@@ -185,7 +185,7 @@ def mask_show(session: Session, name: str, against: str | None, tensors: bool, a
 
     ID is a name, an id or the beginning of one; `latest` is the newest mask.
     """
-    from modelgit.repo.masks import commits_under, compare_masks, model_sizes
+    from modelgit.repo.patches.masks import commits_under, compare_masks, model_sizes
     from modelgit.reporting.mask_text import density_lines, layer_densities
 
     repo, output = session.repository, session.output
@@ -249,8 +249,8 @@ def mask_apply(session: Session, name: str, revision: str, dry_run: bool, as_jso
 
     The files as they were are kept in .mgit/rescue for 7 days; `mgit undo` puts them back.
     """
-    from modelgit.repo.mask_apply import apply_mask
-    from modelgit.repo.strayed import strayed_words
+    from modelgit.repo.patches.mask_apply import apply_mask
+    from modelgit.repo.patches.strayed import strayed_words
 
     done = apply_mask(session.repository, name, revision=revision, dry_run=dry_run, progress=session.progress)
     output = session.output
@@ -281,7 +281,7 @@ def mask_apply(session: Session, name: str, revision: str, dry_run: bool, as_jso
 @pass_session
 def mask_remove(session: Session, name: str) -> None:
     """Forget a mask and its name; commits that were made under it keep it."""
-    from modelgit.repo.masks import remove_mask
+    from modelgit.repo.patches.masks import remove_mask
 
     removed = remove_mask(session.repository, name)
     session.output.say("Forgot mask ", yellow(removed.id.short), *_named(removed))

@@ -15,7 +15,7 @@ from modelgit.cli._session import Session
 from modelgit.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from modelgit.repo.mask_verify import MaskVerification, Strayed
+    from modelgit.repo.patches.mask_verify import MaskVerification, Strayed
 
 __all__ = ["mask_verify"]
 
@@ -51,7 +51,7 @@ def mask_verify(
     Everything is compared bit for bit with the base. Without a target it is HEAD that is checked against its parent.
     Exit code 1 when a value outside the mask differs.
     """
-    from modelgit.repo.mask_verify import verify_mask
+    from modelgit.repo.patches.mask_verify import verify_mask
 
     found = verify_mask(session.repository, name, targets=targets, runs=runs, base=base, progress=session.progress)
     output = session.output

@@ -27,7 +27,7 @@ from modelgit.cli.cmd_commit import say_commit
 from modelgit.errors import NegativeAnswer, UsageError
 
 if TYPE_CHECKING:
-    from modelgit.repo.merge import MergeResult
+    from modelgit.repo.merges.merge import MergeResult
 
 __all__ = ["merge", "say_merge", "show_refusal"]
 
@@ -167,7 +167,7 @@ def merge(
         raise UsageError("--sign-limit belongs to a merge that starts", hint="`mgit merge REV --sign-limit 0.6`")
     chosen = parse_strategies(strategies)
     if abort:
-        from modelgit.repo.merge import abort_merge
+        from modelgit.repo.merges.merge import abort_merge
 
         abort_merge(session.repository)
         session.output.say("Gave the merge up; the work tree is as it was.")
@@ -199,9 +199,9 @@ def _merge(
     gate: str,
     dry_run: bool,
 ) -> None:
-    from modelgit.repo.merge import continue_merge
-    from modelgit.repo.merge import merge as start_merge
-    from modelgit.repo.merge_state import read_state
+    from modelgit.repo.merges.merge import continue_merge
+    from modelgit.repo.merges.merge import merge as start_merge
+    from modelgit.repo.merges.state import read_state
 
     repo, output = session.repository, session.output
     ours = repo.view().branch or "HEAD"
@@ -235,8 +235,8 @@ def _merge(
 def _merge_many(
     session: Session, revisions: tuple[str, ...], chosen: ChosenStrategy, *, message: str | None, gate: str
 ) -> None:
-    from modelgit.repo.gate import RefusedWithRecords
-    from modelgit.repo.octopus import merge_many
+    from modelgit.repo.gates.gate import RefusedWithRecords
+    from modelgit.repo.merges.octopus import merge_many
 
     repo, output = session.repository, session.output
     try:
@@ -268,8 +268,8 @@ def show_refusal(
 
     `revision` names what is merged, where that has not been said before.
     """
-    from modelgit.repo.gate import RefusedWithRecords
-    from modelgit.repo.merge import StoppedMerge
+    from modelgit.repo.gates.gate import RefusedWithRecords
+    from modelgit.repo.merges.merge import StoppedMerge
 
     repo, output = session.repository, session.output
     if isinstance(refusal, RefusedWithRecords):
@@ -316,7 +316,7 @@ def say_merge(output: Output, result: MergeResult, *, ours: str, theirs: str) ->
 
 
 def _plan(session: Session, revision: str, *, sign_limit: float | None, as_json: bool) -> None:
-    from modelgit.repo.merge import plan_merge
+    from modelgit.repo.merges.merge import plan_merge
 
     repo, output = session.repository, session.output
     planned = plan_merge(repo, revision, sign_limit=sign_limit, progress=session.progress)
@@ -345,7 +345,7 @@ def _plan(session: Session, revision: str, *, sign_limit: float | None, as_json:
 
 
 def _replay(session: Session, revision: str) -> None:
-    from modelgit.repo.replay import replay
+    from modelgit.repo.merges.replay import replay
 
     found = replay(session.repository, revision, progress=session.progress)
     output = session.output

@@ -14,7 +14,7 @@ from modelgit.cli._session import Session
 from modelgit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgit.repo.merge_file import MergedFiles
+    from modelgit.repo.merges.merge_file import MergedFiles
 
 __all__ = ["merge_file"]
 
@@ -64,12 +64,12 @@ def merge_file(
     A MODEL is a safetensors file, a Hugging Face directory, or `hf:org/name[@REVISION]`, which is downloaded first.
     The strategy sees all values of a tensor, unless it is the same on all sides; the recipe goes into OUT's model card.
     """
-    from modelgit.repo.merge_file import DTYPES_OUT, merge_files
+    from modelgit.repo.merges.merge_file import DTYPES_OUT, merge_files
 
     if config is not None:
         if models or base or strategies or fishers or dtype:
             raise UsageError("--config says everything by itself", hint=f"`mgit merge-file --config {config} -o OUT`")
-        from modelgit.repo.merge_config import merge_by_config
+        from modelgit.repo.merges.config import merge_by_config
 
         done = merge_by_config(
             session.environment,

@@ -26,7 +26,7 @@ def op() -> None:
 @pass_session
 def op_log(session: Session, number: int | None, as_json: bool) -> None:
     """List operations, newest first.  `mgit undo` takes the first one back."""
-    from modelgit.repo.undo import operation_log
+    from modelgit.repo.tracking.undo import operation_log
 
     found = list(itertools.islice(operation_log(session.repository), number))
     if as_json:

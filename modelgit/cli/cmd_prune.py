@@ -12,7 +12,7 @@ from modelgit.cli._output import Part, bold, columns, dim, plain_data, red, yell
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
-    from modelgit.repo.prune import PrunedFamily, PruneReport, RetentionDecision
+    from modelgit.repo.upkeep.prune import PrunedFamily, PruneReport, RetentionDecision
 
 __all__ = ["prune"]
 
@@ -27,7 +27,7 @@ def prune(session: Session, dry_run: bool, as_json: bool) -> None:
     The commits stay: message, verdicts, patch and the table of tensors. Kept are all tagged commits, tips of branches,
     the history of other branches, and commits where branches part. This cannot be undone.
     """
-    from modelgit.repo.prune import prune as prune_repository
+    from modelgit.repo.upkeep.prune import prune as prune_repository
 
     report = prune_repository(session.repository, dry_run=dry_run, progress=session.progress)
     output = session.output

@@ -23,7 +23,7 @@ __all__ = ["pull"]
 @pass_session
 def pull(session: Session, remote: str, branch: str | None, strategy: str | None, fisher: bool) -> None:
     """Fetch from REMOTE (origin), then merge its branch of the same name into the current one."""
-    from modelgit.repo.sync import pull as bring
+    from modelgit.repo.exchange.sync import pull as bring
 
     repo, output = session.repository, session.output
     name = repo.view().branch or "HEAD"

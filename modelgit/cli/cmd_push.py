@@ -42,8 +42,8 @@ def push(
     Sends the patches that the remote lacks.  If it has commits that are not here, or a policy of a branch or tag
     refuses it, nothing is changed.  `HERE:THERE` sends a branch under another name.
     """
-    from modelgit.repo.ref_policies import PushRefused
-    from modelgit.repo.sync import push as send
+    from modelgit.repo.exchange.sync import push as send
+    from modelgit.repo.reviews.ref_policies import PushRefused
 
     if delete and not branches:
         raise UsageError("which branch is to be deleted?", hint=f"`mgit push {remote} --delete BRANCH`")

@@ -32,7 +32,7 @@ def rebase(
     Each change is added to what UPSTREAM has; what does not overlap stays exact.  The branch moves once, at the end,
     and `mgit undo` takes that back.  Conflicts stop it with the work tree untouched.
     """
-    from modelgit.repo.picks import rebase as start
+    from modelgit.repo.merges.picks import rebase as start
 
     run_picks(
         session,

@@ -12,7 +12,7 @@ __all__ = ["redo"]
 @pass_session
 def redo(session: Session) -> None:
     """Do again what `mgit undo` took back last."""
-    from modelgit.repo.undo import redo as do_again
+    from modelgit.repo.tracking.undo import redo as do_again
 
     redone = do_again(session.repository, progress=session.progress)
     session.output.say(f"Did again {redone.description}")

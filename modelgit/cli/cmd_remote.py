@@ -32,7 +32,7 @@ def remote() -> None:
 @pass_session
 def remote_add(session: Session, name: str, url: str) -> None:
     """Call the repository at URL by NAME.  A relative directory is seen from this repository's root."""
-    from modelgit.repo.remote import add_remote
+    from modelgit.repo.exchange.remote import add_remote
 
     add_remote(session.repository, name, url)
     session.output.say("Remote ", blue(name), f" is {url}")
@@ -43,7 +43,7 @@ def remote_add(session: Session, name: str, url: str) -> None:
 @pass_session
 def remote_list(session: Session, as_json: bool) -> None:
     """List remotes and their URLs."""
-    from modelgit.repo.remote import remotes
+    from modelgit.repo.exchange.remote import remotes
 
     found = remotes(session.repository)
     if as_json:
@@ -59,7 +59,7 @@ def remote_list(session: Session, as_json: bool) -> None:
 @pass_session
 def remote_remove(session: Session, name: str) -> None:
     """Forget a remote and where its branches were; the remote itself is not touched."""
-    from modelgit.repo.remote import remove_remote
+    from modelgit.repo.exchange.remote import remove_remote
 
     remove_remote(session.repository, name)
     session.output.say("Forgot remote ", blue(name))

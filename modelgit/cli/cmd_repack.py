@@ -12,7 +12,7 @@ from modelgit.cli._output import plain_data
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
-    from modelgit.repo.repack import RepackReport
+    from modelgit.repo.upkeep.repack import RepackReport
 
 __all__ = ["repack"]
 
@@ -33,7 +33,7 @@ def repack(session: Session, effort: str | None, dry_run: bool, prune: str | Non
     No id changes, and nothing is lost when it is interrupted. Tensors that are slow to read because many patches lie on
     each other are stored anew. A second run straight after does nothing. Garbage goes as well, as with `mgit gc`.
     """
-    from modelgit.repo.repack import repack as repack_repository
+    from modelgit.repo.upkeep.repack import repack as repack_repository
 
     report = repack_repository(
         session.repository,

@@ -40,8 +40,8 @@ def resolve(
     cherry-pick`, revert or rebase, whichever waits).
     """
     from modelgit.objects.merges import Resolution
-    from modelgit.repo.merge import resolve_conflicts
-    from modelgit.repo.merge_state import read_state
+    from modelgit.repo.merges.merge import resolve_conflicts
+    from modelgit.repo.merges.state import read_state
 
     repo, output = session.repository, session.output
     state = read_state(repo)

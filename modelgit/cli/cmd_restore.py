@@ -23,7 +23,7 @@ def restore(session: Session, paths: tuple[str, ...], source: str | None) -> Non
 
     What is overwritten and recorded nowhere is kept in .mgit/rescue for 7 days.
     """
-    from modelgit.repo.switch import restore as bring_back
+    from modelgit.repo.tracking.switch import restore as bring_back
 
     patterns = [session.tree_path(path) for path in paths]
     written = bring_back(session.repository, patterns, source=source, progress=session.progress)

@@ -36,7 +36,7 @@ def revert(
 
     Conflicts stop it with the work tree untouched: `mgit resolve`, then `mgit revert --continue`.
     """
-    from modelgit.repo.picks import revert as start
+    from modelgit.repo.merges.picks import revert as start
 
     run_picks(
         session,

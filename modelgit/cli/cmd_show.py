@@ -17,8 +17,8 @@ from modelgit.reporting.wording import amount, share
 
 if TYPE_CHECKING:
     from modelgit.objects import FileChange, Manifest, TensorChange
-    from modelgit.repo.encodings import TensorEncoding
-    from modelgit.repo.log import LogEntry
+    from modelgit.repo.history.encodings import TensorEncoding
+    from modelgit.repo.history.log import LogEntry
 
 __all__ = ["show"]
 
@@ -41,9 +41,9 @@ def show(session: Session, revision: str, storage: bool, as_json: bool) -> None:
 
     Reads no weights, unless asked how they are stored.
     """
-    from modelgit.repo.gate import recorded_verdicts
-    from modelgit.repo.log import log
-    from modelgit.repo.training import training_of
+    from modelgit.repo.gates.gate import recorded_verdicts
+    from modelgit.repo.history.log import log
+    from modelgit.repo.tracking.training import training_of
 
     repo, output = session.repository, session.output
     [entry] = log(repo, revision, limit=1)
@@ -76,7 +76,7 @@ def show(session: Session, revision: str, storage: bool, as_json: bool) -> None:
 
 
 def _show_storage(session: Session, entry: LogEntry, as_json: bool) -> None:
-    from modelgit.repo.encodings import encodings
+    from modelgit.repo.history.encodings import encodings
 
     found = encodings(session.repository, entry.id, progress=session.progress)
     output = session.output

@@ -22,7 +22,7 @@ def soften(session: Session, message: str | None, as_json: bool) -> None:
     For a change that breaks a limit: record it with `mgit commit --gate warn`, then soften it.  The largest blend of
     the commit with its parent that passes the gate becomes a commit on top; `mgit undo` takes it back.
     """
-    from modelgit.repo.soften import soften as find_blend
+    from modelgit.repo.merges.soften import soften as find_blend
 
     done = find_blend(session.repository, message=message, progress=session.progress)
     output = session.output

@@ -12,7 +12,7 @@ from modelgit.cli._output import Part, blue, columns, green, plain_data, red, ye
 from modelgit.cli._session import Session
 
 if TYPE_CHECKING:
-    from modelgit.repo.status import Status
+    from modelgit.repo.tracking.status import Status
 
 __all__ = ["status"]
 

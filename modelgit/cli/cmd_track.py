@@ -42,7 +42,7 @@ def track(session: Session, paths: tuple[str, ...], training_state: bool, opaque
     out, as `track.ignore` says, unless --training-state records them: beside the model, never as part of it, and for
     as long as [retention] says.
     """
-    from modelgit.repo.track import track as start_tracking
+    from modelgit.repo.tracking.track import track as start_tracking
 
     repo = session.repository
     if opaque and (training_state or not paths):
@@ -69,7 +69,7 @@ def track(session: Session, paths: tuple[str, ...], training_state: bool, opaque
 
 
 def _track_training(session: Session, paths: tuple[str, ...], *, as_json: bool) -> None:
-    from modelgit.repo.track import track_training
+    from modelgit.repo.tracking.track import track_training
 
     repo, output = session.repository, session.output
     places = paths or tuple(

@@ -16,8 +16,8 @@ def undo(session: Session) -> None:
     What a commit recorded stays in the work tree as changes; of a lossy patch (`mgit commit --density`) the dense
     weights come back, as long as they are kept; what a switch or merge brought is taken out again.
     """
-    from modelgit.repo.dense_weights import kept_dense
-    from modelgit.repo.undo import undo as take_back
+    from modelgit.repo.tracking.dense_weights import kept_dense
+    from modelgit.repo.tracking.undo import undo as take_back
 
     undone = take_back(session.repository, progress=session.progress)
     session.output.say(f"Undid {undone.description}")

@@ -16,7 +16,7 @@ __all__ = ["untrack"]
 @pass_session
 def untrack(session: Session, paths: tuple[str, ...]) -> None:
     """Stop recording each PATH.  The files stay where they are; earlier commits keep them."""
-    from modelgit.repo.track import untrack as stop_tracking
+    from modelgit.repo.tracking.track import untrack as stop_tracking
 
     for path in paths:
         stopped = stop_tracking(session.repository, path)

@@ -16,7 +16,7 @@ from modelgit.integrations.torch_watch import places_of
 
 if TYPE_CHECKING:
     from modelgit.repo import Repository
-    from modelgit.repo.commit_records import CommitResult
+    from modelgit.repo.tracking.commit_records import CommitResult
 
 try:
     from transformers import TrainerCallback

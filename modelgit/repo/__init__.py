@@ -29,7 +29,7 @@ def clone(
     environment: Environment | None = None,
 ) -> Repository:
     """Copy a remote repository and check out its branch; what the lenders in `borrow` have is not copied."""
-    from modelgit.repo.cloning import clone as clone_repository
+    from modelgit.repo.exchange.cloning import clone as clone_repository
 
     return clone_repository(url, path, borrow=borrow, environment=environment or Environment.capture())
 

@@ -52,16 +52,16 @@ if TYPE_CHECKING:
     from modelgit.patching.correct import Product
     from modelgit.patching.encode import TensorWriter
     from modelgit.patching.materialise import TensorReader
-    from modelgit.repo.commit_records import CommitResult
-    from modelgit.repo.density import Reduced
-    from modelgit.repo.fisher import Diagonal, StoredFisher
+    from modelgit.repo.history.samples import Prompts
     from modelgit.repo.load import ModelState
-    from modelgit.repo.mask_apply import AppliedMask
-    from modelgit.repo.mask_create import CreatedMask
-    from modelgit.repo.masks import StoredMask
-    from modelgit.repo.merge import MergeResult
-    from modelgit.repo.samples import Prompts
-    from modelgit.repo.status import Status
+    from modelgit.repo.merges.merge import MergeResult
+    from modelgit.repo.patches.density import Reduced
+    from modelgit.repo.patches.fisher import Diagonal, StoredFisher
+    from modelgit.repo.patches.mask_apply import AppliedMask
+    from modelgit.repo.patches.mask_create import CreatedMask
+    from modelgit.repo.patches.masks import StoredMask
+    from modelgit.repo.tracking.commit_records import CommitResult
+    from modelgit.repo.tracking.status import Status
     from modelgit.reporting.html import ShownDiff
 
 __all__ = ["Repository"]
@@ -99,7 +99,7 @@ class Repository:
         environment = environment or Environment.capture()
         repo = cls(discover(environment.cwd / path), environment)
         if repo.journal.pending:
-            from modelgit.repo.update import finish_pending
+            from modelgit.repo.tracking.update import finish_pending
 
             # What it needs may be damaged, or lie with a lender that is away: then `fsck`, `fetch --repair` and
             # `borrow copy` must run all the same.  Whoever wants to write the work tree gets the error.
@@ -258,7 +258,7 @@ class Repository:
         )
 
     def _explain(self, object_id: ObjectId) -> IntegrityError | None:
-        from modelgit.repo.pruned import explain
+        from modelgit.repo.upkeep.pruned import explain
 
         return explain(self, object_id)
 
@@ -308,7 +308,7 @@ class Repository:
         """
         with self.lock:
             if finish and self.journal.pending:
-                from modelgit.repo.update import finish_pending
+                from modelgit.repo.tracking.update import finish_pending
 
                 finish_pending(self, locked=True)
             yield
@@ -318,13 +318,13 @@ class Repository:
 
     def track(self, path: str) -> object:
         """Record `path` in mgit.toml (see `repo.track`)."""
-        from modelgit.repo.track import track
+        from modelgit.repo.tracking.track import track
 
         return track(self, path)
 
     def status(self, *, progress: Progress = SILENT) -> Status:
         """What differs between the work tree and the current commit."""
-        from modelgit.repo.status import status
+        from modelgit.repo.tracking.status import status
 
         return status(self, progress=progress)
 
@@ -346,7 +346,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> CommitResult:
         """Record what changed, or the checkpoint at `source` (see `repo.commit`)."""
-        from modelgit.repo.commit import commit
+        from modelgit.repo.tracking.commit import commit
 
         return commit(
             self,
@@ -379,7 +379,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> Reduced:
         """Record a sparse patch of a dense change, lossy, without training (see `repo.density`)."""
-        from modelgit.repo.density import commit_patch
+        from modelgit.repo.patches.density import commit_patch
 
         return commit_patch(
             self, message, density=density, max_kl=max_kl, importance=importance, seed=seed, draws=draws, task=task,
@@ -410,7 +410,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> ShownDiff:
         """Compare two revisions; `new` None is the work tree, `old` None the current commit (see `repo.diff`)."""
-        from modelgit.repo.diff import diff
+        from modelgit.repo.history.diff import diff
 
         return diff(self, old, new, fisher=fisher, task=task, examples=examples, prompts=prompts, progress=progress)
 
@@ -425,7 +425,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> View:
         """Make another branch current and bring its files (see `repo.switch`)."""
-        from modelgit.repo.switch import switch
+        from modelgit.repo.tracking.switch import switch
 
         return switch(self, target, create=create, start=start, detach=detach, discard=discard, progress=progress)
 
@@ -439,7 +439,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> MergeResult:
         """Merge a revision into the current branch; raises MergeConflicts with the list (see `repo.merge`)."""
-        from modelgit.repo.merge import merge
+        from modelgit.repo.merges.merge import merge
 
         return merge(self, revision, strategy=strategy, options=options, message=message, progress=progress)
 
@@ -447,7 +447,7 @@ class Repository:
         self, revision: str | None = None, *, suites: Sequence[str] = (), progress: Progress = SILENT
     ) -> list[EvalRecord]:
         """Run suites on a revision, or on the work tree (see `repo.evaluate`)."""
-        from modelgit.repo.evaluate import evaluate
+        from modelgit.repo.gates.evaluate import evaluate
 
         return evaluate(self, revision, suites=suites, progress=progress)
 
@@ -469,7 +469,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> CreatedMask:
         """Choose the share of a model's values that a training run may change (see `repo.mask_create`)."""
-        from modelgit.repo.mask_create import create_mask
+        from modelgit.repo.patches.mask_create import create_mask
 
         return create_mask(
             self,
@@ -500,7 +500,7 @@ class Repository:
         progress: Progress = SILENT,
     ) -> StoredFisher:
         """The Fisher diagonal of a task's model, from the store or made now (see `repo.fisher`)."""
-        from modelgit.repo.fisher import estimate_fisher
+        from modelgit.repo.patches.fisher import estimate_fisher
 
         return estimate_fisher(
             self,
@@ -515,19 +515,19 @@ class Repository:
 
     def diagonal(self, stored: StoredFisher) -> Diagonal:
         """The values of an estimate by tensor name: float32 arrays, read when they are asked for."""
-        from modelgit.repo.fisher import diagonal_of
+        from modelgit.repo.patches.fisher import diagonal_of
 
         return diagonal_of(self, stored.estimate)
 
     def mask(self, name: str) -> StoredMask:
         """A mask by its name, its id or the beginning of it, or "latest" (see `repo.masks`)."""
-        from modelgit.repo.masks import find_mask
+        from modelgit.repo.patches.masks import find_mask
 
         return find_mask(self, name)
 
     def masks(self) -> list[StoredMask]:
         """The masks that this clone keeps, newest first, and then those of commits in the history."""
-        from modelgit.repo.masks import list_masks
+        from modelgit.repo.patches.masks import list_masks
 
         return list_masks(self)
 
@@ -535,6 +535,6 @@ class Repository:
         self, name: str, *, revision: str = "HEAD", dry_run: bool = False, progress: Progress = SILENT
     ) -> AppliedMask:
         """Give values of the work tree outside of a mask back what `revision` has there (see `repo.mask_apply`)."""
-        from modelgit.repo.mask_apply import apply_mask
+        from modelgit.repo.patches.mask_apply import apply_mask
 
         return apply_mask(self, name, revision=revision, dry_run=dry_run, progress=progress)

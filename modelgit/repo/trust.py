@@ -194,7 +194,7 @@ def _covered(repo: Repository) -> dict[str, dict[str, str]]:
 
 
 def _readable_suites(repo: Repository) -> Iterator[Suite]:
-    from modelgit.repo.suites import worktree_suites
+    from modelgit.repo.gates.suites import worktree_suites
 
     texts = worktree_suites(repo)
     for name in texts.files:

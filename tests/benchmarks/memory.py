@@ -139,8 +139,9 @@ def _child(action: str) -> None:
     from modelgit.codecs.base import CODECS
     from modelgit.environment import Environment
     from modelgit.evals import builtin
-    from modelgit.repo import commit, gate, record, switch
+    from modelgit.repo.gates import gate
     from modelgit.repo.repository import Repository
+    from modelgit.repo.tracking import commit, record, switch
 
     del builtin, commit, gate, record
     for name in CODECS.names():

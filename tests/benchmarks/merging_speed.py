@@ -64,7 +64,7 @@ def _write(path: Path, seed: int, *, layers: int) -> None:
 
 def _floor(shell: Shell, mergekit: str | None) -> dict[str, Measured]:
     """What starting costs, with all imports, on either side; the first run writes bytecode, as an installation does."""
-    own = f"{sys.executable} -c 'import modelgit.cli.main, modelgit.repo.merge_file, modelgit.merging.average'"
+    own = f"{sys.executable} -c 'import modelgit.cli.main, modelgit.repo.merges.merge_file, modelgit.merging.average'"
     commands = {"mgit": own}
     if mergekit is not None:
         commands["mergekit"] = f"{mergekit} -c 'import mergekit.scripts.merge_raw_pytorch'"
@@ -174,7 +174,7 @@ def _child(strategy: str) -> None:
 
     from modelgit.environment import Environment
     from modelgit.merging.base import STRATEGIES
-    from modelgit.repo.merge_file import merge_files
+    from modelgit.repo.merges.merge_file import merge_files
 
     STRATEGIES.get(strategy)
     before, peak, stop = _memory("RssAnon"), 0, threading.Event()

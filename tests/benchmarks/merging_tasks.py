@@ -26,7 +26,7 @@ from modelgit.merging.model import ModelMerge
 from modelgit.merging.tensors import TensorParts
 from modelgit.models.base import ExampleSet, TaskModel
 from modelgit.objects import BlobId, CodedTensor, GramEntry, TensorId, TensorSpec
-from modelgit.repo.merge_search import Score, default_candidates, halve, shares_of
+from modelgit.repo.merges.search import Score, default_candidates, halve, shares_of
 
 __all__ = ["rows"]
 

@@ -23,9 +23,9 @@ from modelgit.integrations.demo.assets import minilm_weights
 from modelgit.objects import Mask
 from modelgit.patching.positions import is_maskable
 from modelgit.repo import Repository
-from modelgit.repo.commit_records import CommitResult
 from modelgit.repo.contents import tensors_of
-from modelgit.repo.masks import keep_mask
+from modelgit.repo.patches.masks import keep_mask
+from modelgit.repo.tracking.commit_records import CommitResult
 
 _DENSITY = 0.005
 _STEP = 1.6e-4  # a rate of 2e-5 for some sixty steps that half agree

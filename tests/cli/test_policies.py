@@ -16,11 +16,11 @@ from modelgit.environment import Environment
 from modelgit.objects import CheckResult, ComparedWith, EvalRecord, Note
 from modelgit.objects.attestations import make_test_result, write_test_result
 from modelgit.repo import Repository
+from modelgit.repo.gates.suites import suite_ids
 from modelgit.repo.layout import RepositoryPaths
 from modelgit.repo.notes import KnownNote, _keep, attach_verdicts
-from modelgit.repo.ref_policies import decide_ref
+from modelgit.repo.reviews.ref_policies import decide_ref
 from modelgit.repo.statistics import kept_statistics
-from modelgit.repo.suites import suite_ids
 from modelgit.repo.weights import weights_tree
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen (openssh-client)")
@@ -352,7 +352,7 @@ FAILED: dict[str, Any] = {
 @pytest.fixture
 def gated(mgit: Any, files: Any, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> GatedTeam:
     # No model runs in these tests: the gate of commits is not what is tested.
-    monkeypatch.setattr("modelgit.repo.gate.evaluate_manifest", lambda *_, **__: [])
+    monkeypatch.setattr("modelgit.repo.gates.gate.evaluate_manifest", lambda *_, **__: [])
     team = GatedTeam(mgit, files, keys, REQUIRES, suite=SUITE)
     team.weights(1)
     team.commit()
@@ -506,7 +506,7 @@ override = { by = ["owner@example.org"] }
 
 @pytest.fixture
 def releasing(mgit: Any, files: Any, keys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> GatedTeam:
-    monkeypatch.setattr("modelgit.repo.gate.evaluate_manifest", lambda *_, **__: [])
+    monkeypatch.setattr("modelgit.repo.gates.gate.evaluate_manifest", lambda *_, **__: [])
     suite = SUITE.replace('task = "bot"', 'task = "bot"\n[run]\nstage = "release"')
     return GatedTeam(mgit, files, keys, RELEASES, suite=suite)
 

@@ -21,11 +21,11 @@ import modelgit
 from modelgit.environment import Environment
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.log import log
-from modelgit.repo.repack import repack
-from modelgit.repo.switch import restore
-from modelgit.repo.undo import undo
+from modelgit.repo.history.log import log
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.undo import undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.repack import repack
 
 COMMITS = ("commit", "commit-from", "commit-borrowed", "commit-density")
 FROM_THE_TREE = ("commit", "commit-borrowed", "commit-density")

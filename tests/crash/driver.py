@@ -56,12 +56,12 @@ def run(repo: Repository, command: str) -> None:
     elif command == "commit-from":
         repo.commit("killed", source=str(repo.worktree.parent / "run" / "bot"), as_path="bot")
     elif command == "commit-borrowed":
-        from modelgit.repo.borrow import add
+        from modelgit.repo.exchange.borrow import add
 
         add(repo, str(repo.worktree.parent / "run"))
         repo.commit("killed")
     elif command == "commit-density":
-        from modelgit.repo.density import commit_patch
+        from modelgit.repo.patches.density import commit_patch
 
         commit_patch(repo, "killed", density=0.02, importance="magnitude")
     elif command == "switch":
@@ -69,11 +69,11 @@ def run(repo: Repository, command: str) -> None:
     elif command == "merge":
         repo.merge("side", strategy="average")
     elif command == "repack":
-        from modelgit.repo.repack import repack
+        from modelgit.repo.upkeep.repack import repack
 
         repack(repo, prune_now=True)
     elif command == "prune":
-        from modelgit.repo.prune import prune
+        from modelgit.repo.upkeep.prune import prune
 
         prune(repo)
     else:

@@ -11,7 +11,7 @@ import pytest
 import modelgit
 from modelgit.environment import Environment
 from modelgit.objects import CommitId
-from modelgit.repo.fsck import fsck
+from modelgit.repo.upkeep.fsck import fsck
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "repository-v1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())

@@ -15,8 +15,8 @@ from modelgit.formats.base import ScannedFile
 from modelgit.formats.detect import scan_file
 from modelgit.formats.distcp import DISTCP
 from modelgit.repo import Repository
-from modelgit.repo.switch import restore
-from modelgit.repo.track import track_training
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.track import track_training
 from modelgit.testing.fuzzing import MemoryFile, fuzz
 
 pytestmark = pytest.mark.filterwarnings("ignore")

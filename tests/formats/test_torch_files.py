@@ -21,8 +21,8 @@ from modelgit.errors import CheckpointFormatError
 from modelgit.formats.base import ScannedFile
 from modelgit.formats.detect import scan_file
 from modelgit.objects import TensorSpec
-from modelgit.repo.switch import restore
-from modelgit.repo.track import track
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.track import track
 
 LAYOUTS = {"zip": True, "legacy": False}
 

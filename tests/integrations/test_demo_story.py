@@ -26,7 +26,7 @@ from modelgit.errors import CheckFailed  # noqa: E402
 from modelgit.integrations.demo.small import write_checkpoint, write_data  # noqa: E402
 from modelgit.integrations.demo.story import Recipe, Suites, Training, play  # noqa: E402
 from modelgit.integrations.demo.texts import Row, TaskTexts, mislabel  # noqa: E402
-from modelgit.repo.log import log  # noqa: E402
+from modelgit.repo.history.log import log  # noqa: E402
 from modelgit.repo.repository import Repository  # noqa: E402
 
 SUITE = """\

@@ -19,8 +19,8 @@ from modelgit.errors import UsageError  # noqa: E402
 from modelgit.integrations.torch import freeze_outside  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.contents import tensors_of  # noqa: E402
-from modelgit.repo.mask_verify import MaskVerification, verify_mask  # noqa: E402
-from modelgit.repo.masks import keep_mask  # noqa: E402
+from modelgit.repo.patches.mask_verify import MaskVerification, verify_mask  # noqa: E402
+from modelgit.repo.patches.masks import keep_mask  # noqa: E402
 
 POSITIONS = {"0.weight": np.arange(0, 48, 5), "2.bias": None}
 DATA = torch.randn(16, 6, generator=torch.Generator().manual_seed(3))

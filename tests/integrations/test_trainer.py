@@ -26,8 +26,8 @@ from modelgit.errors import CheckFailed, GateRefused, UsageError  # noqa: E402
 from modelgit.integrations.transformers import MgitCallback  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.contents import tensors_of  # noqa: E402
-from modelgit.repo.mask_verify import verify_mask  # noqa: E402
-from modelgit.repo.masks import keep_mask  # noqa: E402
+from modelgit.repo.patches.mask_verify import verify_mask  # noqa: E402
+from modelgit.repo.patches.masks import keep_mask  # noqa: E402
 
 SIZES = {
     "vocab_size": 30,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from modelgit.environment import Environment
 from modelgit.errors import CheckpointFormatError, MgitError, RepositoryError, UsageError
 from modelgit.merging.direct import write as writing
-from modelgit.repo.merge_file import MergedFiles, merge_files
+from modelgit.repo.merges.merge_file import MergedFiles, merge_files
 
 BF16 = ml_dtypes.bfloat16
 ELEMENTWISE = ["average", "task-arithmetic", "ties", "dare", "wise"]

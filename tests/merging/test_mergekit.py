@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from modelgit.environment import Environment
 from modelgit.errors import UsageError
 from modelgit.merging.direct.mergekit_methods import METHODS, setting_at
-from modelgit.repo.merge_config import merge_by_config
-from modelgit.repo.merge_file import MergedFiles
+from modelgit.repo.merges.config import merge_by_config
+from modelgit.repo.merges.merge_file import MergedFiles
 
 FIXTURES = Path(__file__).parent / "mergekit_fixtures"
 SPEC = util.spec_from_file_location("record", FIXTURES / "record.py")

@@ -11,7 +11,7 @@ import torch
 
 import modelgit as mg
 from modelgit.formats.zip_checksums import stale_checksums
-from modelgit.repo.merge import merge
+from modelgit.repo.merges.merge import merge
 from modelgit.testing.fuzzing import MemoryFile
 
 

@@ -13,11 +13,11 @@ from msgspec.structs import replace as replace_fields
 from modelgit.errors import NothingToDo
 from modelgit.objects import CheckResult, CommitId, ComparedWith, Decision, EvalRecord, KeptNote, NoteId
 from modelgit.repo import Repository
-from modelgit.repo.attested import Attestations
-from modelgit.repo.compat import CompatReport, SuiteChange, compatibility
-from modelgit.repo.last_words import last_word
-from modelgit.repo.log import log
+from modelgit.repo.gates.compat import CompatReport, SuiteChange, compatibility
+from modelgit.repo.history.log import log
 from modelgit.repo.notes import attach_verdicts, keep_notes
+from modelgit.repo.reviews.attested import Attestations
+from modelgit.repo.reviews.last_words import last_word
 from modelgit.repo.weights import weights_tree
 from modelgit.store.metadata import write_record
 

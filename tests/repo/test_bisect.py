@@ -10,7 +10,7 @@ import pytest
 from modelgit.errors import RepositoryError, UsageError
 from modelgit.objects.graph import ancestors
 from modelgit.repo import Repository
-from modelgit.repo.bisect import current_bisection, mark, reset_bisection, start_bisection
+from modelgit.repo.history.bisect import current_bisection, mark, reset_bisection, start_bisection
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_answers_that_contradict_each_other_change_nothing(repo: Repository, his
 
 def test_a_random_graph_with_merges(repo: Repository, history: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parents drawn at random: the answer is the one bad commit all of whose parents are good."""
-    from modelgit.repo import bisect as module
+    from modelgit.repo.history import bisect as module
 
     draw = random.Random(4)
     graph = {history[0]: ()}

@@ -7,9 +7,9 @@ import pytest
 
 from modelgit.errors import UsageError
 from modelgit.repo import Repository
-from modelgit.repo.blame import BlamedRows, blame_rows, blame_tensors
-from modelgit.repo.merge import merge
-from modelgit.repo.switch import switch
+from modelgit.repo.history.blame import BlamedRows, blame_rows, blame_tensors
+from modelgit.repo.merges.merge import merge
+from modelgit.repo.tracking.switch import switch
 
 FILE = "bot.safetensors"
 NAME = "layers.0.weight"

@@ -13,13 +13,13 @@ import pytest
 from modelgit.errors import CheckpointFormatError, IntegrityError, LenderError, NothingToDo, RepositoryError, UsageError
 from modelgit.objects import TensorId
 from modelgit.repo import Repository
-from modelgit.repo.borrow import add, copy, lenders, remove, update
-from modelgit.repo.cloning import clone
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.remote import add_remote
-from modelgit.repo.repair import repair
-from modelgit.repo.sync import fetch, push
+from modelgit.repo.exchange.borrow import add, copy, lenders, remove, update
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.repair import repair
+from modelgit.repo.exchange.sync import fetch, push
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 from modelgit.store.base import is_foreign
 from tests.conftest import Files, environment_at
 
@@ -109,7 +109,7 @@ def test_a_borrower_commits_deltas_against_what_it_borrows(
         assert result.encodings.get("sparse") == 1
         assert result.bytes_added < 4000
         (repo.worktree / MODEL).unlink()
-        from modelgit.repo.switch import restore
+        from modelgit.repo.tracking.switch import restore
 
         restore(repo, [MODEL])
         assert (repo.worktree / MODEL).read_bytes() == data
@@ -179,7 +179,7 @@ def test_what_a_lender_collects_is_named_and_comes_back_from_a_remote(
 
 
 def test_a_lender_that_was_told_spares_what_is_borrowed(tmp_path: Path, lender: Repository) -> None:
-    from modelgit.repo.repack import repack
+    from modelgit.repo.upkeep.repack import repack
 
     with clone_of(tmp_path, lender) as repo:
         add(repo, str(lender.worktree), tell=True)
@@ -353,7 +353,7 @@ def test_what_lies_in_a_directory_is_not_stored(
     data = files.of_arrays(weights, metadata={"another": "header"})
     assert with_directory(repo, checkpoints, data) < 3000
     (repo.worktree / MODEL).unlink()
-    from modelgit.repo.switch import restore
+    from modelgit.repo.tracking.switch import restore
 
     restore(repo, [MODEL])
     assert (repo.worktree / MODEL).read_bytes() == data
@@ -486,7 +486,7 @@ def test_update_hashes_what_came_and_what_changed(repo: Repository, tmp_path: Pa
 def test_repacking_leaves_what_is_borrowed_alone(
     tmp_path: Path, lender: Repository, files: Files, weights: dict[str, np.ndarray]
 ) -> None:
-    from modelgit.repo.repack import repack
+    from modelgit.repo.upkeep.repack import repack
 
     with clone_of(tmp_path, lender) as repo:
         for step in range(3):
@@ -602,7 +602,7 @@ def test_a_switch_that_cannot_be_finished_blocks_the_work_tree_only(
     with clone_of(tmp_path, lender) as repo:
         place, worktree = repo.environment, repo.worktree
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("modelgit.repo.update.write_files", killed)
+            patch.setattr("modelgit.repo.tracking.update.write_files", killed)
             repo.switch(base.hex, detach=True)
     away = lender.worktree.with_name("away")
     lender.worktree.rename(away)

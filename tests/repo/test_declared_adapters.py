@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from modelgit.errors import UsageError
 from modelgit.repo import Repository
-from modelgit.repo.encodings import encodings
-from modelgit.repo.switch import restore
-from modelgit.repo.usage import usage
+from modelgit.repo.history.encodings import encodings
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.upkeep.usage import usage
 
 NAMES = ("layer.0.q", "layer.0.v", "layer.1.q")
 

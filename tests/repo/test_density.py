@@ -17,11 +17,11 @@ from modelgit.errors import GateRefused, MgitError, NothingToDo, RepositoryError
 from modelgit.fisher.changes import IMPORTANCES  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.contents import file_bytes  # noqa: E402
-from modelgit.repo.density import commit_patch  # noqa: E402
-from modelgit.repo.fsck import fsck  # noqa: E402
-from modelgit.repo.gc import collect, tidy  # noqa: E402
-from modelgit.repo.switch import restore  # noqa: E402
-from modelgit.repo.undo import redo, undo  # noqa: E402
+from modelgit.repo.patches.density import commit_patch  # noqa: E402
+from modelgit.repo.tracking.switch import restore  # noqa: E402
+from modelgit.repo.tracking.undo import redo, undo  # noqa: E402
+from modelgit.repo.upkeep.fsck import fsck  # noqa: E402
+from modelgit.repo.upkeep.gc import collect, tidy  # noqa: E402
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "where", "is", "who", "was", "the", "king", "city", "?", "old", "new")
 WIDTH, INNER, LAYERS, CLASSES = 16, 32, 2, 2
@@ -384,7 +384,8 @@ def test_a_command_that_dies_leaves_the_dense_weights_somewhere(
     bot: Repository, make_repo: Callable[..., Repository], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Killed after each step; the next command finishes or forgets it."""
-    from modelgit.repo import density, update
+    from modelgit.repo.patches import density
+    from modelgit.repo.tracking import update
     from modelgit.store.session import PackSession
 
     class Killed(BaseException):

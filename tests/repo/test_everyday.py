@@ -23,9 +23,9 @@ from modelgit.repo.branches import (
     rename_branch,
     tags,
 )
-from modelgit.repo.log import log
-from modelgit.repo.switch import restore
-from modelgit.repo.undo import operation_log, redo, undo
+from modelgit.repo.history.log import log
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.undo import operation_log, redo, undo
 
 _SPECIAL = {
     "F16": [0x0000, 0x8000, 0x7C00, 0xFC00, 0x7E01, 0x7DFF, 0xFE55, 0x0001, 0x8001, 0x3C00],

@@ -19,15 +19,15 @@ from modelgit.environment import Environment
 from modelgit.errors import ExternalAbsentError, IntegrityError, MissingExtraError, NothingToDo, RemoteError, UsageError
 from modelgit.objects import BlobId, External, TensorId, TensorSpec, check_external, encode, leaf_digests, parse_source
 from modelgit.repo import Repository
-from modelgit.repo.borrow import add, copy, remove
-from modelgit.repo.cloning import clone
 from modelgit.repo.contents import file_bytes
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.hub import fetch_sources, pinned
-from modelgit.repo.remote import add_remote
-from modelgit.repo.switch import restore
-from modelgit.repo.sync import pull, push
+from modelgit.repo.exchange.borrow import add, copy, remove
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.exchange.hub import fetch_sources, pinned
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import pull, push
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 from modelgit.store.base import is_external
 from tests.conftest import Files, environment_at
 

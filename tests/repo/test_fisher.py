@@ -28,19 +28,20 @@ from modelgit.patching.encode import TensorWriter  # noqa: E402
 from modelgit.patching.jobs import BlobSource, StoreJob  # noqa: E402
 from modelgit.patching.statistics import read_triangle  # noqa: E402
 from modelgit.remotes.estimates import check_estimate  # noqa: E402
-from modelgit.repo import Repository, fisher_passes  # noqa: E402
-from modelgit.repo.cloning import clone  # noqa: E402
-from modelgit.repo.fisher import diagonal_of, estimate_fisher, list_estimates, shown_fisher, stored_fisher  # noqa: E402
-from modelgit.repo.fisher_summary import summarise  # noqa: E402
-from modelgit.repo.fsck import fsck  # noqa: E402
-from modelgit.repo.gc import collect  # noqa: E402
+from modelgit.repo import Repository  # noqa: E402
+from modelgit.repo.exchange.cloning import clone  # noqa: E402
+from modelgit.repo.exchange.remote import add_remote  # noqa: E402
+from modelgit.repo.exchange.sync import fetch, push  # noqa: E402
 from modelgit.repo.layout import RepositoryPaths  # noqa: E402
-from modelgit.repo.mask_create import create_mask  # noqa: E402
-from modelgit.repo.merge import merge  # noqa: E402
-from modelgit.repo.remote import add_remote  # noqa: E402
-from modelgit.repo.replay import replay  # noqa: E402
+from modelgit.repo.merges.merge import merge  # noqa: E402
+from modelgit.repo.merges.replay import replay  # noqa: E402
+from modelgit.repo.patches import fisher_passes  # noqa: E402
+from modelgit.repo.patches.fisher import diagonal_of, estimate_fisher, list_estimates, shown_fisher, stored_fisher  # noqa: E402
+from modelgit.repo.patches.fisher_summary import summarise  # noqa: E402
+from modelgit.repo.patches.mask_create import create_mask  # noqa: E402
 from modelgit.repo.statistics import find_kept, forget, kept_estimates, shapes_of  # noqa: E402
-from modelgit.repo.sync import fetch, push  # noqa: E402
+from modelgit.repo.upkeep.fsck import fsck  # noqa: E402
+from modelgit.repo.upkeep.gc import collect  # noqa: E402
 from modelgit.store.metadata import read_record, write_record  # noqa: E402
 
 TASKS = SETTINGS.partition("# The gate")[0]

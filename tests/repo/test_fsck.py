@@ -12,7 +12,7 @@ import zstandard
 from modelgit.errors import MgitError
 from modelgit.objects import EvalRecordId, FileContent, TensorId, id_class
 from modelgit.repo import Repository
-from modelgit.repo.fsck import FsckReport, fsck
+from modelgit.repo.upkeep.fsck import FsckReport, fsck
 
 
 def history(repo: Repository, files, **shape: int) -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from modelgit.errors import GateRefused, UsageError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.merge import merge
-from modelgit.repo.switch import restore
+from modelgit.repo.merges.merge import merge
 from modelgit.repo.tasks import task_examples
+from modelgit.repo.tracking.switch import restore
 from modelgit.repo.trust import allow_entry, trust
+from modelgit.repo.upkeep.fsck import fsck
 
 SUITE = """
 [task.probe]
@@ -99,7 +99,7 @@ def test_a_broken_mgit_toml_can_be_restored_and_checked(bot: Repository) -> None
 
 def test_the_values_of_a_recorded_commit_are_read_once(bot: Repository, files, monkeypatch: pytest.MonkeyPatch) -> None:
     from modelgit.evals import builtin
-    from modelgit.repo.evaluate import evaluate
+    from modelgit.repo.gates.evaluate import evaluate
 
     (bot.worktree / "bot.safetensors").write_bytes(files.of_arrays(files.floats(5)))
     bot.commit("other weights")

@@ -18,10 +18,10 @@ from modelgit.patching.materialise import TensorReader
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_tag, delete_branch, delete_tag
 from modelgit.repo.contents import models_of
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.switch import restore
-from modelgit.repo.undo import redo, undo
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.undo import redo, undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 from modelgit.store.fs import FileSystemStore
 from modelgit.store.oplog import OperationLog
 from modelgit.store.publish import publish

@@ -16,18 +16,18 @@ from modelgit.codecs.sparse import encode_values
 from modelgit.errors import RepositoryError
 from modelgit.objects import BlobId, CommitId, Mask, MaskId, Patch, PatchId, TensorId, View
 from modelgit.repo import Repository
-from modelgit.repo.borrow import copy as copy_borrowed
-from modelgit.repo.cloning import clone
 from modelgit.repo.contents import tensors_of
-from modelgit.repo.encodings import encodings
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.masks import keep_mask, mask_positions, remove_mask
-from modelgit.repo.prune import prune
-from modelgit.repo.remote import add_remote
-from modelgit.repo.repack import repack
-from modelgit.repo.sync import fetch, push
-from modelgit.repo.usage import usage
+from modelgit.repo.exchange.borrow import copy as copy_borrowed
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import fetch, push
+from modelgit.repo.history.encodings import encodings
+from modelgit.repo.patches.masks import keep_mask, mask_positions, remove_mask
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
+from modelgit.repo.upkeep.prune import prune
+from modelgit.repo.upkeep.repack import repack
+from modelgit.repo.upkeep.usage import usage
 from modelgit.store.base import Located
 from modelgit.store.metadata import write_record
 from tests.conftest import environment_at

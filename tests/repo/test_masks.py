@@ -11,10 +11,10 @@ import pytest
 import modelgit
 from modelgit.errors import NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.masks import commits_under, compare_masks, find_mask, remove_mask
-from modelgit.repo.undo import redo, undo
+from modelgit.repo.patches.masks import commits_under, compare_masks, find_mask, remove_mask
+from modelgit.repo.tracking.undo import redo, undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 
 pytest.importorskip("torch")
 
@@ -262,7 +262,7 @@ def test_a_killed_apply_is_finished_by_the_next_command(repo, make_repo, files, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modelgit.repo.update.write_files", die)
+        patch.setattr("modelgit.repo.tracking.update.write_files", die)
         with pytest.raises(KeyboardInterrupt):
             repo.apply_mask("latest")
     repo.close()
@@ -384,7 +384,7 @@ def toy(repo: Repository) -> Repository:
 
 
 def test_masks_of_a_task(toy: Repository) -> None:
-    from modelgit.repo.fisher import diagonal_of, estimate_fisher
+    from modelgit.repo.patches.fisher import diagonal_of, estimate_fisher
     from modelgit.repo.tasks import open_task, task_settings
 
     head = {"heads.topic.weight", "heads.topic.bias"}
@@ -419,7 +419,7 @@ def test_masks_of_a_task(toy: Repository) -> None:
 def test_information_times_change_at_either_side(toy: Repository) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from modelgit.repo.fisher import diagonal_of, estimate_fisher
+    from modelgit.repo.patches.fisher import diagonal_of, estimate_fisher
 
     file = toy.worktree / "models" / "bot" / "model.safetensors"
     old = load_file(file)

@@ -27,10 +27,10 @@ import resource, sys
 from pathlib import Path
 
 import numpy, zstandard, blake3
-import modelgit.repo.commit, modelgit.repo.gate, modelgit.repo.switch, modelgit.evals.builtin
+import modelgit.repo.tracking.commit, modelgit.repo.gates.gate, modelgit.repo.tracking.switch, modelgit.evals.builtin
 import modelgit
 from modelgit.environment import Environment
-from modelgit.repo.switch import restore
+from modelgit.repo.tracking.switch import restore
 
 def data_bytes():
     for line in Path("/proc/self/status").read_text().splitlines():

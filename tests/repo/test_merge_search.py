@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers")
 from modelgit.errors import GateRefused, NothingToDo, UsageError  # noqa: E402
 from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_data  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
-from modelgit.repo.merge_search import Score, default_candidates, halve, search, shares_of  # noqa: E402
+from modelgit.repo.merges.search import Score, default_candidates, halve, search, shares_of  # noqa: E402
 
 SUITES = """
 [eval.topic]
@@ -155,7 +155,7 @@ def test_the_neighbours_of_the_best_are_looked_at_again() -> None:
 
 def test_candidates_are_scored_as_their_suites_run(pair: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     from modelgit.models.base import TaskModel
-    from modelgit.repo import eval_sides
+    from modelgit.repo.gates import sides as eval_sides
 
     (pair.worktree / "evals").mkdir()
     (pair.worktree / "evals/wide.toml").write_text(

@@ -12,11 +12,11 @@ from modelgit.errors import MergeConflicts, RepositoryError, UsageError
 from modelgit.objects.graph import merge_bases
 from modelgit.objects.merges import Overlap, Resolution
 from modelgit.repo import Repository
-from modelgit.repo.merge import continue_merge, merge, plan_merge, resolve_conflicts
-from modelgit.repo.picks import revert
-from modelgit.repo.remote import add_remote
-from modelgit.repo.replay import replay
-from modelgit.repo.sync import fetch, push
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import fetch, push
+from modelgit.repo.merges.merge import continue_merge, merge, plan_merge, resolve_conflicts
+from modelgit.repo.merges.picks import revert
+from modelgit.repo.merges.replay import replay
 
 
 def test_histories_without_a_common_commit_are_not_averaged_in_silence(make_repo, files, tmp_path: Path) -> None:

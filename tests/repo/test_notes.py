@@ -18,10 +18,10 @@ from modelgit.objects import EvalRecord, EvalRecordId, KeptNote, NoteId
 from modelgit.remotes.directory import DirectoryTransport
 from modelgit.remotes.notes import MovedNotes
 from modelgit.repo import Repository
-from modelgit.repo.cloning import clone
-from modelgit.repo.evaluate import evaluate
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import fetch, push
+from modelgit.repo.gates.evaluate import evaluate
 from modelgit.repo.notes import (
     KnownNote,
     add_acceptance,
@@ -31,8 +31,8 @@ from modelgit.repo.notes import (
     kept_notes,
     signing_key,
 )
-from modelgit.repo.remote import add_remote
-from modelgit.repo.sync import fetch, push
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 from modelgit.repo.weights import WeightsOfCommits, weights_tree
 from modelgit.store.metadata import read_record, write_record
 

@@ -9,11 +9,11 @@ import pytest
 
 from modelgit.errors import CheckpointFormatError, RepositoryError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.switch import restore
-from modelgit.repo.track import untrack
-from modelgit.repo.undo import redo, undo
-from modelgit.repo.update import finish_pending
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.track import untrack
+from modelgit.repo.tracking.undo import redo, undo
+from modelgit.repo.tracking.update import finish_pending
+from modelgit.repo.upkeep.fsck import fsck
 
 posix = pytest.mark.skipif(os.name != "posix", reason="symbolic links and FIFOs need rights elsewhere")
 
@@ -70,9 +70,9 @@ def test_a_switch_between_file_and_directory_that_is_killed_is_finished(
 
     with monkeypatch.context() as patched:
         if steps == 0:
-            patched.setattr("modelgit.repo.update.remove_file", die)
+            patched.setattr("modelgit.repo.tracking.update.remove_file", die)
         elif steps == 1:
-            patched.setattr("modelgit.repo.update.write_files", die)
+            patched.setattr("modelgit.repo.tracking.update.write_files", die)
         else:
             patched.setattr(Repository, "publish", die)
         with pytest.raises(Killed):

@@ -9,10 +9,10 @@ import pytest
 
 from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.repo import Repository
-from modelgit.repo.log import log
-from modelgit.repo.merge import merge
-from modelgit.repo.octopus import merge_many
-from modelgit.repo.replay import replay
+from modelgit.repo.history.log import log
+from modelgit.repo.merges.merge import merge
+from modelgit.repo.merges.octopus import merge_many
+from modelgit.repo.merges.replay import replay
 
 FILE = "bot.safetensors"
 

@@ -12,9 +12,9 @@ import pytest
 from modelgit.errors import CheckpointFormatError, GateRefused, NothingToDo, RepositoryError, UsageError
 from modelgit.repo import Repository
 from modelgit.repo.contents import model_files
-from modelgit.repo.fsck import fsck
-from modelgit.repo.switch import restore, switch
-from modelgit.repo.undo import undo
+from modelgit.repo.tracking.switch import restore, switch
+from modelgit.repo.tracking.undo import undo
+from modelgit.repo.upkeep.fsck import fsck
 from tests.conftest import Files
 
 MODEL = "bot.safetensors"

@@ -8,12 +8,12 @@ from msgspec.structs import replace
 from modelgit.errors import GateRefused
 from modelgit.objects import EvalRecord
 from modelgit.repo import Repository
-from modelgit.repo.gate import recorded_verdicts
-from modelgit.repo.log import log
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import push
+from modelgit.repo.gates.gate import recorded_verdicts
+from modelgit.repo.gates.pending import due_suites
+from modelgit.repo.history.log import log
 from modelgit.repo.notes import attach_verdicts
-from modelgit.repo.pending import due_suites
-from modelgit.repo.remote import add_remote
-from modelgit.repo.sync import push
 
 SUITE = """
 [task.probe]

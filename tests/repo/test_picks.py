@@ -10,10 +10,10 @@ import pytest
 from modelgit.errors import MergeConflicts, NothingToDo, RepositoryError, UsageError
 from modelgit.objects.merges import Resolution
 from modelgit.repo import Repository
-from modelgit.repo.gc import collect
-from modelgit.repo.merge import abort_merge, merge, resolve_conflicts
-from modelgit.repo.picks import cherry_pick, continue_picks, rebase, revert
-from modelgit.repo.undo import undo
+from modelgit.repo.merges.merge import abort_merge, merge, resolve_conflicts
+from modelgit.repo.merges.picks import cherry_pick, continue_picks, rebase, revert
+from modelgit.repo.tracking.undo import undo
+from modelgit.repo.upkeep.gc import collect
 
 FILE = "bot.safetensors"
 

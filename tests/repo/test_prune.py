@@ -10,18 +10,18 @@ from modelgit.errors import UsageError, WeightsPruned
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_branch, create_tag
-from modelgit.repo.cloning import clone
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.log import log
-from modelgit.repo.prune import prune
-from modelgit.repo.pruned import pruned_commits
-from modelgit.repo.remote import add_remote
-from modelgit.repo.repack import repack
-from modelgit.repo.retention import plan_retention
-from modelgit.repo.switch import restore
-from modelgit.repo.sync import fetch, push
-from modelgit.repo.undo import undo
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.sync import fetch, push
+from modelgit.repo.history.log import log
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.undo import undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
+from modelgit.repo.upkeep.prune import prune
+from modelgit.repo.upkeep.pruned import pruned_commits
+from modelgit.repo.upkeep.repack import repack
+from modelgit.repo.upkeep.retention import plan_retention
 
 
 def on_disk(repo: Repository) -> int:
@@ -151,7 +151,7 @@ def steps_of(plan, repo: Repository) -> list[int]:
 
 def test_the_best_by_a_recorded_metric_is_kept(run: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     from modelgit.objects import CheckResult, EvalRecord
-    from modelgit.repo import retention
+    from modelgit.repo.upkeep import retention
 
     def verdicts(repo: Repository, commit: CommitId) -> list[EvalRecord]:
         commit_record = repo.commit_at(commit)
@@ -346,7 +346,7 @@ def test_weights_that_come_again_are_stored_again(run: Repository, files) -> Non
 
 
 def test_a_tag_that_comes_meanwhile_keeps_its_commit(run: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelgit.repo import repack as module
+    from modelgit.repo.upkeep import repack as module
 
     real, calls = module._Recoding.run, []
 
@@ -364,7 +364,7 @@ def test_a_tag_that_comes_meanwhile_keeps_its_commit(run: Repository, monkeypatc
 
 
 def test_commits_meanwhile_do_not_stop_it(run: Repository, files, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelgit.repo import repack as module
+    from modelgit.repo.upkeep import repack as module
 
     real, calls = module._Recoding.run, []
 
@@ -424,7 +424,7 @@ def test_other_files_of_a_pruned_commit_stay(bot: Repository, files) -> None:
 
 
 def test_training_state_expires_by_a_rule_of_its_own(bot: Repository, files) -> None:
-    from modelgit.repo.training import training_of
+    from modelgit.repo.tracking.training import training_of
 
     (bot.worktree / "mgit.toml").write_text(
         '[track]\npaths = ["bot.safetensors"]\ntraining_state = ["state"]\n[retention.training-state]\nlast = 2\n'

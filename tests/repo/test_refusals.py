@@ -16,8 +16,8 @@ from modelgit.errors import CheckpointFormatError, ConflictError, RepositoryErro
 from modelgit.formats.detect import FileReader
 from modelgit.patching.jobs import SourceChangedError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.switch import restore
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.upkeep.fsck import fsck
 
 
 def side_branch(bot: Repository, files) -> None:

@@ -13,10 +13,10 @@ from modelgit.patching.chain import MAX_COST, chain_cost
 from modelgit.progress import SilentProgress
 from modelgit.repo import Repository
 from modelgit.repo.contents import models_of
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.repack import repack
-from modelgit.repo.switch import restore
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
+from modelgit.repo.upkeep.repack import repack
 
 
 def on_disk(repo: Repository) -> int:
@@ -152,7 +152,7 @@ def test_old_and_new_records_side_by_side_are_one_repository(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modelgit.repo.gc.retire_packs", die)
+        patch.setattr("modelgit.repo.upkeep.gc.retire_packs", die)
         with pytest.raises(KeyboardInterrupt):
             repack(returned)
     assert everything(returned) == before
@@ -167,7 +167,7 @@ def test_old_and_new_records_side_by_side_are_one_repository(
 
 
 def test_a_collection_meanwhile_stops_it(returned: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelgit.repo import repack as module
+    from modelgit.repo.upkeep import repack as module
 
     real = module._Recoding.run
 

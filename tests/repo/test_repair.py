@@ -9,10 +9,10 @@ import pytest
 
 from modelgit.errors import MgitError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
-from modelgit.repo.remote import add_remote
-from modelgit.repo.repair import repair
-from modelgit.repo.sync import push
+from modelgit.repo.exchange.remote import add_remote
+from modelgit.repo.exchange.repair import repair
+from modelgit.repo.exchange.sync import push
+from modelgit.repo.upkeep.fsck import fsck
 
 
 def _shared(bot: Repository, files, tmp_path: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from modelgit.evals.harness import run_harness
 from modelgit.evals.kinds import harness
 from modelgit.evals.outcomes import parse_outcome
 from modelgit.repo import Repository
-from modelgit.repo.merge_search import search
+from modelgit.repo.merges.search import search
 from modelgit.repo.trust import trust
 
 TASK = '[task.lm]\nmodel = "models/lm"\nkind = "causal-lm"\n'

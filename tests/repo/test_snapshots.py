@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 import modelgit
 from modelgit.errors import IntegrityError, RemoteError, RepositoryError, UnknownRevision, UsageError
 from modelgit.repo import Repository
-from modelgit.repo.gc import collect
+from modelgit.repo.exchange.sync import push
 from modelgit.repo.snapshots import split_revision
-from modelgit.repo.sync import push
+from modelgit.repo.upkeep.gc import collect
 from modelgit.store.fs import FileSystemStore
 from modelgit.worktree.snapshots import SnapshotCache
 

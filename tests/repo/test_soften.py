@@ -7,8 +7,8 @@ import pytest
 
 from modelgit.errors import GateRefused, NothingToDo, RepositoryError
 from modelgit.repo import Repository
-from modelgit.repo.soften import soften
-from modelgit.repo.undo import undo
+from modelgit.repo.merges.soften import soften
+from modelgit.repo.tracking.undo import undo
 
 torch = pytest.importorskip("torch")
 

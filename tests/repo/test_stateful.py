@@ -18,11 +18,11 @@ from modelgit.environment import Environment
 from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_tag, tags
-from modelgit.repo.fsck import fsck
-from modelgit.repo.gc import collect
-from modelgit.repo.merge import merge
-from modelgit.repo.switch import restore
-from modelgit.repo.undo import redo, undo
+from modelgit.repo.merges.merge import merge
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.undo import redo, undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.gc import collect
 
 Tree = dict[str, bytes]
 NAMES = ("w.a", "w.b", "w.c")

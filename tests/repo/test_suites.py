@@ -26,17 +26,17 @@ from modelgit.integrations.demo.small import SETTINGS, write_checkpoint, write_d
 from modelgit.objects import EvalRecord, Manifest  # noqa: E402
 from modelgit.progress import SilentProgress  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
-from modelgit.repo.check import check  # noqa: E402
-from modelgit.repo.eval_sides import ManifestSide  # noqa: E402
-from modelgit.repo.evaluate import evaluate  # noqa: E402
-from modelgit.repo.flips import flips  # noqa: E402
-from modelgit.repo.merge import merge  # noqa: E402
-from modelgit.repo.octopus import merge_many  # noqa: E402
-from modelgit.repo.suite_checks import lint, noise_floor, selftest  # noqa: E402
-from modelgit.repo.suite_runs import EvalOptions  # noqa: E402
-from modelgit.repo.suites import suite_ids, worktree_suites  # noqa: E402
+from modelgit.repo.gates.evaluate import evaluate  # noqa: E402
+from modelgit.repo.gates.flips import flips  # noqa: E402
+from modelgit.repo.gates.sides import ManifestSide  # noqa: E402
+from modelgit.repo.gates.suite_checks import lint, noise_floor, selftest  # noqa: E402
+from modelgit.repo.gates.suite_runs import EvalOptions  # noqa: E402
+from modelgit.repo.gates.suites import suite_ids, worktree_suites  # noqa: E402
+from modelgit.repo.gates.zeroed import zeroed_copy  # noqa: E402
+from modelgit.repo.merges.merge import merge  # noqa: E402
+from modelgit.repo.merges.octopus import merge_many  # noqa: E402
+from modelgit.repo.reviews.check import check  # noqa: E402
 from modelgit.repo.trust import allow_entry, changed_code, named_code, revoke, suite_code, suite_distrust, trust  # noqa: E402
-from modelgit.repo.zeroed import zeroed_copy  # noqa: E402
 from modelgit.reporting.verdict_text import check_label  # noqa: E402
 
 SUITE = """
@@ -243,7 +243,7 @@ def test_many_sides_are_all_compared_and_words_keep_the_verdict(bot: Repository)
 
 
 def test_a_refusal_names_what_works_in_its_state(bot: Repository) -> None:
-    from modelgit.repo.refusals import way_on
+    from modelgit.repo.gates.refusals import way_on
 
     anyway = "`--gate warn` records anyway and marks the commit"
     text = 'task = "topic"\n[[test]]\nname = "flips"\nkind = "nfr"\npath = "data/topic.test.jsonl"\nmax = 0.01\n'
@@ -372,7 +372,8 @@ WARM = """
 import sys
 from modelgit.cli.main import main
 code = main(["eval", "HEAD"], values={"HOME": ".", "PATH": "/usr/bin:/bin"})
-heavy = {"torch", "transformers", "tokenizers", "urllib.request", "modelgit.repo.record", "modelgit.patching.encode"}
+heavy = {"torch", "transformers", "tokenizers", "urllib.request"}
+heavy |= {"modelgit.repo.tracking.record", "modelgit.patching.encode"}
 print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 

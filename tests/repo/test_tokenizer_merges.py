@@ -13,8 +13,8 @@ from modelgit.errors import MergeConflicts, UsageError
 from modelgit.merging.vocabulary import read_vocabulary
 from modelgit.objects.merges import Resolution
 from modelgit.repo import Repository
-from modelgit.repo.merge import continue_merge, merge, plan_merge, resolve_conflicts
-from modelgit.repo.replay import replay
+from modelgit.repo.merges.merge import continue_merge, merge, plan_merge, resolve_conflicts
+from modelgit.repo.merges.replay import replay
 from tests.merging.test_learned import model as sentencepieces
 from tests.merging.test_learned import piece
 from tests.repo.test_vocabulary_merges import row_of

@@ -13,13 +13,13 @@ from modelgit.config.schema import TrackSettings
 from modelgit.errors import NothingToDo, RepositoryError
 from modelgit.objects import CommitId, ManifestId
 from modelgit.repo import Repository
-from modelgit.repo.cloning import clone
-from modelgit.repo.fsck import fsck
-from modelgit.repo.reach import needed_objects
-from modelgit.repo.switch import restore
-from modelgit.repo.track import track_training, untrack
-from modelgit.repo.training import training_of
-from modelgit.repo.undo import redo, undo
+from modelgit.repo.exchange.cloning import clone
+from modelgit.repo.tracking.switch import restore
+from modelgit.repo.tracking.track import track_training, untrack
+from modelgit.repo.tracking.training import training_of
+from modelgit.repo.tracking.undo import redo, undo
+from modelgit.repo.upkeep.fsck import fsck
+from modelgit.repo.upkeep.reach import needed_objects
 
 
 def adam(seed: int) -> bytes:
@@ -200,7 +200,7 @@ def test_a_model_from_elsewhere_does_not_get_the_state_of_the_one_here(run: Repo
 
 
 def test_expired_state_is_freed_and_the_rest_stays(run: Repository, files) -> None:
-    from modelgit.repo.prune import prune
+    from modelgit.repo.upkeep.prune import prune
 
     step(run, files, 3)
     toml = run.worktree / "mgit.toml"

@@ -8,7 +8,7 @@ import pytest
 
 from modelgit.errors import MgitError, RepositoryError
 from modelgit.repo import Repository
-from modelgit.repo.fsck import fsck
+from modelgit.repo.upkeep.fsck import fsck
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that tells cases apart")
 

@@ -10,10 +10,10 @@ import pytest
 from modelgit.objects import CommitId
 from modelgit.repo import Repository
 from modelgit.repo.branches import create_tag, delete_branch
-from modelgit.repo.encodings import encodings
-from modelgit.repo.gc import collect
-from modelgit.repo.undo import undo
-from modelgit.repo.usage import BASES, GARBAGE, UNDO, Grouping, usage
+from modelgit.repo.history.encodings import encodings
+from modelgit.repo.tracking.undo import undo
+from modelgit.repo.upkeep.gc import collect
+from modelgit.repo.upkeep.usage import BASES, GARBAGE, UNDO, Grouping, usage
 
 
 def on_disk(repo: Repository) -> int:

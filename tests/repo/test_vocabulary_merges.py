@@ -12,10 +12,10 @@ from modelgit.errors import MergeConflicts, RepositoryError, UsageError
 from modelgit.merging.vocabulary import read_vocabulary
 from modelgit.objects.merges import Resolution
 from modelgit.repo import Repository
-from modelgit.repo.merge import continue_merge, merge, plan_merge, resolve_conflicts
-from modelgit.repo.octopus import merge_many
-from modelgit.repo.picks import revert
-from modelgit.repo.replay import replay
+from modelgit.repo.merges.merge import continue_merge, merge, plan_merge, resolve_conflicts
+from modelgit.repo.merges.octopus import merge_many
+from modelgit.repo.merges.picks import revert
+from modelgit.repo.merges.replay import replay
 
 WORDS = ["[UNK]", "a", "b", "c"]
 MODEL = "bot"

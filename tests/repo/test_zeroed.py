@@ -7,8 +7,8 @@ import pytest
 
 from modelgit.repo import Repository
 from modelgit.repo.contents import find_model
+from modelgit.repo.gates.zeroed import zeroed_copy
 from modelgit.repo.load import model_state
-from modelgit.repo.zeroed import zeroed_copy
 
 
 def words(data: np.ndarray) -> bytes:

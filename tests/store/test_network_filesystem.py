@@ -16,7 +16,7 @@ import pytest
 from modelgit.errors import ConflictError, RepositoryError, RootMoved
 from modelgit.objects import BlobId, CommitId, ContentId, Root, View
 from modelgit.repo import Repository
-from modelgit.repo.gc import collect
+from modelgit.repo.upkeep.gc import collect
 from modelgit.store.durable import process_space, rename, write_durably
 from modelgit.store.index import PackLookup
 from modelgit.store.mounts import is_network

@@ -248,7 +248,7 @@ def _closing_table(place: Path, stage: Stage, environment: Environment) -> None:
 
 
 def _lines(repo: Repository) -> Iterator[_Line]:
-    from modelgit.repo.log import log
+    from modelgit.repo.history.log import log
 
     for entry in reversed(list(log(repo))):
         counts = [change.values_changed for change in entry.patch.tensors]

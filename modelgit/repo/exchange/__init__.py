@@ -1,0 +1,1 @@
+"""Other repositories and places: remotes, clones, borrowed objects and published models."""

@@ -1,0 +1,1 @@
+"""Sparse patches: Fisher estimates, masks, and dense changes made sparse without training."""
