@@ -108,7 +108,7 @@ def test_chains_that_cost_too_much_are_flattened(bot: Repository, files, monkeyp
     assert 1.7 < deepest < MAX_COST
     before = everything(bot)
     for name, bound in {
-        "repo.repack.MAX_COST": 1.7,
+        "repo.upkeep.repack.MAX_COST": 1.7,
         "patching.recode.MAX_COST": 1.7,
         "patching.planner.MAX_SPARSE_COST": 1.2,
         "patching.planner.MAX_DENSE_COST": 1.2,
