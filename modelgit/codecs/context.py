@@ -41,8 +41,8 @@ CHUNK_WORDS = 128
 CLASSES, LOW_SORTED = 1, 2
 # Classes are half octaves, at most so many up or down.
 CLASS_SPAN = 20
-# Of each chunk every second word is looked at, and the scale of each exponent comes from so many words.
-CHUNK_STEP = 2
+# Of each chunk every fourth word is looked at, and the scale of each exponent comes from so many words.
+CHUNK_STEP = 4
 MEAN_WORDS = 8192
 SELDOM = 4
 # Keeps chunks without a change in range.

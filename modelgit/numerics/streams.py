@@ -194,7 +194,9 @@ def _encode(stream: Bytes, windows: Sequence[int], skewed: bool) -> tuple[int, B
     contexts = _CONTEXTS
     huffman = contexts.by_window[windows[0]]
     if size <= BOTH_UP_TO_BYTES:
-        frame = min(huffman.compress(stream.data), contexts.matching.compress(stream.data), key=len)
+        frame = huffman.compress(stream.data)
+        if not skewed or len(frame) < FLOOR_SHARE * size:
+            frame = min(frame, contexts.matching.compress(stream.data), key=len)
     else:
         start = (size - SAMPLE_BYTES) // 2
         sample = stream[start : start + SAMPLE_BYTES].data

@@ -28,6 +28,7 @@ from modelgit.patching.correct import Product
 from modelgit.patching.jobs import SourceChangedError, StoreJob
 from modelgit.patching.planner import BYTES_LAYOUT, Ids, Planner, buffer, job_layout
 from modelgit.patching.positions import Section
+from modelgit.patching.records import UnitChecks
 from modelgit.patching.samples import take_sample
 from modelgit.progress import SILENT, Progress
 from modelgit.store.base import WriteStore
@@ -39,11 +40,15 @@ _TRY_ALL_BYTES = 64 << 10  # below this every admissible encoding is tried
 
 
 class CodedJob(NamedTuple):
-    """A small tensor in units, `prelude` being the correction of its base and `section` where its positions lie."""
+    """A small tensor in units with their checksums.
+
+    `prelude` is the correction of its base, `section` says where its positions lie.
+    """
 
     codec: Codec
     base: Ids | None
     payloads: list[bytes]
+    checks: UnitChecks
     prelude: bytes = b""
     section: Section | None = None
 
@@ -91,9 +96,10 @@ class JobPlan(NamedTuple):
 
 
 class CodedWindow(NamedTuple):
-    """A window of a large tensor in units, the digests of its leaves, and what was counted in it."""
+    """A window of a large tensor in units, their checksums, the digests of its leaves, and what was counted in it."""
 
     payloads: list[bytes]
+    checks: UnitChecks
     leaves: list[bytes]
     changed: int
     nonfinite: ValueCounts
@@ -174,7 +180,7 @@ class JobCoder:
             codec, predicted = CODECS.get(choice.codec), base_words(choice.base or 0).copy()
             predict(decode_factors(prelude, layout, 0, words.size), predicted, 0, predicted)
             payloads = self._encode(codec, words, predicted, layout)
-            coded.append(CodedJob(codec, bases[choice.base or 0], payloads, prelude))
+            coded.append(CodedJob(codec, bases[choice.base or 0], payloads, UnitChecks.of(payloads), prelude))
             choices = []
         for choice in choices if tries_all else choices[:1]:
             base = None if choice.base is None else base_words(choice.base)
@@ -182,7 +188,7 @@ class JobCoder:
             section = None if choice.mask is None else sections[choice.mask]
             payloads = self._encode(codec, words, base, layout, job=job, section=section)
             against = None if choice.base is None else bases[choice.base]
-            coded.append(CodedJob(codec, against, payloads, section=section))
+            coded.append(CodedJob(codec, against, payloads, UnitChecks.of(payloads), section=section))
         changed = None
         if bases and self._reader.size(bases[0]) == job.size:
             changed = _changed(words, base_words(0), job.spec)
@@ -280,7 +286,7 @@ class JobCoder:
                 f"{job.name} changed while it was being committed",
                 hint="wait until nothing writes the file, then run `mgit commit` again",
             )
-        return CodedWindow(payloads, found, changed, nonfinite)
+        return CodedWindow(payloads, UnitChecks.of(payloads), found, changed, nonfinite)
 
     def _factors(self, plan: JobPlan, start: int) -> Factors | None:
         """The correction of the base in the extent that begins at or before byte `start`."""

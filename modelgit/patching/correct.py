@@ -121,6 +121,18 @@ class _Pair:
         shape = (stop - start, self.columns)
         return found.reshape(shape), weights.reshape(shape)
 
+    def change(self, start: int, stop: int, *, stride: int) -> Matrix:
+        """The difference alone, 0 where it is not finite, in every column that is a multiple of `stride`."""
+        ours, theirs = (
+            np.ascontiguousarray(words.reshape(stop - start, self.columns)[:, ::stride]).reshape(-1)
+            for words in self.words(start, stop)
+        )
+        with np.errstate(all="ignore"):
+            new = values_of(ours, self.dtype).astype(np.float64)
+            new -= values_of(theirs, self.dtype)
+        new[~np.isfinite(new)] = 0.0
+        return new.reshape(stop - start, -1)
+
     def spread(self, rows: int, *, runs: int = _RUNS) -> list[tuple[int, int]]:
         """(start, stop) of up to `runs` runs of rows, `rows` together, spread over the matrix."""
         if rows >= self.rows:
@@ -190,7 +202,7 @@ def find_correction(
 
 def _apparent_rank(pair: _Pair, rows: int) -> int:
     stride = max(1, pair.columns // _TEST_COLUMNS)
-    parts = [pair.difference(start, stop)[0][:, ::stride] for start, stop in pair.spread(rows)]
+    parts = [pair.change(start, stop, stride=stride) for start, stop in pair.spread(rows)]
     return apparent_rank(np.concatenate(parts))
 
 

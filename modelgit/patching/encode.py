@@ -126,8 +126,7 @@ class TensorWriter:
         self._progress.advance(task, job.size)
         if coded is None or self._store.has(object_id):
             return Stored(job.name, object_id, "known", 0, plan.changed, plan.nonfinite)
-        checks = UnitChecks.of(coded.payloads)
-        header = encode_header(coded.codec, plan.layout, checks, prelude=coded.prelude, section=coded.section)
+        header = encode_header(coded.codec, plan.layout, coded.checks, prelude=coded.prelude, section=coded.section)
         self._store.append(
             object_id,
             start=0,
@@ -161,7 +160,7 @@ class TensorWriter:
             size = min(WINDOW_BYTES, job.size - end)
             end += size
             staged.write(window.payloads)
-            checks.add(window.payloads)
+            checks.extend(window.checks)
             leaves += window.leaves
             changed += window.changed
             nonfinite += window.nonfinite

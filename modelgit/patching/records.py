@@ -112,6 +112,10 @@ class UnitChecks:
         for payload in payloads:
             self._table += _UNIT.pack(len(payload), checksum(payload))
 
+    def extend(self, checks: UnitChecks) -> None:
+        """The next units, looked at elsewhere."""
+        self._table += checks._table
+
     def packed(self) -> bytes:
         """The table as it stands in the header."""
         return bytes(self._table)

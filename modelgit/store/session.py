@@ -46,6 +46,7 @@ class PackSession:
         self.writers: list[PackWriter] = []
         self._own: dict[tuple[str, bytes], list[tuple[PackWriter, Located]]] = {}
         self._lock = threading.RLock()
+        self._own_lock = threading.Lock()  # never held while something is written: encoders ask what is known
         self.sealed: list[str] = []
         self.epoch = epoch
         self.relied_on: set[ObjectId] = set()
@@ -102,16 +103,19 @@ class PackSession:
                 positions=positions,
             )
             self.bytes_written += located.length
-            self._own.setdefault((object_id.KIND, object_id.digest), []).append((writer, located))
+            with self._own_lock:
+                self._own.setdefault((object_id.KIND, object_id.digest), []).append((writer, located))
             self.relied_on.update(needed for needed in (base, positions) if needed is not None)
 
     def adopt(self, object_id: ObjectId, records: Iterable[tuple[PackWriter, Located]]) -> None:
         """Show staged records as those of an object."""
         with self._lock:
-            own = self._own.setdefault((object_id.KIND, object_id.digest), [])
+            added = []
             for writer, item in records:
-                own.append((writer, writer.add(item._replace(kind=object_id.KIND, digest=object_id.digest))))
+                added.append((writer, writer.add(item._replace(kind=object_id.KIND, digest=object_id.digest))))
                 self.bytes_written += item.length
+            with self._own_lock:
+                self._own.setdefault((object_id.KIND, object_id.digest), []).extend(added)
             self._is_staging = False
             self._record_places()
 
@@ -146,13 +150,14 @@ class PackSession:
 
     def locate(self, object_id: ObjectId) -> list[Located]:
         """Records in this session (pack name `+` and the number of the writer) and in the store."""
-        with self._lock:
-            own = [
-                item._replace(pack=f"+{self.writers.index(writer)}")
-                for writer, item in self._own.get((object_id.KIND, object_id.digest), ())
-            ]
+        own = [item._replace(pack=f"+{self.writers.index(writer)}") for writer, item in self._written(object_id)]
         # What is being written may be a part, or only the leaf table, of an object that is here already.
         return own if own and covers(own) else [*own, *self._safe(self._store.locate(object_id))]
+
+    def _written(self, object_id: ObjectId) -> list[tuple[PackWriter, Located]]:
+        """The records of an object in this session, each with the pack that it is in."""
+        with self._own_lock:
+            return list(self._own.get((object_id.KIND, object_id.digest), ()))
 
     def _safe(self, records: list[Located]) -> list[Located]:
         return [item for item in records if item.pack not in self._condemned]
@@ -162,10 +167,11 @@ class PackSession:
 
         What others published since the session began may be missed: it is then written twice, which harms nobody.
         """
-        with self._lock:
-            own = [item for _, item in self._own.get((object_id.KIND, object_id.digest), ())]
-            if object_id in self._places:
-                return True
+        if self._places:
+            with self._lock:
+                if object_id in self._places:
+                    return True
+        own = [item for _, item in self._written(object_id)]
         if own and covers(own):
             return True
         if covers(self._kept(self._safe(self._store.locate_known(object_id)))):
