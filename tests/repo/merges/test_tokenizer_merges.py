@@ -17,7 +17,7 @@ from modelgit.repo.merges.merge import continue_merge, merge, plan_merge, resolv
 from modelgit.repo.merges.replay import replay
 from tests.merging.test_learned import model as sentencepieces
 from tests.merging.test_learned import piece
-from tests.repo.test_vocabulary_merges import row_of
+from tests.repo.merges.test_vocabulary_merges import row_of
 
 tokenizers = pytest.importorskip("tokenizers")
 
