@@ -10,6 +10,7 @@ alike stays so.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -131,16 +132,31 @@ def lost_tokens(merges: Sequence[Pair], before: Sequence[Pair], base: Iterable[P
 
 
 def _joined(word: str, ranks: Mapping[Pair, int]) -> list[str]:
-    """What the merges make of the letters of a word; of one that is too long to be a token, nothing."""
+    """What the merges make of the letters of a word; of one that is too long to be a token, nothing.
+
+    Pairs wait in a heap by rank, then from left to right; one whose halves have become something else is passed over.
+    """
     parts = list(word)
-    if len(parts) > _LONGEST:
+    end = len(parts)
+    if end > _LONGEST:
         return []
-    while len(parts) > 1:
-        rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
-        if rank == len(ranks):
-            break
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    waiting = [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]
+    heapify(waiting)
+    while waiting:
+        rank, at = heappop(waiting)
+        other = after[at]
+        if not parts[at] or other == end or ranks.get((parts[at], parts[other])) != rank:
+            continue
+        parts[at] += parts[other]
+        parts[other] = ""
+        after[at] = after[other]
+        if after[at] < end:
+            before[after[at]] = at
+        for first, second in ((before[at], at), (at, after[at])):
+            if first >= 0 and second < end and (new := ranks.get((parts[first], parts[second]))) is not None:
+                heappush(waiting, (new, first))
+    return [part for part in parts if part]
 
 
 def _shown(item: object) -> str:

@@ -282,9 +282,14 @@ def _without_id(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _union(base: list[Any], ours: list[Any], theirs: list[Any]) -> list[Any]:
     """Ours' items that theirs did not take out, then those that theirs added."""
-    return [item for item in ours if item in theirs or item not in base] + [
-        item for item in theirs if item not in ours and item not in base
-    ]
+    known, mine, yours = ({_key(item) for item in items} for items in (base, ours, theirs))
+    kept = [item for item in ours if (key := _key(item)) in yours or key not in known]
+    return kept + [item for item in theirs if (key := _key(item)) not in mine and key not in known]
+
+
+def _key(item: Any) -> str:
+    """Equal for what JSON has as equal; items are strings or tables."""
+    return json.dumps(item, sort_keys=True)
 
 
 def _moved_ids(name: str, document: Mapping[str, Any], known: Vocabulary | None, merged: Vocabulary) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -105,6 +106,33 @@ def test_tokens_whose_parts_the_other_side_takes_are_named() -> None:
     assert united == [("a", "b"), ("x", "y"), ("y", "z"), ("x", "yz"), ("c", "ab")]
     assert lost_tokens(united, theirs, base) == ["xyz"]
     assert lost_tokens(united, ours, base) == []
+
+
+def joined_slowly(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding as it is defined: the first merge that applies, at the first place, again and again."""
+    parts = list(word)
+    while applicable := [(merges.index(pair), at) for at, pair in enumerate(pairwise(parts)) if pair in merges]:
+        at = min(applicable)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+@given(st.data())
+def test_lost_tokens_are_those_that_merging_does_not_make(data: st.DataObject) -> None:
+    made = ["a", "b", "c"]
+    pairs: list[tuple[str, str]] = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        pair = (data.draw(st.sampled_from(made)), data.draw(st.sampled_from(made)))
+        if pair not in pairs:
+            pairs.append(pair)
+            made.append("".join(pair))
+    own = [pair for pair in pairs if data.draw(st.booleans())]
+    united = data.draw(st.permutations(pairs))
+    tokens = dict.fromkeys("".join(pair) for pair in own)
+    expected = [
+        token for token in tokens if joined_slowly(token, united) != [token] and joined_slowly(token, own) == [token]
+    ]
+    assert lost_tokens(united, own, []) == expected
 
 
 def test_lines_of_merges_keep_bytes_that_are_no_text() -> None:
