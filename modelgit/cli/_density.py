@@ -60,7 +60,8 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
     kept = reduced.kept
     for tried in reduced.tried:
         predicted = "" if tried.predicted_kl is None else f", predicted {change(tried.predicted_kl)}"
-        output.say(f"  tried {_density(tried.density)}: KL {change(tried.measured_kl)} nats measured{predicted}")
+        measured = "infinite" if tried.measured_kl is None else f"{change(tried.measured_kl)} nats"
+        output.say(f"  tried {_density(tried.density)}: KL {measured} measured{predicted}")
     drawn = f", seed {reduced.seed}" if not reduced.importance.startswith("top-k") else ""
     if reduced.draws:
         drawn += f", draw {reduced.draw} of {len(reduced.draws)}"
@@ -73,8 +74,11 @@ def say_reduced(output: Output, reduced: Reduced) -> None:
     mass = "" if kept.fisher_share is None else f" and {share(kept.fisher_share, 1)} of its Fisher information"
     output.say(f"  they hold {share(kept.norm_share, 1)} of the squared change{mass}")
     if reduced.draws:
-        least, most = change(min(reduced.draws)), change(max(reduced.draws))
-        output.say(f"  the draws cost {least} to {most} nats on other inputs; the cheapest is taken")
+        known = [cost for cost in reduced.draws if cost is not None]
+        broken = len(reduced.draws) - len(known)
+        spread = f"{change(min(known))} to {change(max(known))} nats" if known else "an infinite divergence"
+        lost = f", {broken} of them break the model" if broken and known else ""
+        output.say(f"  the draws cost {spread} on other inputs{lost}; the cheapest is taken")
     if reduced.exact:
         output.say(f"  {plural(len(reduced.exact), 'tensor')} taken whole: new, of another shape, or no floats")
     if reduced.compared is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -18,11 +19,11 @@ _AIM = 0.95  # of the limit: a patch that just misses it costs another try
 
 
 class Tried(NamedTuple):
-    """A density that was looked at; KL in nats per example."""
+    """A density that was looked at; KL in nats per example, `measured_kl` None where it was infinite."""
 
     density: float
     predicted_kl: float | None
-    measured_kl: float
+    measured_kl: float | None
 
 
 class Measured(Protocol):
@@ -30,7 +31,7 @@ class Measured(Protocol):
 
     @property
     def kl(self) -> float:
-        """Its divergence from the dense model in nats per example."""
+        """Its divergence from the dense model in nats per example; infinite for a model that is broken."""
 
     def give_up(self) -> None:
         """It is not wanted."""
@@ -57,7 +58,7 @@ def smallest_density(survey: Survey, limit: float, attempt: Callable[[float], M]
             guess = (low * high) ** 0.5
         made = attempt(guess)
         expected = survey.expected_kl(guess)
-        tried.append(Tried(guess, expected, made.kl))
+        tried.append(Tried(guess, expected, made.kl if math.isfinite(made.kl) else None))
         if made.kl <= limit:
             if found is not None:
                 found[1].give_up()
@@ -67,13 +68,18 @@ def smallest_density(survey: Survey, limit: float, attempt: Callable[[float], M]
             low = guess
         if high <= low * _NEAR or high <= least * 1.01:
             break
+        if not math.isfinite(made.kl):
+            guess = (low * high) ** 0.5
+            continue
         ratio = made.kl / expected if expected and made.kl > 0 else ratio
         # Without predictions: the divergence of a drawn patch falls about as its density grows.
         guess = _predicted(survey, limit * _AIM / ratio) or guess * made.kl / (limit * _AIM)
     if found is None:
+        last = tried[-1]
+        measured = "infinite" if last.measured_kl is None else f"{last.measured_kl:.3g}"
         raise UsageError(
             f"no density below {100 * most:.3g} % keeps the KL divergence under {limit:g}: "
-            f"at {100 * tried[-1].density:.3g} % it is {tried[-1].measured_kl:.3g}",
+            f"at {100 * last.density:.3g} % it is {measured}",
             hint="commit the whole change (`mgit commit -m …`), or allow a larger `--max-kl`",
         )
     return *found, tuple(tried)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgit.errors import NothingToDo, UsageError
+from modelgit.errors import CheckFailed, NothingToDo, UsageError
 from modelgit.fisher.density_search import Tried, smallest_density
 from modelgit.objects import FileEntry, Manifest, ModelEntry
 from modelgit.patching.jobs import SourceChangedError, Stored
@@ -40,9 +41,9 @@ class Reduced:
 
     `exact` names tensors that nothing can be drawn from (new ones, other types or shapes).  `compared` is None without
     a task and data, for which `note` has the reason.  Where several patches were drawn, `draws` has the KL of each from
-    the dense model, on the inputs of the Fisher pass, and `draw` is the one that was taken, from 1.  `bytes_patch` is
-    what the weights take in the store, `bytes_dense` what they would have taken.  `rescued` is where the dense weights
-    are, None when they never were in the work tree.
+    the dense model, on the inputs of the Fisher pass (None: infinite), and `draw` is the one that was taken, from 1.
+    `bytes_patch` is what the weights take in the store, `bytes_dense` what they would have taken.  `rescued` is where
+    the dense weights are, None when they never were in the work tree.
     """
 
     commit: CommitResult
@@ -51,7 +52,7 @@ class Reduced:
     importance: str
     seed: int
     draw: int
-    draws: tuple[float, ...]
+    draws: tuple[float | None, ...]
     kept: Kept
     exact: tuple[str, ...]
     task: str | None
@@ -67,7 +68,8 @@ class Reduced:
 class _Attempt(NamedTuple):
     """A patch that lies in a session of its own and may become the commit.
 
-    `cost` is what chooses among several draws, `compared` what is measured of the one that is taken.
+    `cost` is what chooses among several draws, `compared` what is measured of the one that is taken: None when nothing
+    can be measured, or, with an infinite cost, when the model is broken.
     """
 
     session: PackSession
@@ -77,12 +79,12 @@ class _Attempt(NamedTuple):
     draw: int
     cost: float
     compared: Compared | None = None
-    draws: tuple[float, ...] = ()
+    draws: tuple[float | None, ...] = ()
 
     @property
     def kl(self) -> float:
         """What was measured."""
-        return self.compared.kl if self.compared is not None else 0.0
+        return self.compared.kl if self.compared is not None else self.cost
 
     def give_up(self) -> None:
         """Forget what was written."""
@@ -256,7 +258,7 @@ class _Reduction:
                 f"the KL divergence cannot be measured: {self.note}", hint="`--density 0.5%` needs no measurement"
             )
         else:
-            density, attempt, self.tried = smallest_density(self.survey, max_kl or 0.0, self._attempt)
+            density, attempt, self.tried = smallest_density(self.survey, max_kl or 0.0, self._attempt_or_broken)
         try:
             return self._record(density, attempt)
         except BaseException:
@@ -271,8 +273,15 @@ class _Reduction:
         if self.judge is None:
             raise UsageError(f"several draws cannot be compared: {self.note}", hint="leave out `--draws`")
 
-    def _attempt(self, density: float) -> _Attempt:
-        """The patch of a density, the best of several where so many are drawn, and what it costs."""
+    def _attempt_or_broken(self, density: float) -> _Attempt:
+        """The same for a search, which goes on where a patch this sparse breaks the model."""
+        return self._attempt(density, may_break=True)
+
+    def _attempt(self, density: float, *, may_break: bool = False) -> _Attempt:
+        """The patch of a density, the best of several where so many are drawn, and what it costs.
+
+        Raises CheckFailed for one with which the model's outputs are not finite, unless it `may_break`.
+        """
         best = self._drawn(density, 0)
         costs = [best.cost]
         try:
@@ -282,13 +291,25 @@ class _Reduction:
                 best, other = (made, best) if made.cost < best.cost else (best, made)
                 other.give_up()
             if self.judge is not None:
-                judge, tree = self.judge, best.tree
-                found = judge.compare(best.session, tree.manifest, judge.measure_on, progress=self.progress)
-                best = best._replace(compared=found)
+                best = self._measured(best, self.judge, may_break=may_break)
         except BaseException:
             best.give_up()
             raise
-        return best._replace(draws=tuple(costs) if self.draws > 1 else ())
+        known = tuple(cost if math.isfinite(cost) else None for cost in costs)
+        return best._replace(draws=known if self.draws > 1 else ())
+
+    def _measured(self, attempt: _Attempt, judge: Judge, *, may_break: bool) -> _Attempt:
+        """With what is measured of the patch on inputs that did not choose it."""
+        try:
+            found = judge.compare(attempt.session, attempt.tree.manifest, judge.measure_on, progress=self.progress)
+        except CheckFailed as error:
+            if may_break:
+                return attempt._replace(cost=math.inf)
+            raise CheckFailed(
+                f"a patch of {100 * attempt.kept.kept / attempt.kept.elements:.3g} % breaks the model: {error.message}",
+                hint="a higher `--density`, or `--draws 4`, which takes the best of four",
+            ) from error
+        return attempt._replace(compared=found)
 
     def _drawn(self, density: float, number: int) -> _Attempt:
         """Write the patch that a density's draw `number` gives into a session of its own."""
@@ -310,7 +331,10 @@ class _Reduction:
             if self.draws > 1 and self.judge is not None:
                 # Inputs that the diagonal is of: those that the cost is measured on must not choose.
                 judge = self.judge
-                cost = judge.compare(session, manifest, judge.estimate_on, progress=self.progress).kl
+                try:
+                    cost = judge.compare(session, manifest, judge.estimate_on, progress=self.progress).kl
+                except CheckFailed:  # outputs that are not finite: any other draw is better
+                    cost = math.inf
             return _Attempt(
                 session,
                 plan.kept(progress=self.progress),

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 tokenizers = pytest.importorskip("tokenizers")
 
-from modelgit.errors import GateRefused, MgitError, NothingToDo, RepositoryError, UsageError  # noqa: E402
+from modelgit.errors import CheckFailed, GateRefused, MgitError, NothingToDo, RepositoryError, UsageError  # noqa: E402
 from modelgit.fisher.changes import IMPORTANCES  # noqa: E402
 from modelgit.repo import Repository  # noqa: E402
 from modelgit.repo.contents import file_bytes  # noqa: E402
@@ -236,6 +236,29 @@ def test_the_best_of_several_draws_is_taken(bot: Repository, write: Callable[...
     assert len({single.commit.manifest for single in singles}) == 3
     assert bot.commit_at(made.commit.id).trailers["draw"] == f"{made.draw} of 3"
     assert all(single.draws == () for single in singles)
+
+
+def test_draws_that_break_the_model_are_not_taken(bot: Repository, write: Callable[..., None]) -> None:
+    """Values near the end of float32: divided by the probability of being kept they are infinite."""
+    name = f"encoder.layer.{LAYERS - 1}.output.LayerNorm.weight"
+    write(1, **{name: np.full(WIDTH, 2e37, "<f4")})
+    dense = dense_of(bot)
+    made = commit_patch(bot, "eight", density=0.1, importance="uniform", draws=8)
+    known = [cost for cost in made.draws if cost is not None]
+    assert 0 < len(known) < len(made.draws) == 8
+    assert made.draws[made.draw - 1] == min(known)
+    assert made.compared is not None
+    undo(bot)
+    broken = made.draws.index(None)  # the draw of this number alone
+    with pytest.raises(CheckFailed, match="breaks the model") as caught:
+        commit_patch(bot, "one", density=0.1, importance="uniform", seed=broken)
+    assert "--draws" in (caught.value.hint or "")
+    assert dense_of(bot) == dense
+    assert bot.commit_at(bot.head()).subject == "base"
+    found = commit_patch(bot, "least", max_kl=1e-9, importance="uniform")
+    assert None in {tried.measured_kl for tried in found.tried}  # the search goes on beyond such a patch
+    assert found.compared is not None
+    assert found.compared.kl <= 1e-9
 
 
 def test_several_draws_need_something_to_compare_them_by(bot: Repository) -> None:
