@@ -54,3 +54,5 @@ def trust(session: Session, only_list: bool, revoke: bool, as_json: bool) -> Non
         return
     for name in trust_code(repo):
         output.say("Trusting ", name, yellow(f"  {changes[name]}") if name in changes else "")
+    for name in sorted(name for name, what in changes.items() if what == "removed"):
+        output.say("No longer named: ", name, yellow("  removed"))

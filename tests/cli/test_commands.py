@@ -411,6 +411,8 @@ def test_code_of_strangers_is_listed_before_it_is_trusted(mgit: Any) -> None:
     assert [line.split() for line in mgit("trust", "--list").out.splitlines() if "os.py" in line] == [
         ["os.py", "removed"]
     ]
+    assert mgit("trust").err.endswith("\nNo longer named: os.py  removed\n")
+    assert "os.py" not in mgit("trust").err
     mgit("trust", "--revoke")
 
 
