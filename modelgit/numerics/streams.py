@@ -32,6 +32,7 @@ SMALLEST_FRAME = 48
 BOTH_UP_TO_BYTES = 4096
 SAMPLE_BYTES = 1024
 TRIAL_BYTES = 64 << 10
+NOISE_PIECES, NOISE_PIECE_BYTES = 8, 2048
 # Matching is several times slower than Huffman alone, so it must save this share to be chosen.
 MATCHES_MUST_SAVE = 0.125
 # A frame that saves less is not worth the time to decode it.
@@ -205,11 +206,22 @@ def _encode(stream: Bytes, windows: Sequence[int], skewed: bool) -> tuple[int, B
         matched = len(contexts.quick.compress(sample)) if search else coded
         if matched < coded * (1 - MATCHES_MUST_SAVE):
             frame = contexts.matching.compress(stream.data)
+        elif coded >= SAMPLE_BYTES and _is_noise(stream):
+            return RAW, stream.data
         else:
             frame = _best_window(stream, windows).compress(stream.data)
     if len(frame) >= size - int(size * WORTH_DECODING) - 2:
         return RAW, stream.data
     return FRAME, frame
+
+
+def _is_noise(stream: Bytes) -> bool:
+    """Whether pieces from all over a stream show nothing that Huffman codes could save: to try it all takes longer."""
+    if stream.size < 2 * NOISE_PIECES * NOISE_PIECE_BYTES:
+        return False
+    step = stream.size // NOISE_PIECES
+    pieces = stream[: NOISE_PIECES * step].reshape(NOISE_PIECES, step)[:, :NOISE_PIECE_BYTES].reshape(-1)
+    return len(_CONTEXTS.huffman.compress(pieces.data)) >= pieces.size
 
 
 def _best_window(stream: Bytes, windows: Sequence[int]) -> zstandard.ZstdCompressor:
