@@ -67,7 +67,7 @@ class Session:
 
         Raises UsageError when it leaves the repository.
         """
-        from modelgit.repo.tracking.track import relative_path
+        from modelgit.repo.tracking.tree import relative_path
 
         return relative_path(self.repository, text)
 

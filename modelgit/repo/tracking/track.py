@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgit.config.edit import add_tracked_path, remove_tracked_path
@@ -14,25 +12,13 @@ from modelgit.formats.layouts import TrackedModel, describe
 from modelgit.formats.listing import list_files, matching_pattern
 from modelgit.objects.paths import is_within
 from modelgit.repo.layout import PROJECT_CONFIG
+from modelgit.repo.tracking.tree import relative_path
 from modelgit.store.durable import write_durably
 
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["relative_path", "track", "track_training", "untrack"]
-
-
-def relative_path(repo: Repository, path: str) -> str:
-    """`path`, as typed in the current directory, relative to the repository root with forward slashes.
-
-    Raises UsageError for a path outside of the repository.
-    """
-    joined = os.path.normpath(repo.environment.cwd / path)
-    relative = os.path.relpath(joined, repo.worktree)
-    parts = relative.replace(os.sep, "/")
-    if parts == ".." or parts.startswith("../") or Path(relative).is_absolute():
-        raise UsageError(f"{path} lies outside of the repository {repo.worktree}", hint="move or copy it inside")
-    return parts
+__all__ = ["track", "track_training", "untrack"]
 
 
 def track(repo: Repository, path: str, *, opaque: bool = False) -> TrackedModel:

@@ -19,7 +19,7 @@ from modelgit.worktree.content import hash_file
 if TYPE_CHECKING:
     from modelgit.repo.repository import Repository
 
-__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_of", "hash_changed", "look_at", "work_files"]
+__all__ = ["ALWAYS_RECORDED", "WorkFile", "content_of", "hash_changed", "look_at", "relative_path", "work_files"]
 
 ALWAYS_RECORDED = (PROJECT_CONFIG, "evals", "allowed_signers")
 
@@ -40,6 +40,19 @@ class WorkFile(NamedTuple):
     def executable(self) -> bool | None:
         """Whether its owner may run it; None where files have no such bit."""
         return bool(self.status.st_mode & 0o100) if os.name == "posix" else None
+
+
+def relative_path(repo: Repository, path: str) -> str:
+    """`path`, as typed in the current directory, relative to the repository root with forward slashes.
+
+    Raises UsageError for a path outside of the repository.
+    """
+    joined = os.path.normpath(repo.environment.cwd / path)
+    relative = os.path.relpath(joined, repo.worktree)
+    parts = relative.replace(os.sep, "/")
+    if parts == ".." or parts.startswith("../") or Path(relative).is_absolute():
+        raise UsageError(f"{path} lies outside of the repository {repo.worktree}", hint="move or copy it inside")
+    return parts
 
 
 def content_of(repo: Repository, digest: ContentId) -> FileContent | None:
