@@ -32,7 +32,8 @@ SMALLEST_FRAME = 48
 BOTH_UP_TO_BYTES = 4096
 SAMPLE_BYTES = 1024
 TRIAL_BYTES = 64 << 10
-NOISE_PIECES, NOISE_PIECE_BYTES = 8, 2048
+NOISE_PIECES, NOISE_PIECE_BYTES = 64, 256
+NOISE_MARGIN = 24  # 256 random bytes leave more at an end in one of 10^11 pieces
 # Matching is several times slower than Huffman alone, so it must save this share to be chosen.
 MATCHES_MUST_SAVE = 0.125
 # A frame that saves less is not worth the time to decode it.
@@ -216,12 +217,17 @@ def _encode(stream: Bytes, windows: Sequence[int], skewed: bool) -> tuple[int, B
 
 
 def _is_noise(stream: Bytes) -> bool:
-    """Whether pieces from all over a stream show nothing that Huffman codes could save: to try it all takes longer."""
+    """Whether pieces from all over a stream show nothing that Huffman codes could save: to try it all takes longer.
+
+    Together they hide a part that is no noise, so each must have bytes from both ends of the range as well.
+    """
     if stream.size < 2 * NOISE_PIECES * NOISE_PIECE_BYTES:
         return False
     step = stream.size // NOISE_PIECES
-    pieces = stream[: NOISE_PIECES * step].reshape(NOISE_PIECES, step)[:, :NOISE_PIECE_BYTES].reshape(-1)
-    return len(_CONTEXTS.huffman.compress(pieces.data)) >= pieces.size
+    pieces = stream[: NOISE_PIECES * step].reshape(NOISE_PIECES, step)[:, :NOISE_PIECE_BYTES]
+    if int(pieces.max(axis=1).min()) < 255 - NOISE_MARGIN or int(pieces.min(axis=1).max()) > NOISE_MARGIN:
+        return False
+    return len(_CONTEXTS.huffman.compress(pieces.tobytes())) >= pieces.size
 
 
 def _best_window(stream: Bytes, windows: Sequence[int]) -> zstandard.ZstdCompressor:

@@ -204,8 +204,9 @@ class PackSession:
         """Write external records, unless an object is staged, which must stay at the end of the pack."""
         with self._lock:
             while self._places and not self._is_staging:
-                object_id, (place, size) = self._places.popitem()
+                object_id, (place, size) = next(iter(self._places.items()))
                 self.append(object_id, start=0, stop=size, total=size, header=encode(place), payload=())
+                del self._places[object_id]  # only now, or for a moment `has` would find it nowhere
 
     @property
     def lenders(self) -> Lenders:

@@ -25,6 +25,20 @@ def decoded(data: bytes, count: int, size: int) -> list[np.ndarray]:
     return [np.broadcast_to(s, (size,)) for s in streams]
 
 
+@pytest.mark.parametrize("skewed_part", [0, 3, 7])
+def test_noise_is_kept_as_it_is_and_a_part_that_is_none_is_found(skewed_part):
+    random = np.random.default_rng(skewed_part)
+    stream = random.integers(0, 256, 1 << 18, dtype=np.uint8)
+    parts = encode_streams([stream])
+    assert bytes(parts[-1]) == stream.tobytes()
+    size = stream.size // 8
+    stream[skewed_part * size : (skewed_part + 1) * size] = random.integers(0, 3, size, dtype=np.uint8)
+    parts = encode_streams([stream])
+    assert len(parts[-1]) < stream.size - size // 2
+    (back,) = decode_streams(Reader(b"".join(parts)), 1, stream.size)
+    assert back.tobytes() == stream.tobytes()
+
+
 @given(st.lists(st.binary(min_size=33, max_size=33), min_size=1, max_size=8))
 def test_streams_come_back(bodies):
     streams = [np.frombuffer(body, np.uint8) for body in bodies]
