@@ -258,7 +258,9 @@ class _Reduction:
                 f"the KL divergence cannot be measured: {self.note}", hint="`--density 0.5%` needs no measurement"
             )
         else:
-            density, attempt, self.tried = smallest_density(self.survey, max_kl or 0.0, self._attempt_or_broken)
+            density, attempt, self.tried = smallest_density(
+                self.survey, max_kl or 0.0, lambda guess: self._attempt(guess, may_break=True)
+            )
         try:
             return self._record(density, attempt)
         except BaseException:
@@ -272,10 +274,6 @@ class _Reduction:
             raise UsageError(f"{self.importance} draws nothing: there is one such patch", hint="leave out `--draws`")
         if self.judge is None:
             raise UsageError(f"several draws cannot be compared: {self.note}", hint="leave out `--draws`")
-
-    def _attempt_or_broken(self, density: float) -> _Attempt:
-        """The same for a search, which goes on where a patch this sparse breaks the model."""
-        return self._attempt(density, may_break=True)
 
     def _attempt(self, density: float, *, may_break: bool = False) -> _Attempt:
         """The patch of a density, the best of several where so many are drawn, and what it costs.
@@ -305,9 +303,10 @@ class _Reduction:
         except CheckFailed as error:
             if may_break:
                 return attempt._replace(cost=math.inf)
+            more = "" if self.draws > 1 else ", or `--draws 4`, which takes the best of four"
             raise CheckFailed(
                 f"a patch of {100 * attempt.kept.kept / attempt.kept.elements:.3g} % breaks the model: {error.message}",
-                hint="a higher `--density`, or `--draws 4`, which takes the best of four",
+                hint=f"a higher `--density`{more}",
             ) from error
         return attempt._replace(compared=found)
 
